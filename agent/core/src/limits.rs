@@ -1,0 +1,72 @@
+//! Every bound of the core in one place, each with what happens when it is reached.
+
+/// Bytes of one MQTT payload. Hosted brokers stop at 128 KiB; a block and its envelope fit.
+/// A larger message is refused by the sender and dropped, counted, by the receiver.
+pub const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+
+/// Entries of one announcement. Further changes wait for the next one.
+pub const ANNOUNCE_ENTRIES_MAX: usize = 64;
+
+/// Bytes of one announcement's entries; the announcement ends before it would exceed them.
+pub const ANNOUNCE_BYTES_MAX: usize = 96 * 1024;
+
+/// Announcements on their way to one peer. Further changes wait in the log.
+pub const OUT_GROUPS_MAX: usize = 4;
+
+/// Announcements taken in at once from all peers. A further one is answered with `Busy`.
+pub const IN_GROUPS_MAX: usize = 32;
+
+/// Block reads a sender has under way for one announcement.
+pub const SERVE_READS_MAX: usize = 8;
+
+/// Peers in the configuration. A configuration with more is refused.
+pub const PEERS_MAX: usize = 16_384;
+
+/// Effects of one call of [`crate::node::Node::handle`]. Actors emit far fewer; were the bound
+/// reached the effect would be dropped, counted and asserted in tests.
+pub const EFFECTS_MAX: usize = 512;
+
+/// Messages between actors waiting inside one call, with the same policy.
+pub const MESSAGES_MAX: usize = 1024;
+
+/// Jobs handed to the helper thread and not yet answered. Further ones wait in the Store actor.
+pub const JOBS_MAX: usize = 32;
+
+/// Questions waiting in the Store actor. A further one is answered `Busy`.
+pub const QUESTIONS_MAX: usize = 512;
+
+/// Writes waiting for a batch. A further one is answered `Busy`.
+pub const WRITES_MAX: usize = 2048;
+
+/// Local connections at once. A further one is told so and closed.
+pub const CLIENTS_MAX: usize = 32;
+
+/// Requests of one connection that are not answered yet. The connection is not read meanwhile.
+pub const REQUESTS_PER_CLIENT_MAX: usize = 256;
+
+/// Bytes of one frame on the local socket, its header aside.
+pub const FRAME_BYTES_MAX: usize = 256 * 1024;
+
+/// Objects whose last blocks wait for the batch. Further sources are not read meanwhile.
+pub const INGESTS_MAX: usize = 1024;
+
+/// Bytes an ingest may have handed over and not yet seen stored.
+pub const INGEST_WINDOW_BYTES: usize = 2 * 1024 * 1024;
+
+/// Changed files noted and not yet read. Past it the folder is scanned again later.
+pub const FILES_NOTED_MAX: usize = 4096;
+
+/// Files of one page of a folder scan.
+pub const SCAN_PAGE: usize = 256;
+
+/// Names of one page of a listing.
+pub const LIST_PAGE: usize = 256;
+
+/// Bytes a command over MQTT may have, its signature included.
+pub const COMMAND_BYTES_MAX: usize = 16 * 1024;
+
+/// Milliseconds a command may be ahead of or behind our clock, when the clock is set at all.
+pub const COMMAND_SKEW_MS: i64 = 5 * 60 * 1000;
+
+/// Names of conflicts kept for `status`. Older ones leave the list; the copies themselves stay.
+pub const CONFLICTS_SHOWN: usize = 16;

@@ -1,0 +1,211 @@
+//! One announcement being taken in: what is needed, asked for, stored and bound.
+//!
+//! Plain state with no way to send; `receiver` drives it. Bounded by the announcement's entries, one
+//! manifest per level of the object being walked, and the window of blocks.
+
+use super::wire::{Outcome, Wanted};
+use crate::binding::{Binding, Content};
+use crate::id::{BlockId, NodeName};
+use crate::message::{Answer, ChangeDone};
+use crate::name::Name;
+use crate::object::manifest::Child;
+use crate::request::Failure;
+use std::collections::BTreeSet;
+
+/// What the store was asked on behalf of a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    /// The present bindings of all names.
+    Lookup,
+    /// Which roots are here.
+    Roots,
+    /// The manifest to walk next.
+    Manifest,
+    /// Which of its children are here.
+    Children,
+    /// A received block is being written.
+    Put,
+    /// The binding at the name of a conflict's copy.
+    Copy(u16),
+    /// A conflict's copy is being bound.
+    CopyBound(u16),
+    /// A name is being bound.
+    Bound(u16),
+    /// A name was bound by somebody else in between: its binding now.
+    Again(u16),
+}
+
+/// What the store said.
+pub(super) enum News {
+    Answer(Answer),
+    Written(Result<ChangeDone, Failure>),
+}
+
+/// What is to be done with an entry.
+pub(super) enum Plan {
+    /// Not compared with the local binding yet.
+    Unknown,
+    /// Bind it once its content is here.
+    Take(Take),
+    /// Nothing more.
+    Done(Outcome),
+}
+
+/// How an entry will be bound.
+#[derive(Clone)]
+pub(super) struct Take {
+    pub(super) binding: Binding,
+    pub(super) via: Option<NodeName>,
+    pub(super) expected_seq: Option<u64>,
+    /// The version that loses its name in a conflict.
+    pub(super) copy: Option<(Name, Binding)>,
+    pub(super) outcome: Outcome,
+    /// The writes have been handed over.
+    pub(super) binding_now: bool,
+}
+
+/// One announced name.
+pub(super) struct InEntry {
+    pub(super) name: Name,
+    pub(super) incoming: Binding,
+    pub(super) plan: Plan,
+    pub(super) content_here: bool,
+}
+
+impl InEntry {
+    /// The content that must be here before it is bound.
+    pub(super) fn needs(&self) -> Option<(BlockId, u8)> {
+        match (&self.plan, &self.incoming.content) {
+            (Plan::Take(_), Content::Object { root, depth }) if self.incoming.meta.size > 0 => {
+                Some((*root, *depth))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A manifest to be looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Node {
+    pub(super) id: BlockId,
+    pub(super) level: u8,
+    pub(super) bytes: u64,
+}
+
+/// An announcement being taken in.
+pub(super) struct InGroup {
+    pub(super) request: Option<u32>,
+    pub(super) entries: Vec<InEntry>,
+    /// Counts the wants.
+    pub(super) round: u32,
+    /// Blocks asked for and not received.
+    pub(super) expected: BTreeSet<BlockId>,
+    /// The entry whose manifests are being walked, and the manifests still to be looked at.
+    pub(super) walking: Option<u16>,
+    pub(super) nodes: Vec<Node>,
+    /// The manifest being looked at and its children; none while roots are received.
+    pub(super) node: Option<(Node, Vec<Child>)>,
+    /// The first question about the roots has been answered.
+    pub(super) roots_known: bool,
+    pub(super) window: u32,
+    pub(super) received: u32,
+    pub(super) stored: u32,
+    pub(super) limit: u32,
+    /// Blocks handed to the store and not durable yet.
+    pub(super) writes: u32,
+    /// Outcomes not yet acknowledged.
+    pub(super) outcomes: Vec<(u16, Outcome)>,
+    pub(super) acknowledged: usize,
+    pub(super) retry_at_ms: u64,
+    pub(super) retry_wait_ms: u64,
+}
+
+impl InGroup {
+    pub(super) fn new(request: Option<u32>, entries: Vec<(Name, Binding)>, window: u32) -> Self {
+        let entry = |(name, incoming)| InEntry { name, incoming, plan: Plan::Unknown, content_here: false };
+        InGroup {
+            request,
+            entries: entries.into_iter().map(entry).collect(),
+            round: 0,
+            expected: BTreeSet::new(),
+            walking: None,
+            nodes: Vec::new(),
+            node: None,
+            roots_known: false,
+            window,
+            received: 0,
+            stored: 0,
+            limit: 0,
+            writes: 0,
+            outcomes: Vec::new(),
+            acknowledged: 0,
+            retry_at_ms: u64::MAX,
+            retry_wait_ms: 0,
+        }
+    }
+
+    /// Roots of what is under way, for the cleaner.
+    pub(super) fn roots(&self) -> Vec<(BlockId, u8)> {
+        let contents = self.entries.iter().map(|entry| &entry.incoming.content);
+        contents
+            .filter_map(|content| match content {
+                Content::Object { root, depth } => Some((*root, *depth)),
+                Content::Deleted => None,
+            })
+            .collect()
+    }
+
+    /// Settles an entry; it is acknowledged with the next message.
+    pub(super) fn settle(&mut self, index: u16, outcome: Outcome) {
+        let entry = &mut self.entries[usize::from(index)];
+        if !matches!(entry.plan, Plan::Done(_)) {
+            entry.plan = Plan::Done(outcome.clone());
+            self.outcomes.push((index, outcome));
+        }
+    }
+
+    pub(super) fn take(&mut self, index: u16) -> Option<&mut Take> {
+        match &mut self.entries.get_mut(usize::from(index))?.plan {
+            Plan::Take(take) => Some(take),
+            Plan::Unknown | Plan::Done(_) => None,
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.entries.iter().all(|entry| matches!(entry.plan, Plan::Done(_)))
+    }
+
+    /// Entries being bound and not durable yet.
+    pub(super) fn is_binding(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(&entry.plan, Plan::Take(take) if take.binding_now))
+    }
+
+    /// Indices of all entries.
+    pub(super) fn indices(&self) -> std::ops::Range<u16> {
+        0..u16::try_from(self.entries.len()).expect("an announcement has at most 64 entries")
+    }
+
+    /// What is still expected of the present round, as a want says it.
+    pub(super) fn wanted(&self) -> Wanted {
+        match &self.node {
+            Some((node, children)) => {
+                let mut missing = vec![0_u8; children.len().div_ceil(8)];
+                let mut asked = BTreeSet::new();
+                for (index, child) in children.iter().enumerate() {
+                    if self.expected.contains(&child.id) && asked.insert(child.id) {
+                        missing[index / 8] |= 1 << (index % 8);
+                    }
+                }
+                Wanted::Children { manifest: node.id, missing }
+            }
+            None => {
+                let mut asked = BTreeSet::new();
+                let wants = |index: &u16| {
+                    let root = self.entries[usize::from(*index)].needs().map(|(root, _)| root);
+                    root.is_some_and(|root| self.expected.contains(&root) && asked.insert(root))
+                };
+                Wanted::Roots(self.indices().filter(wants).collect())
+            }
+        }
+    }
+}

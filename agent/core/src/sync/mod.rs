@@ -1,0 +1,485 @@
+//! Sync: what peers lack reaches them, and what they announce is taken in, by one machine used in
+//! both directions.
+//!
+//! The receiver drives. A sender [`announce`](wire::Announce)s names, the receiver compares versions,
+//! asks for missing blocks by bitmap and credit, stores them, binds the names and only then acknowledges;
+//! the sender's cursor into the log moves on that acknowledgement and on nothing else. Every step may be
+//! repeated, lost or doubled: blocks verify by their names and bindings by their versions.
+//!
+//! Refused, and counted: messages from unknown nodes, unsigned or altered ones, and what the sender's
+//! *configured* role may not do. Bounds: see [`crate::limits`]; memory grows with the sessions and the
+//! transfers under way, never with the fleet's or the store's objects. When the link falls all transfers
+//! are forgotten and begun again: what is on flash is not asked for twice.
+
+mod fetch;
+mod group;
+mod outbox;
+mod receiver;
+mod sender;
+mod session;
+pub mod wire;
+
+use crate::batcher::{Limits, LowPowerBatcher, Urgency};
+use crate::id::{BlockId, NodeName};
+use crate::limits::CONFLICTS_SHOWN;
+use crate::message::{
+    Actor, Answer, Change, ChangeDone, Channel, Effect, Effects, Haste, Message, Note, Question, Ticket,
+};
+use crate::name::Name;
+use crate::request::{Failure, LinkStatus, PeerStatus, SyncNumbers, Target};
+use crate::role::Role;
+use crate::seal::{self, Between};
+use crate::settings::{Peer as PeerSettings, Settings};
+use crate::time::{Deadline, Time};
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use std::collections::{BTreeMap, BTreeSet};
+use wire::SyncMessage;
+
+use fetch::Fetches;
+use group::InGroup;
+use outbox::Outbox;
+use session::Session;
+
+/// Milliseconds after which a step without an answer is repeated at first; doubled up to the last.
+const RETRY_MS: u64 = 10_000;
+const RETRY_MS_MAX: u64 = 300_000;
+
+/// What a question or write of this actor was for.
+#[derive(Clone, Debug)]
+enum Purpose {
+    /// The durable cursor of a peer.
+    Cursor { peer: NodeName },
+    /// The cursor's write.
+    CursorSaved { peer: NodeName },
+    /// The next changes for a peer.
+    Changes { peer: NodeName, after: u64 },
+    /// The manifest a peer wants children of.
+    Manifest { peer: NodeName, group: u32, round: u32 },
+    /// A block a peer wants.
+    Block { peer: NodeName, group: u32, round: u32, id: BlockId },
+    /// What a peer wants to fetch.
+    Find { peer: NodeName, request: u32, target: Target },
+    /// The bare block a peer wants to fetch.
+    FindBlock { peer: NodeName, request: u32, root: BlockId },
+    /// A step of a transfer to this node.
+    Receive { peer: NodeName, group: u32, step: group::Step },
+}
+
+/// A node this one knows by its configuration.
+struct Peer {
+    role: Role,
+    key: ed25519_dalek::VerifyingKey,
+    session: Option<Session>,
+    out: Outbox,
+    /// When to say hello (again), and how long to wait after that.
+    hello_at_ms: Option<u64>,
+    hello_wait_ms: u64,
+}
+
+/// The sending side of the link: identity, tokens, counters.
+pub(crate) struct Wires {
+    me: NodeName,
+    fleet: String,
+    role: Role,
+    key: SigningKey,
+    epoch: u64,
+    store: u64,
+    up: bool,
+    reason: String,
+    connects: u64,
+    next_token: u64,
+    in_flight: BTreeSet<u64>,
+    in_flight_max: usize,
+    pub(crate) numbers: SyncNumbers,
+}
+
+impl Wires {
+    /// Seals and sends a message. Small; it does not wait for room.
+    fn post(&mut self, to: &NodeName, message: &SyncMessage, out: &mut Effects) {
+        if !self.up {
+            return;
+        }
+        let between = Between { fleet: &self.fleet, from: &self.me, to, channel: Channel::Sync };
+        let sealed = seal::seal(&self.key, between, &message.encode());
+        self.send(to, Channel::Sync, Bytes::from(sealed), out);
+    }
+
+    fn send(&mut self, to: &NodeName, channel: Channel, payload: Bytes, out: &mut Effects) {
+        self.next_token += 1;
+        self.in_flight.insert(self.next_token);
+        self.numbers.messages_sent += 1;
+        out.emit(Effect::Send { token: self.next_token, to: to.clone(), channel, payload });
+    }
+
+    /// Whether another message with blocks may be sent.
+    fn has_room(&self) -> bool {
+        self.up && self.in_flight.len() < self.in_flight_max
+    }
+
+    fn dropped(&mut self, from: &NodeName, why: String, out: &mut Effects) {
+        self.numbers.messages_dropped += 1;
+        self.numbers.last_problem = format!("{from}: {why}");
+        out.note(Note::Dropped { from: from.clone(), why });
+    }
+}
+
+/// Questions and writes under way, by number.
+#[derive(Default)]
+pub(crate) struct Asked {
+    next: u32,
+    open: BTreeMap<u32, Purpose>,
+}
+
+impl Asked {
+    fn ask(&mut self, purpose: Purpose, question: Question, out: &mut Effects) {
+        let ticket = self.ticket(purpose);
+        out.tell(Message::Ask { ticket, question });
+    }
+
+    fn write(&mut self, purpose: Purpose, change: Change, haste: Haste, out: &mut Effects) {
+        let ticket = self.ticket(purpose);
+        out.tell(Message::Write { ticket, change, haste });
+    }
+
+    fn ticket(&mut self, purpose: Purpose) -> Ticket {
+        self.next = self.next.wrapping_add(1);
+        self.open.insert(self.next, purpose);
+        Ticket { actor: Actor::Sync, number: self.next }
+    }
+}
+
+/// The actor.
+pub struct Sync {
+    wires: Wires,
+    asked: Asked,
+    peers: BTreeMap<NodeName, Peer>,
+    upstream: Option<NodeName>,
+    subscriptions: Vec<String>,
+    sessions_max: usize,
+    window_blocks: u32,
+    /// Transfers to this node, by peer and the peer's number.
+    incoming: BTreeMap<(NodeName, u32), InGroup>,
+    /// Peers that are being sent blocks: the next message freed serves them in turn.
+    serving: BTreeSet<NodeName>,
+    /// News for peers, waiting for bytes, age or an awake radio.
+    news: LowPowerBatcher<()>,
+    fetches: Fetches,
+}
+
+impl Sync {
+    /// Sync of a node that has just started.
+    pub fn new(settings: &Settings) -> Self {
+        let mut sync = Sync {
+            wires: Wires {
+                me: settings.me.clone(),
+                fleet: settings.fleet.clone(),
+                role: settings.role,
+                key: settings.key.clone(),
+                epoch: settings.epoch,
+                store: settings.store,
+                up: false,
+                reason: "not connected yet".into(),
+                connects: 0,
+                next_token: 0,
+                in_flight: BTreeSet::new(),
+                in_flight_max: 0,
+                numbers: SyncNumbers::default(),
+            },
+            asked: Asked::default(),
+            peers: BTreeMap::new(),
+            upstream: None,
+            subscriptions: Vec::new(),
+            sessions_max: 0,
+            window_blocks: 0,
+            incoming: BTreeMap::new(),
+            serving: BTreeSet::new(),
+            news: LowPowerBatcher::new(news_limits(settings)),
+            fetches: Fetches::new(settings.offline_requests_max),
+        };
+        sync.reload(settings);
+        sync
+    }
+
+    /// Takes over new settings; identity and store are those of the start.
+    pub fn reload(&mut self, settings: &Settings) {
+        self.wires.in_flight_max = settings.in_flight_max as usize;
+        self.upstream = settings.upstream().map(|peer| peer.name.clone());
+        self.subscriptions.clone_from(&settings.subscriptions);
+        self.sessions_max = settings.sessions_max;
+        self.window_blocks = settings.window_blocks;
+        self.news.reconfigure(news_limits(settings));
+        self.fetches.resize(settings.offline_requests_max);
+        let known = |name: &NodeName, peer: &Peer| {
+            settings.peers.iter().any(|p| p.name == *name && p.role == peer.role && p.key == peer.key)
+        };
+        self.peers.retain(|name, peer| known(name, peer));
+        for PeerSettings { name, role, key } in &settings.peers {
+            self.peers.entry(name.clone()).or_insert_with(|| Peer::new(*role, *key));
+        }
+        let peers = &self.peers;
+        self.incoming.retain(|(peer, _), _| peers.contains_key(peer));
+        self.serving.retain(|peer| peers.contains_key(peer));
+    }
+
+    /// The link is up: say hello to the master, who answers with its own.
+    pub fn link_up(&mut self, now: Time, out: &mut Effects) {
+        self.wires.up = true;
+        self.wires.reason.clear();
+        self.wires.connects += 1;
+        if let Some(upstream) = self.upstream.clone() {
+            self.say_hello(now, &upstream, out);
+        }
+    }
+
+    /// The link is down: everything under way is begun again later.
+    pub fn link_down(&mut self, now: Time, reason: String, out: &mut Effects) {
+        self.wires.up = false;
+        self.wires.reason = reason;
+        self.wires.in_flight.clear();
+        self.serving.clear();
+        self.incoming.clear();
+        for peer in self.peers.values_mut() {
+            peer.session = None;
+            peer.hello_at_ms = None;
+            peer.out.rewind();
+        }
+        self.fetches.link_down(now, out);
+    }
+
+    /// The broker has taken a message: there is room for another.
+    pub fn sent(&mut self, now: Time, token: u64, out: &mut Effects) {
+        if self.wires.in_flight.remove(&token) && self.wires.has_room() {
+            self.serve_all(now, out);
+        }
+    }
+
+    /// A name was bound here.
+    pub fn changed(&mut self, now: Time, bytes: u64) {
+        if self.peers.is_empty() {
+            return;
+        }
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        // One more news beyond the bound changes nothing: the batch is due already.
+        let _ = self.news.push(now, (), bytes, Urgency::Patient);
+    }
+
+    /// A command or an answer of Control's for a peer.
+    pub fn relay(&mut self, to: &NodeName, channel: Channel, payload: Bytes, out: &mut Effects) {
+        if self.wires.up {
+            self.wires.send(to, channel, payload, out);
+        }
+    }
+
+    /// A message from a peer, as the transport gave it.
+    pub fn wire(&mut self, now: Time, from: &NodeName, channel: Channel, payload: Bytes, out: &mut Effects) {
+        self.wires.numbers.messages_received += 1;
+        match channel {
+            Channel::Blocks => self.blocks(now, from, payload, out),
+            Channel::Sync => match self.believe(from, &payload) {
+                Ok(message) => self.message(now, from, message, out),
+                Err(why) => self.wires.dropped(from, why, out),
+            },
+            Channel::State => self.peer_state(now, from, &payload, out),
+            Channel::Command | Channel::Answer => {}
+        }
+        // The radio is awake now; what waits for it need not wait longer.
+        self.spread_news(now, true, out);
+    }
+
+    /// The message, if a known peer signed it for this node.
+    fn believe(&self, from: &NodeName, payload: &[u8]) -> Result<SyncMessage, String> {
+        let peer = self.peers.get(from).ok_or("no [[peer]] of this name is configured here")?;
+        if payload.len() > crate::limits::MESSAGE_BYTES_MAX {
+            return Err(wire::WireError::Large(payload.len()).to_string());
+        }
+        let between =
+            Between { fleet: &self.wires.fleet, from, to: &self.wires.me, channel: Channel::Sync };
+        let body = seal::open(&peer.key, between, payload).map_err(|error| error.to_string())?;
+        SyncMessage::decode(body).map_err(|error| error.to_string())
+    }
+
+    fn message(&mut self, now: Time, from: &NodeName, message: SyncMessage, out: &mut Effects) {
+        let has_session = self.peers.get(from).is_some_and(|peer| peer.session.is_some());
+        if let SyncMessage::Hello(hello) = message {
+            return self.hello(now, from, hello, out);
+        }
+        if !has_session {
+            // It takes us to be in a session that we do not remember: we have started again since.
+            return self.say_hello(now, from, out);
+        }
+        match message {
+            SyncMessage::Hello(_) => {}
+            SyncMessage::Announce(announce) => self.announced(now, from, announce, out),
+            SyncMessage::Want(want) => self.wanted(now, from, want, out),
+            SyncMessage::Credit { group, round, limit } => self.credited(now, from, group, round, limit, out),
+            SyncMessage::Ack { group, outcomes } => self.acknowledged(now, from, group, &outcomes, out),
+            SyncMessage::Busy { group } => self.peer_is_busy(now, from, group),
+            SyncMessage::Fetch { request, target } => self.fetch_asked(from, request, target, out),
+            SyncMessage::NotFound { request } => self.fetches.not_found(request, out),
+            SyncMessage::Missing { group, round, id } => self.missing(now, from, group, round, id, out),
+        }
+    }
+
+    /// An answer of the store.
+    pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
+        let Some(purpose) = self.asked.open.remove(&number) else { return };
+        match purpose {
+            Purpose::Cursor { peer } => self.cursor_loaded(now, &peer, answer, out),
+            Purpose::Changes { peer, after } => self.changes_read(now, &peer, after, answer, out),
+            Purpose::Manifest { peer, group, round } => {
+                self.manifest_read(now, &peer, group, round, answer, out);
+            }
+            Purpose::Block { peer, group, round, id } => {
+                self.block_read(now, &peer, group, round, id, answer, out);
+            }
+            Purpose::Find { peer, request, target } => self.found(now, &peer, request, target, answer, out),
+            Purpose::FindBlock { peer, request, root } => {
+                self.found_block(now, &peer, request, root, answer, out);
+            }
+            Purpose::Receive { peer, group, step } => {
+                self.receive_step(now, &peer, group, step, group::News::Answer(answer), out);
+            }
+            Purpose::CursorSaved { .. } => {}
+        }
+    }
+
+    /// A write is durable, or failed.
+    pub fn written(
+        &mut self,
+        now: Time,
+        number: u32,
+        done: Result<ChangeDone, Failure>,
+        out: &mut Effects,
+    ) {
+        match self.asked.open.remove(&number) {
+            Some(Purpose::CursorSaved { peer }) => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.out.saved(now, done.is_ok());
+                }
+            }
+            Some(Purpose::Receive { peer, group, step }) => {
+                self.receive_step(now, &peer, group, step, group::News::Written(done), out);
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// A deadline has come.
+    pub fn wake(&mut self, now: Time, out: &mut Effects) {
+        self.spread_news(now, false, out);
+        if self.wires.up {
+            self.repeat_hellos(now, out);
+            self.repeat_announcements(now, out);
+            self.repeat_wants(now, out);
+        }
+        self.fetches.expire(now, out);
+        self.save_cursors(now, false, out);
+    }
+
+    /// The earliest moment something here must be done.
+    pub fn deadline(&self) -> Option<Deadline> {
+        let mut earliest = self.news.deadline().filter(|_| self.wires.up);
+        let mut consider = |at_ms: Option<u64>, why| {
+            if let Some(at_ms) = at_ms
+                && earliest.is_none_or(|deadline| at_ms < deadline.at_ms)
+            {
+                earliest = Some(Deadline { at_ms, slack_ms: 1_000, why });
+            }
+        };
+        if self.wires.up {
+            for peer in self.peers.values().filter(|peer| peer.is_active()) {
+                consider(peer.hello_at_ms, "hello to a peer");
+                consider(peer.out.retry_at_ms(), "announce again");
+                consider(peer.out.save_at_ms(), "save a cursor");
+            }
+            consider(self.incoming.values().map(|group| group.retry_at_ms).min(), "want again");
+        }
+        consider(self.fetches.expires_at_ms(), "a fetch without an answer");
+        earliest
+    }
+
+    /// News whose time has come go to every peer with a session.
+    fn spread_news(&mut self, now: Time, awake: bool, out: &mut Effects) {
+        if !self.wires.up || self.news.due(now, awake).is_none() {
+            return;
+        }
+        let _ = self.news.take(now).count();
+        let peers: Vec<NodeName> = self.sessions().cloned().collect();
+        for peer in peers {
+            if let Some(peer) = self.peers.get_mut(&peer) {
+                peer.out.more = true;
+            }
+            self.pump(now, &peer, out);
+        }
+    }
+
+    fn sessions(&self) -> impl Iterator<Item = &NodeName> {
+        self.peers.iter().filter(|(_, peer)| peer.session.is_some()).map(|(name, _)| name)
+    }
+
+    fn conflict(&mut self, name: &Name, kept_as: Option<Name>, out: &mut Effects) {
+        self.wires.numbers.conflicts += 1;
+        let names = &mut self.wires.numbers.conflicted_names;
+        if !names.contains(name) {
+            if names.len() == CONFLICTS_SHOWN {
+                names.remove(0);
+            }
+            names.push(name.clone());
+        }
+        out.note(Note::Conflict { name: name.clone(), kept_as });
+    }
+
+    /// Everything a cleaning must not take though no name leads to it yet: roots and their depths.
+    pub fn roots(&self) -> Vec<(BlockId, u8)> {
+        self.incoming.values().flat_map(InGroup::roots).collect()
+    }
+
+    /// Whether the link is up.
+    pub fn is_up(&self) -> bool {
+        self.wires.up
+    }
+
+    /// Counters for `status`.
+    pub fn numbers(&self) -> &SyncNumbers {
+        &self.wires.numbers
+    }
+
+    /// The link, for `status`.
+    pub fn link(&self) -> LinkStatus {
+        LinkStatus {
+            up: self.wires.up,
+            reason: self.wires.reason.clone(),
+            connects: self.wires.connects,
+        }
+    }
+
+    /// The peers with a session and the master, for `status`.
+    pub fn peer_statuses(&self) -> Vec<PeerStatus> {
+        let shown = |(name, peer): (&NodeName, &Peer)| {
+            let shown = peer.session.is_some() || self.upstream.as_ref() == Some(name);
+            shown.then(|| PeerStatus {
+                node: name.clone(),
+                role: peer.role,
+                session: peer.session.is_some(),
+                acknowledged_seq: peer.out.cursor,
+                outbox_empty: peer.out.is_empty() && self.news.is_empty(),
+            })
+        };
+        self.peers.iter().filter_map(shown).collect()
+    }
+}
+
+impl Peer {
+    fn new(role: Role, key: ed25519_dalek::VerifyingKey) -> Self {
+        Peer { role, key, session: None, out: Outbox::default(), hello_at_ms: None, hello_wait_ms: RETRY_MS }
+    }
+
+    fn is_active(&self) -> bool {
+        self.session.is_some() || self.hello_at_ms.is_some()
+    }
+}
+
+fn news_limits(settings: &Settings) -> Limits {
+    Limits { bytes: settings.send.bytes, count: usize::MAX, age_ms: settings.send.age_ms }
+}

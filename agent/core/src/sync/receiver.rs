@@ -1,0 +1,513 @@
+//! The receiving half: compares announced versions with its own, asks for what it lacks, stores it,
+//! binds the names, acknowledges.
+//!
+//! Blocks and bindings are written in the order they are handed over, and a batch that fails takes what
+//! waits behind it with it; so a binding may be handed over as soon as its last block has been.
+
+use super::group::{InGroup, News, Node, Plan, Step, Take};
+use super::wire::{Announce, Blocks, Outcome, Refusal, SyncMessage, Want};
+use super::{Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
+use crate::binding::{Binding, Resolution, Stored, resolve};
+use crate::id::{BlockId, NodeName};
+use crate::limits::IN_GROUPS_MAX;
+use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Note, Question};
+use crate::name::Name;
+use crate::object::manifest::Manifest;
+use crate::role::may_announce;
+use crate::time::Time;
+use bytes::Bytes;
+
+/// A group is wrong or stuck: it is dropped, and the sender announces it again later.
+struct GivenUp(String);
+
+impl Sync {
+    pub(super) fn announced(&mut self, now: Time, from: &NodeName, announce: Announce, out: &mut Effects) {
+        let Some(peer) = self.peers.get(from) else { return };
+        let key = (from.clone(), announce.group);
+        if !may_announce(peer.role, self.wires.role) {
+            let why = format!("a {} may not announce to a {}", peer.role, self.wires.role);
+            self.wires.dropped(from, why, out);
+            let refused = |index| (index, Outcome::Refused(Refusal::Role));
+            let outcomes = (0..announce.entries.len()).filter_map(|index| u16::try_from(index).ok().map(refused));
+            let ack = SyncMessage::Ack { group: announce.group, outcomes: outcomes.collect() };
+            return self.wires.post(from, &ack, out);
+        }
+        if self.incoming.contains_key(&key) || announce.entries.is_empty() {
+            return;
+        }
+        if self.incoming.len() >= IN_GROUPS_MAX {
+            return self.wires.post(from, &SyncMessage::Busy { group: announce.group }, out);
+        }
+        let transfers = u32::try_from(self.incoming.len() + 1).expect("bounded by IN_GROUPS_MAX");
+        let window = (self.window_blocks / transfers).max(4);
+        let mut group = InGroup::new(announce.request, announce.entries, window);
+        group.touch(now);
+        let names = group.entries.iter().map(|entry| entry.name.clone()).collect();
+        self.ask_for(&key, Step::Lookup, Question::Lookup(names), out);
+        self.incoming.insert(key, group);
+    }
+
+    /// Blocks of a peer, each believed for its own hash and taken only if it was asked for.
+    pub(super) fn blocks(&mut self, now: Time, from: &NodeName, payload: Bytes, out: &mut Effects) {
+        let message = match Blocks::decode(payload) {
+            Ok(message) => message,
+            Err(error) => return self.wires.dropped(from, error.to_string(), out),
+        };
+        let key = (from.clone(), message.group);
+        let Some(mut group) = self.incoming.remove(&key) else {
+            self.wires.numbers.blocks_unasked += message.blocks.len() as u64;
+            return;
+        };
+        group.touch(now);
+        for bytes in message.blocks {
+            self.block(&key, &mut group, bytes, out);
+        }
+        let result = self.round_may_be_over(&key, &mut group, out);
+        self.put_back(now, key, group, result, out);
+    }
+
+    fn block(&mut self, key: &(NodeName, u32), group: &mut InGroup, bytes: Bytes, out: &mut Effects) {
+        let id = BlockId::of(&bytes);
+        if !group.expected.remove(&id) {
+            self.wires.numbers.blocks_unasked += 1;
+            return;
+        }
+        self.wires.numbers.blocks_received += 1;
+        self.wires.numbers.bytes_received += bytes.len() as u64;
+        group.received += 1;
+        if group.node.is_none() {
+            for index in group.indices() {
+                let entry = &group.entries[usize::from(index)];
+                let size = entry.incoming.meta.size;
+                if entry.needs() == Some((id, 0)) && size != bytes.len() as u64 {
+                    group.settle(index, Outcome::Refused(Refusal::Content));
+                }
+            }
+        }
+        group.writes += 1;
+        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put };
+        self.asked.write(purpose, Change::Put { id, bytes }, Haste::Patient, out);
+        let unstored = group.received.saturating_sub(group.stored);
+        if group.expected.is_empty() || unstored >= group.window / 2 {
+            out.tell(Message::FlushNow);
+        }
+    }
+
+    /// An answer or a write of one of a group's steps.
+    pub(super) fn receive_step(
+        &mut self,
+        now: Time,
+        peer: &NodeName,
+        group_id: u32,
+        step: Step,
+        news: News,
+        out: &mut Effects,
+    ) {
+        let key = (peer.clone(), group_id);
+        let Some(mut group) = self.incoming.remove(&key) else { return };
+        group.touch(now);
+        let result = match news {
+            News::Answer(Answer::Failed(failure)) | News::Written(Err(failure)) => {
+                Err(GivenUp(failure.message))
+            }
+            News::Answer(answer) => self.step_answered(&key, &mut group, step, answer, out),
+            News::Written(Ok(done)) => self.step_written(&key, &mut group, step, done, out),
+        };
+        self.put_back(now, key, group, result, out);
+    }
+
+    fn step_answered(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        step: Step,
+        answer: Answer,
+        out: &mut Effects,
+    ) -> Result<(), GivenUp> {
+        match (step, answer) {
+            (Step::Lookup, Answer::Bindings(found)) => {
+                for (index, bound) in group.indices().zip(found) {
+                    plan(group, index, bound, &key.0);
+                }
+                let roots: Vec<BlockId> =
+                    group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
+                if roots.is_empty() {
+                    group.roots_known = true;
+                    return self.roots_here(key, group, out);
+                }
+                self.ask_for(key, Step::Roots, Question::Has(roots), out);
+            }
+            (Step::Roots, Answer::Has(here)) => {
+                let roots: Vec<BlockId> =
+                    group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
+                let missing = roots.into_iter().zip(here).filter(|(_, here)| !here).map(|(root, _)| root);
+                group.expected = missing.collect();
+                group.roots_known = true;
+                self.want(key, group, out);
+                return self.round_may_be_over(key, group, out);
+            }
+            (Step::Manifest, Answer::Block(bytes)) => return self.manifest_here(key, group, bytes, out),
+            (Step::Children, Answer::Has(here)) => {
+                let Some((_, children)) = &group.node else { return Ok(()) };
+                let missing = children.iter().zip(here).filter(|(_, here)| !here).map(|(child, _)| child.id);
+                group.expected = missing.collect();
+                self.want(key, group, out);
+                return self.round_may_be_over(key, group, out);
+            }
+            (Step::Copy(index), Answer::Bindings(found)) => {
+                let bound = found.into_iter().next().flatten();
+                self.bind_copy(key, group, index, bound, out);
+            }
+            (Step::Again(index), Answer::Bindings(found)) => {
+                group.entries[usize::from(index)].plan = Plan::Unknown;
+                plan(group, index, found.into_iter().next().flatten(), &key.0);
+                self.bind(key, group, index, out);
+            }
+            (_, _) => return Err(GivenUp("the store gave an answer to another question".into())),
+        }
+        Ok(())
+    }
+
+    fn step_written(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        step: Step,
+        done: ChangeDone,
+        out: &mut Effects,
+    ) -> Result<(), GivenUp> {
+        match (step, done) {
+            (Step::Put, _) => {
+                group.writes = group.writes.saturating_sub(1);
+                group.stored += 1;
+                self.extend_credit(key, group, out);
+                return self.round_may_be_over(key, group, out);
+            }
+            (Step::CopyBound(index), ChangeDone::Done) => self.bind_name(key, group, index, out),
+            (Step::Bound(index), ChangeDone::Done) => self.bound(key, group, index, out),
+            (Step::CopyBound(index) | Step::Bound(index), ChangeDone::Outrun) => {
+                let names = vec![group.entries[usize::from(index)].name.clone()];
+                self.ask_for(key, Step::Again(index), Question::Lookup(names), out);
+            }
+            (_, _) => return Err(GivenUp("the store answered a write that was none".into())),
+        }
+        Ok(())
+    }
+
+    /// Asks for what is expected, with a fresh credit.
+    fn want(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
+        if group.expected.is_empty() {
+            return;
+        }
+        group.round += 1;
+        (group.received, group.stored) = (0, 0);
+        group.limit = group.window;
+        let want =
+            Want { group: key.1, round: group.round, blocks: group.wanted(), limit: group.limit };
+        self.wires.post(&key.0, &SyncMessage::Want(want), out);
+    }
+
+    fn extend_credit(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
+        let left = group.limit.saturating_sub(group.stored);
+        let needed = group.received + u32::try_from(group.expected.len()).unwrap_or(u32::MAX) > group.limit;
+        if needed && left <= group.window / 2 {
+            group.limit = group.stored + group.window;
+            let credit = SyncMessage::Credit { group: key.1, round: group.round, limit: group.limit };
+            self.wires.post(&key.0, &credit, out);
+        }
+    }
+
+    /// Goes on when everything asked for has come; manifests must be durable before they are read.
+    fn round_may_be_over(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        out: &mut Effects,
+    ) -> Result<(), GivenUp> {
+        if !group.expected.is_empty() || !group.roots_known {
+            return Ok(());
+        }
+        match group.node.take() {
+            None => self.roots_here(key, group, out),
+            Some((node, children)) if node.level == 1 => {
+                drop(children);
+                self.next_node(key, group, out)
+            }
+            Some(inner) if group.writes > 0 => {
+                group.node = Some(inner);
+                Ok(())
+            }
+            Some((node, children)) => {
+                let level = node.level - 1;
+                let below = children.into_iter().map(|child| Node { id: child.id, level, bytes: child.bytes });
+                group.nodes.extend(below);
+                self.next_node(key, group, out)
+            }
+        }
+    }
+
+    /// All roots are here or handed over: one-block objects can be bound, the others are walked.
+    fn roots_here(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        out: &mut Effects,
+    ) -> Result<(), GivenUp> {
+        for index in group.indices() {
+            if group.entries[usize::from(index)].needs().is_none_or(|(_, depth)| depth == 0) {
+                self.content_here(key, group, index, out);
+            }
+        }
+        if group.walking.is_none() { self.next_node(key, group, out) } else { Ok(()) }
+    }
+
+    /// Looks at the next manifest, of this object or of the next one.
+    fn next_node(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        out: &mut Effects,
+    ) -> Result<(), GivenUp> {
+        if group.nodes.is_empty() {
+            if let Some(index) = group.walking.take() {
+                self.content_here(key, group, index, out);
+            }
+            let next = group.indices().find_map(|index| {
+                let entry = &group.entries[usize::from(index)];
+                let (id, level) = entry.needs().filter(|(_, depth)| *depth > 0)?;
+                (!entry.content_here).then_some((index, Node { id, level, bytes: entry.incoming.meta.size }))
+            });
+            let Some((index, root)) = next else { return Ok(()) };
+            if group.writes > 0 {
+                return Ok(()); // the root is not durable yet; its write brings us back
+            }
+            group.walking = Some(index);
+            group.nodes.push(root);
+        }
+        let Some(node) = group.nodes.pop() else { return Ok(()) };
+        group.node = Some((node, Vec::new()));
+        self.ask_for(key, Step::Manifest, Question::Read(node.id), out);
+        // Nothing is expected while the manifest is read: the round must not seem to be over.
+        group.roots_known = false;
+        Ok(())
+    }
+
+    fn manifest_here(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        bytes: Option<Bytes>,
+        out: &mut Effects,
+    ) -> Result<(), GivenUp> {
+        group.roots_known = true;
+        let Some((node, _)) = group.node else { return Ok(()) };
+        let bytes = bytes.ok_or_else(|| GivenUp(format!("manifest {} was cleaned away meanwhile", node.id)))?;
+        let manifest = Manifest::decode(&bytes).ok();
+        let fits = |manifest: &Manifest| manifest.level == node.level && manifest.bytes() == node.bytes;
+        let Some(manifest) = manifest.filter(fits) else {
+            group.node = None;
+            group.nodes.clear();
+            if let Some(index) = group.walking.take() {
+                group.settle(index, Outcome::Refused(Refusal::Content));
+            }
+            return self.next_node(key, group, out);
+        };
+        let ids = manifest.children.iter().map(|child| child.id).collect();
+        group.node = Some((node, manifest.children));
+        group.roots_known = false;
+        self.ask_for(key, Step::Children, Question::Has(ids), out);
+        Ok(())
+    }
+
+    fn content_here(&mut self, key: &(NodeName, u32), group: &mut InGroup, index: u16, out: &mut Effects) {
+        group.entries[usize::from(index)].content_here = true;
+        self.bind(key, group, index, out);
+    }
+
+    /// Binds an entry whose content is here; a conflict's copy first, so that nothing is ever without name.
+    fn bind(&mut self, key: &(NodeName, u32), group: &mut InGroup, index: u16, out: &mut Effects) {
+        let Some(take) = group.take(index) else { return };
+        if std::mem::replace(&mut take.binding_now, true) {
+            return;
+        }
+        match &take.copy {
+            Some((copy, _)) => {
+                let names = vec![copy.clone()];
+                self.ask_for(key, Step::Copy(index), Question::Lookup(names), out);
+            }
+            None => self.bind_name(key, group, index, out),
+        }
+    }
+
+    fn bind_copy(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        index: u16,
+        bound: Option<Bound>,
+        out: &mut Effects,
+    ) {
+        let Some(Take { copy: Some((name, binding)), .. }) = group.take(index).cloned() else { return };
+        let there = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
+        if there.is_some_and(|there| there.binding.content == binding.content) {
+            return self.bind_name(key, group, index, out);
+        }
+        let expected_seq = bound.map(|bound| bound.seq);
+        self.write_binding(key, Step::CopyBound(index), &name, binding, None, expected_seq, out);
+    }
+
+    fn bind_name(&mut self, key: &(NodeName, u32), group: &mut InGroup, index: u16, out: &mut Effects) {
+        let Some(take) = group.take(index).cloned() else { return };
+        let name = group.entries[usize::from(index)].name.clone();
+        self.write_binding(key, Step::Bound(index), &name, take.binding, take.via, take.expected_seq, out);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one change, used in two places")]
+    fn write_binding(
+        &mut self,
+        key: &(NodeName, u32),
+        step: Step,
+        name: &Name,
+        binding: Binding,
+        via: Option<NodeName>,
+        expected_seq: Option<u64>,
+        out: &mut Effects,
+    ) {
+        let value = Bytes::from(Stored { binding, via }.encode());
+        let change = Change::Bind { name: name.clone(), value, expected_seq };
+        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step };
+        self.asked.write(purpose, change, Haste::Now, out);
+    }
+
+    /// An entry is bound, on flash.
+    fn bound(&mut self, key: &(NodeName, u32), group: &mut InGroup, index: u16, out: &mut Effects) {
+        let Some(take) = group.take(index).cloned() else { return };
+        let entry = &group.entries[usize::from(index)];
+        let (name, bytes) = (entry.name.clone(), entry.incoming.meta.size);
+        self.wires.numbers.objects_received += 1;
+        if take.outcome == Outcome::Conflict {
+            self.conflict(&name, take.copy.map(|(copy, _)| copy), out);
+        }
+        group.settle(index, take.outcome);
+        out.note(Note::Received { from: key.0.clone(), name });
+        out.tell(Message::Changed { bytes });
+    }
+
+    /// The sender, or the content, has let us down for one block: what needs it is refused.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn give_up(
+        &mut self,
+        now: Time,
+        from: &NodeName,
+        group_id: u32,
+        round: u32,
+        id: BlockId,
+        why: Refusal,
+        out: &mut Effects,
+    ) {
+        let key = (from.clone(), group_id);
+        let Some(mut group) = self.incoming.remove(&key) else { return };
+        let mut result = Ok(());
+        if group.round == round && group.expected.remove(&id) || group.node.as_ref().is_some_and(|n| n.0.id == id) {
+            match group.walking.take() {
+                Some(index) => {
+                    group.settle(index, Outcome::Refused(why));
+                    group.expected.clear();
+                    group.nodes.clear();
+                    group.node = None;
+                }
+                None => {
+                    for index in group.indices() {
+                        if group.entries[usize::from(index)].needs().is_some_and(|(root, _)| root == id) {
+                            group.settle(index, Outcome::Refused(why));
+                        }
+                    }
+                }
+            }
+            result = self.round_may_be_over(&key, &mut group, out);
+        }
+        self.put_back(now, key, group, result, out);
+    }
+
+    /// Acknowledges what can be, and keeps the group while it has anything left to do.
+    fn put_back(
+        &mut self,
+        now: Time,
+        key: (NodeName, u32),
+        mut group: InGroup,
+        result: Result<(), GivenUp>,
+        out: &mut Effects,
+    ) {
+        if !group.outcomes.is_empty() && !group.is_binding() {
+            let outcomes = std::mem::take(&mut group.outcomes);
+            group.acknowledged += outcomes.len();
+            self.wires.post(&key.0, &SyncMessage::Ack { group: key.1, outcomes }, out);
+        }
+        if let Err(GivenUp(why)) = result {
+            self.wires.numbers.last_problem = format!("from {}: {why}", key.0);
+            out.note(Note::Store { what: why.clone() });
+            return self.fetches.finished(now, &group, Some(&why), out);
+        }
+        if group.is_done() && group.outcomes.is_empty() {
+            return self.fetches.finished(now, &group, None, out);
+        }
+        self.incoming.insert(key, group);
+    }
+
+    /// What was asked for long ago is asked for again.
+    pub(super) fn repeat_wants(&mut self, now: Time, out: &mut Effects) {
+        let due: Vec<(NodeName, u32)> = self
+            .incoming
+            .iter()
+            .filter(|(_, group)| group.retry_at_ms <= now.mono_ms)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in due {
+            let Some(mut group) = self.incoming.remove(&key) else { continue };
+            group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
+            group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
+            self.want(&key, &mut group, out);
+            self.incoming.insert(key, group);
+        }
+    }
+
+    fn ask_for(&mut self, key: &(NodeName, u32), step: Step, question: Question, out: &mut Effects) {
+        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step };
+        self.asked.ask(purpose, question, out);
+    }
+}
+
+impl InGroup {
+    fn touch(&mut self, now: Time) {
+        self.retry_wait_ms = RETRY_MS;
+        self.retry_at_ms = now.mono_ms + RETRY_MS;
+    }
+}
+
+/// Decides what becomes of an entry, from the binding that is here.
+fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName) {
+    let entry = &mut group.entries[usize::from(index)];
+    let incoming = &entry.incoming;
+    let expected_seq = bound.as_ref().map(|bound| bound.seq);
+    let take = |binding: Binding, via: Option<NodeName>, copy, outcome| {
+        Ok(Take { binding, via, expected_seq, copy, outcome, binding_now: false })
+    };
+    let newer = || take(incoming.clone(), Some(from.clone()), None, Outcome::Stored);
+    // A binding here that can not be read is worth less than one that can.
+    let here = bound.and_then(|bound| Stored::decode(&bound.value).ok()).map(|stored| stored.binding);
+    let planned = match here.map(|here| resolve(&entry.name, &here, incoming)) {
+        None => newer(),
+        Some(Ok(Resolution::Newer)) => newer(),
+        Some(Ok(Resolution::Same)) => Err(Outcome::Stored),
+        Some(Ok(Resolution::Stale)) => Err(Outcome::Superseded),
+        Some(Ok(Resolution::Merged(binding))) => take(binding, None, None, Outcome::Stored),
+        Some(Ok(Resolution::Conflict { winner, loser_name, loser })) => {
+            take(winner, None, Some((loser_name, loser)), Outcome::Conflict)
+        }
+        Some(Err(_)) => Err(Outcome::Refused(Refusal::Writers)),
+    };
+    match planned {
+        Ok(take) => entry.plan = Plan::Take(take),
+        Err(outcome) => group.settle(index, outcome),
+    }
+}

@@ -1,0 +1,446 @@
+//! The sending half: announces what the log has behind a peer's cursor, and serves what the peer wants.
+
+use super::outbox::{OutEntry, OutGroup, Outbox, Serving};
+use super::session::{Session, cursor_key};
+
+use super::wire::{
+    Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted,
+};
+use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
+use crate::binding::{Binding, Content, Stored};
+use crate::id::{BlockId, NodeName};
+use crate::limits::{
+    ANNOUNCE_BYTES_MAX, ANNOUNCE_ENTRIES_MAX, MESSAGE_BYTES_MAX, OUT_GROUPS_MAX, SERVE_READS_MAX,
+};
+use crate::message::{Answer, Bound, Change, Channel, Effects, Haste, Message, Note, Question};
+use crate::name::Name;
+use crate::object::manifest::Manifest;
+use crate::role::may_announce;
+use crate::time::Time;
+use bytes::Bytes;
+
+impl Sync {
+    /// Reads on in the log for a peer, if there is room for another announcement.
+    pub(super) fn pump(&mut self, now: Time, name: &NodeName, out: &mut Effects) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let allowed = may_announce(self.wires.role, peer.role);
+        let outbox = &mut peer.out;
+        if !allowed {
+            outbox.more = false;
+        }
+        let full = outbox.groups.len() >= OUT_GROUPS_MAX;
+        if peer.session.is_none() || outbox.loading || outbox.reading || !outbox.more || full {
+            return self.settle(now, name, out);
+        }
+        outbox.reading = true;
+        let after = outbox.announced;
+        let question = Question::Changes { after, limit: ANNOUNCE_ENTRIES_MAX };
+        self.asked.ask(Purpose::Changes { peer: name.clone(), after }, question, out);
+    }
+
+    pub(super) fn changes_read(
+        &mut self,
+        now: Time,
+        name: &NodeName,
+        after: u64,
+        answer: Answer,
+        out: &mut Effects,
+    ) {
+        let Some(Peer { session: Some(session), out: outbox, .. }) = self.peers.get_mut(name) else { return };
+        if !outbox.reading || outbox.announced != after {
+            return; // rewound since
+        }
+        outbox.reading = false;
+        let page = match answer {
+            Answer::Page(page) => page,
+            _ => Vec::new(),
+        };
+        outbox.more = page.len() == ANNOUNCE_ENTRIES_MAX;
+        let entries = take_entries(session, name, outbox, page);
+        let last_seq = outbox.announced;
+        if !entries.is_empty() {
+            self.announce(now, name, entries, Some(last_seq), None, out);
+        }
+        self.pump(now, name, out);
+    }
+
+    /// Opens an announcement and sends it.
+    pub(super) fn announce(
+        &mut self,
+        now: Time,
+        name: &NodeName,
+        entries: Vec<(Name, Binding)>,
+        last_seq: Option<u64>,
+        request: Option<u32>,
+        out: &mut Effects,
+    ) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.out.next_group = peer.out.next_group.wrapping_add(1);
+        let entries =
+            entries.into_iter().map(|(name, binding)| OutEntry { name, binding, acknowledged: false });
+        let group = OutGroup {
+            id: peer.out.next_group,
+            last_seq,
+            request,
+            entries: entries.collect(),
+            serving: None,
+            retry_at_ms: now.mono_ms + 3 * RETRY_MS,
+            retry_wait_ms: 3 * RETRY_MS,
+        };
+        let message = announcement(&group);
+        peer.out.groups.push_back(group);
+        self.wires.post(name, &message, out);
+    }
+
+    pub(super) fn repeat_announcements(&mut self, now: Time, out: &mut Effects) {
+        let due = |group: &OutGroup| group.retry_at_ms <= now.mono_ms;
+        for (name, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.session.is_some()) {
+            for group in peer.out.groups.iter_mut().filter(|group| due(group)) {
+                group.serving = None;
+                group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
+                group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
+                self.wires.post(name, &announcement(group), out);
+            }
+        }
+    }
+
+    pub(super) fn peer_is_busy(&mut self, now: Time, from: &NodeName, group: u32) {
+        if let Some(group) = self.peers.get_mut(from).and_then(|peer| peer.out.group(group)) {
+            group.retry_at_ms = now.mono_ms + RETRY_MS / 4;
+        }
+    }
+
+    pub(super) fn wanted(&mut self, now: Time, from: &NodeName, want: Want, out: &mut Effects) {
+        let Some(group) = self.peers.get_mut(from).and_then(|peer| peer.out.group(want.group)) else { return };
+        if group.serving.as_ref().is_some_and(|serving| serving.round >= want.round) {
+            return;
+        }
+        group.touch(now);
+        let mut serving = Serving::new(want.round, want.limit);
+        match want.blocks {
+            Wanted::Roots(indices) => {
+                let root = |index: u16| group.entries.get(usize::from(index)).and_then(OutEntry::root);
+                serving.ids = indices.into_iter().filter_map(root).collect();
+                group.serving = Some(serving);
+                self.serve(now, from, want.group, out);
+            }
+            Wanted::Children { manifest, missing } => {
+                serving.wanted = Some(Wanted::Children { manifest, missing });
+                group.serving = Some(serving);
+                let purpose =
+                    Purpose::Manifest { peer: from.clone(), group: want.group, round: want.round };
+                self.asked.ask(purpose, Question::Read(manifest), out);
+            }
+        }
+    }
+
+    pub(super) fn manifest_read(
+        &mut self,
+        now: Time,
+        name: &NodeName,
+        group: u32,
+        round: u32,
+        answer: Answer,
+        out: &mut Effects,
+    ) {
+        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        let Some(Wanted::Children { manifest, missing }) = serving.wanted.take() else { return };
+        let node = match answer {
+            Answer::Block(Some(bytes)) => Manifest::decode(&bytes).ok(),
+            _ => None,
+        };
+        let Some(node) = node else {
+            let message = SyncMessage::Missing { group, round, id: manifest };
+            return self.wires.post(name, &message, out);
+        };
+        let is_set = |index: usize| missing.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
+        let children = node.children.iter().enumerate();
+        serving.ids = children.filter(|(index, _)| is_set(*index)).map(|(_, child)| child.id).collect();
+        self.serve(now, name, group, out);
+    }
+
+    pub(super) fn credited(
+        &mut self,
+        now: Time,
+        from: &NodeName,
+        group: u32,
+        round: u32,
+        limit: u32,
+        out: &mut Effects,
+    ) {
+        let Some(serving) = self.serving_mut(from, group, round) else { return };
+        serving.limit = serving.limit.max(limit);
+        self.serve(now, from, group, out);
+    }
+
+    /// Goes on with every transfer that waits for room on the link.
+    pub(super) fn serve_all(&mut self, now: Time, out: &mut Effects) {
+        let names: Vec<NodeName> = self.serving.iter().cloned().collect();
+        for name in names {
+            let Some(peer) = self.peers.get(&name) else { continue };
+            let groups: Vec<u32> = peer
+                .out
+                .groups
+                .iter()
+                .filter(|group| group.serving.as_ref().is_some_and(Serving::is_open))
+                .map(|group| group.id)
+                .collect();
+            if groups.is_empty() {
+                self.serving.remove(&name);
+            }
+            for group in groups {
+                self.serve(now, &name, group, out);
+            }
+        }
+    }
+
+    /// Reads as many wanted blocks as credit, link and store allow; sends what has been read.
+    fn serve(&mut self, now: Time, name: &NodeName, group_id: u32, out: &mut Effects) {
+        let room = self.wires.has_room();
+        let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group_id)) else { return };
+        let Some(serving) = &mut group.serving else { return };
+        if room {
+            while serving.may_read() {
+                let id = serving.ids[serving.next];
+                serving.next += 1;
+                serving.reads += 1;
+                let purpose =
+                    Purpose::Block { peer: name.clone(), group: group_id, round: serving.round, id };
+                self.asked.ask(purpose, Question::Read(id), out);
+            }
+        }
+        let pack = if serving.reads == 0 && room { serving.take_pack() } else { Vec::new() };
+        if serving.is_open() {
+            self.serving.insert(name.clone());
+        }
+        self.send_pack(now, name, group_id, pack, out);
+    }
+
+    pub(super) fn block_read(
+        &mut self,
+        now: Time,
+        name: &NodeName,
+        group: u32,
+        round: u32,
+        id: BlockId,
+        answer: Answer,
+        out: &mut Effects,
+    ) {
+        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        serving.reads -= 1;
+        let full = match answer {
+            Answer::Block(Some(bytes)) => serving.push(bytes),
+            _ => {
+                self.wires.post(name, &SyncMessage::Missing { group, round, id }, out);
+                Vec::new()
+            }
+        };
+        self.send_pack(now, name, group, full, out);
+        self.serve(now, name, group, out);
+    }
+
+    fn send_pack(&mut self, now: Time, name: &NodeName, group: u32, blocks: Vec<Bytes>, out: &mut Effects) {
+        if blocks.is_empty() {
+            return;
+        }
+        self.wires.numbers.blocks_sent += blocks.len() as u64;
+        self.wires.numbers.bytes_sent += blocks.iter().map(|block| block.len() as u64).sum::<u64>();
+        if let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group)) {
+            group.touch(now);
+        }
+        let message = Blocks { group, blocks }.encode();
+        self.wires.send(name, Channel::Blocks, Bytes::from(message), out);
+    }
+
+    fn serving_mut(&mut self, name: &NodeName, group: u32, round: u32) -> Option<&mut Serving> {
+        let group = self.peers.get_mut(name)?.out.group(group)?;
+        group.serving.as_mut().filter(|serving| serving.round == round)
+    }
+
+    pub(super) fn acknowledged(
+        &mut self,
+        now: Time,
+        from: &NodeName,
+        group_id: u32,
+        outcomes: &[(u16, Outcome)],
+        out: &mut Effects,
+    ) {
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        let Some(group) = peer.out.group(group_id) else { return };
+        group.touch(now);
+        let mut conflicts = Vec::new();
+        for (index, outcome) in outcomes {
+            let Some(entry) = group.entries.get_mut(usize::from(*index)) else { continue };
+            if std::mem::replace(&mut entry.acknowledged, true) {
+                continue;
+            }
+            match outcome {
+                Outcome::Stored | Outcome::Superseded => self.wires.numbers.objects_acknowledged += 1,
+                Outcome::Conflict => {
+                    self.wires.numbers.objects_acknowledged += 1;
+                    conflicts.push(entry.name.clone());
+                }
+                Outcome::Refused(why) => {
+                    let why = why.to_string();
+                    self.wires.numbers.objects_refused += 1;
+                    self.wires.numbers.last_problem =
+                        format!("{from} refused {}: {why}", entry.name.as_str());
+                    out.note(Note::Refused { by: from.clone(), name: entry.name.clone(), why });
+                }
+            }
+        }
+        if group.is_done() {
+            group.serving = None;
+        }
+        for name in conflicts {
+            self.conflict(&name, None, out);
+        }
+        self.pump(now, from, out);
+    }
+
+    /// Moves the cursor as far as it goes, and tells Ingest.
+    fn settle(&mut self, now: Time, name: &NodeName, out: &mut Effects) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        if peer.out.loading {
+            return;
+        }
+        let (groups, cursor) = (peer.out.groups.len(), peer.out.cursor);
+        peer.out.advance(now);
+        let (moved, freed) = (peer.out.cursor > cursor, peer.out.groups.len() < groups);
+        if moved {
+            self.delivered(name, out);
+            self.save_cursors(now, false, out);
+        }
+        if freed {
+            self.pump(now, name, out);
+        }
+    }
+
+    pub(super) fn delivered(&self, name: &NodeName, out: &mut Effects) {
+        if self.upstream.as_ref() == Some(name)
+            && let Some(peer) = self.peers.get(name)
+        {
+            out.tell(Message::Delivered { seq: peer.out.cursor });
+        }
+    }
+
+    /// Saves the cursors that have moved far or long ago, or all before the process ends.
+    pub fn save_cursors(&mut self, now: Time, at_once: bool, out: &mut Effects) {
+        for (name, peer) in &mut self.peers {
+            if peer.out.wants_saving(now, at_once) {
+                let change = Change::Set { key: cursor_key(name), value: Bytes::from(peer.out.value()) };
+                let purpose = Purpose::CursorSaved { peer: name.clone() };
+                self.asked.write(purpose, change, Haste::Patient, out);
+            }
+        }
+    }
+
+    pub(super) fn missing(
+        &mut self,
+        now: Time,
+        from: &NodeName,
+        group: u32,
+        round: u32,
+        id: BlockId,
+        out: &mut Effects,
+    ) {
+        self.give_up(now, from, group, round, id, Refusal::Lost, out);
+    }
+}
+
+/// The leading changes of a page that concern the peer and fit one message; the outbox has read so far.
+fn take_entries(
+    session: &Session,
+    peer: &NodeName,
+    outbox: &mut Outbox,
+    page: Vec<(Name, Bound)>,
+) -> Vec<(Name, Binding)> {
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    for (name, bound) in page {
+        // A binding that can not be read is reported by verify; it can not be announced.
+        if let Ok(stored) = Stored::decode(&bound.value)
+            && concerns(session, peer, &name, &stored)
+        {
+            let size = name.as_str().len() + bound.value.len();
+            if bytes + size > ANNOUNCE_BYTES_MAX {
+                outbox.more = true;
+                return entries;
+            }
+            bytes += size;
+            entries.push((name, stored.binding));
+        }
+        outbox.announced = bound.seq;
+    }
+    entries
+}
+
+/// Whether a change is of the peer's business: upstream everything, downstream what it subscribes to or
+/// has written itself; never what came from it.
+fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored) -> bool {
+    if stored.via.as_ref() == Some(peer) {
+        return false;
+    }
+    session.upstream
+        || stored.binding.version.contains(peer)
+        || session.subscriptions.iter().any(|prefix| name.as_str().starts_with(prefix.as_str()))
+}
+
+fn announcement(group: &OutGroup) -> SyncMessage {
+    let entries = group.entries.iter().map(|entry| (entry.name.clone(), entry.binding.clone()));
+    SyncMessage::Announce(Announce { group: group.id, request: group.request, entries: entries.collect() })
+}
+
+impl OutGroup {
+    fn touch(&mut self, now: Time) {
+        self.retry_wait_ms = 3 * RETRY_MS;
+        self.retry_at_ms = now.mono_ms + self.retry_wait_ms;
+    }
+}
+
+impl OutEntry {
+    fn root(&self) -> Option<BlockId> {
+        match self.binding.content {
+            Content::Object { root, .. } => Some(root),
+            Content::Deleted => None,
+        }
+    }
+}
+
+impl Serving {
+    fn new(round: u32, limit: u32) -> Self {
+        Serving {
+            round,
+            ids: Vec::new(),
+            wanted: None,
+            next: 0,
+            limit,
+            reads: 0,
+            pack: Vec::new(),
+            pack_bytes: BLOCKS_HEAD,
+        }
+    }
+
+    fn may_read(&self) -> bool {
+        self.reads < SERVE_READS_MAX && self.next < self.ids.len() && self.next < self.limit as usize
+    }
+
+    /// Whether there is anything left to do when there is room.
+    fn is_open(&self) -> bool {
+        self.may_read() || !self.pack.is_empty()
+    }
+
+    /// Adds a block; what was packed before comes back when the two do not fit one message.
+    fn push(&mut self, block: Bytes) -> Vec<Bytes> {
+        let bytes = BLOCK_HEAD + block.len();
+        let full = if self.pack_bytes + bytes > MESSAGE_BYTES_MAX { self.take_pack() } else { Vec::new() };
+        self.pack_bytes += bytes;
+        self.pack.push(block);
+        full
+    }
+
+    fn take_pack(&mut self) -> Vec<Bytes> {
+        self.pack_bytes = BLOCKS_HEAD;
+        std::mem::take(&mut self.pack)
+    }
+}

@@ -1,0 +1,141 @@
+//! Sessions: who is there, since when, and with which store.
+//!
+//! The node below (worker, leecher) says hello to its master whenever the link comes up and whenever
+//! the master's retained state shows another start of it. A hello that asks for an answer gets one.
+//! A hello with a new epoch ends whatever was under way; one with a new store voids the cursor.
+
+use super::wire::{Hello, SyncMessage};
+use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
+use crate::id::NodeName;
+use crate::message::{Answer, Effects, Question};
+use crate::name::NAME_BYTES_MAX;
+use crate::role::{may_announce, may_fetch};
+use crate::time::Time;
+use bytes::Bytes;
+
+/// A peer that has said hello since the link came up.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    /// The peer is our master: everything of ours concerns it.
+    pub(super) upstream: bool,
+    pub(super) epoch: u64,
+    pub(super) store: u64,
+    pub(super) subscriptions: Vec<String>,
+}
+
+impl Session {
+    /// A number that changes when the peer wants to hear of other names.
+    pub(super) fn interest(&self) -> u64 {
+        let mut hasher = blake3::Hasher::new();
+        for prefix in &self.subscriptions {
+            hasher.update(prefix.as_bytes());
+            hasher.update(&[0]);
+        }
+        let hash = hasher.finalize();
+        u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+    }
+}
+
+impl Sync {
+    pub(super) fn say_hello(&mut self, now: Time, to: &NodeName, out: &mut Effects) {
+        self.send_hello(to, true, out);
+        if let Some(peer) = self.peers.get_mut(to) {
+            peer.hello_at_ms = Some(now.mono_ms + peer.hello_wait_ms);
+            peer.hello_wait_ms = (peer.hello_wait_ms * 2).min(RETRY_MS_MAX);
+        }
+    }
+
+    fn send_hello(&mut self, to: &NodeName, answer: bool, out: &mut Effects) {
+        let upstream = self.upstream.as_ref() == Some(to);
+        let hello = Hello {
+            epoch: self.wires.epoch,
+            store: self.wires.store,
+            role: self.wires.role,
+            subscriptions: if upstream { self.subscriptions.clone() } else { Vec::new() },
+            answer,
+        };
+        self.wires.post(to, &SyncMessage::Hello(hello), out);
+    }
+
+    pub(super) fn repeat_hellos(&mut self, now: Time, out: &mut Effects) {
+        let due = |peer: &Peer| peer.hello_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms);
+        let names: Vec<NodeName> =
+            self.peers.iter().filter(|(_, peer)| due(peer)).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.say_hello(now, &name, out);
+        }
+    }
+
+    pub(super) fn hello(&mut self, now: Time, from: &NodeName, hello: Hello, out: &mut Effects) {
+        let upstream = self.upstream.as_ref() == Some(from);
+        let sessions = self.sessions().filter(|name| *name != from).count();
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        let related = may_announce(peer.role, self.wires.role)
+            || may_announce(self.wires.role, peer.role)
+            || may_fetch(peer.role, self.wires.role);
+        if hello.role != peer.role || !related {
+            let why = format!("it says it is a {}; here it is configured as a {}", hello.role, peer.role);
+            return self.wires.dropped(from, why, out);
+        }
+        if hello.subscriptions.iter().any(|prefix| prefix.len() > NAME_BYTES_MAX) {
+            return self.wires.dropped(from, "a subscription longer than any name".into(), out);
+        }
+        if sessions >= self.sessions_max {
+            let why = format!("{sessions} peers have a session, no more are served at once");
+            return self.wires.dropped(from, why, out);
+        }
+        peer.hello_at_ms = None;
+        peer.hello_wait_ms = RETRY_MS;
+        let session =
+            Session { upstream, epoch: hello.epoch, store: hello.store, subscriptions: hello.subscriptions };
+        let restarted = peer.session.as_ref().is_some_and(|old| old.epoch != session.epoch);
+        peer.session = Some(session);
+        peer.out.rewind();
+        peer.out.loading = true;
+        if restarted {
+            self.incoming.retain(|(name, _), _| name != from);
+        }
+        if hello.answer {
+            self.send_hello(from, false, out);
+        }
+        let question = Question::Settings(cursor_key(from));
+        self.asked.ask(Purpose::Cursor { peer: from.clone() }, question, out);
+        self.fetches.session(now, from, &mut self.wires, out);
+    }
+
+    pub(super) fn cursor_loaded(&mut self, now: Time, from: &NodeName, answer: Answer, out: &mut Effects) {
+        let Some(Peer { session: Some(session), out: outbox, .. }) = self.peers.get_mut(from) else { return };
+        let key = cursor_key(from);
+        let value = match answer {
+            Answer::Settings(settings) => {
+                settings.into_iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+            }
+            // Nothing known: announce everything again, which the receiver answers from what it has.
+            _ => None,
+        };
+        outbox.load(value.as_deref(), session.store, session.interest());
+        self.delivered(from, out);
+        self.pump(now, from, out);
+    }
+
+    /// The retained state of the master: another start of it needs another hello.
+    pub(super) fn peer_state(&mut self, now: Time, from: &NodeName, payload: &Bytes, out: &mut Effects) {
+        if self.upstream.as_ref() != Some(from) || !self.wires.up {
+            return;
+        }
+        let state = std::str::from_utf8(payload).unwrap_or_default();
+        let Some(peer) = self.peers.get(from) else { return };
+        let known = match &peer.session {
+            Some(session) => state.contains(&format!("\"epoch\":{}", session.epoch)),
+            None => peer.hello_wait_ms == RETRY_MS * 2,
+        };
+        if state.contains("\"state\":\"online\"") && !known {
+            self.say_hello(now, from, out);
+        }
+    }
+}
+
+/// The setting that holds a peer's cursor.
+pub(super) fn cursor_key(peer: &NodeName) -> String {
+    format!("cursor/{peer}")
+}

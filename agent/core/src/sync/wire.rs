@@ -1,0 +1,254 @@
+//! The messages of sync, byte for byte those of `docs/protocol.md`: postcard, one message a payload.
+//!
+//! Refused, and counted by the caller: other versions, messages over [`MESSAGE_BYTES_MAX`], lists over
+//! their bound, trailing bytes.
+
+use crate::binding::Binding;
+use crate::id::BlockId;
+use crate::limits::{ANNOUNCE_ENTRIES_MAX, MESSAGE_BYTES_MAX};
+use crate::name::Name;
+use crate::request::Target;
+use crate::role::Role;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// A signed message of sync.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncMessage {
+    /// I am here, and this is what I want to hear of.
+    Hello(Hello),
+    /// These names have these contents; ask for what you lack.
+    Announce(Announce),
+    /// Send me these blocks.
+    Want(Want),
+    /// You may have sent this many blocks of that want in all.
+    Credit {
+        /// The announcement.
+        group: u32,
+        /// The want's round.
+        round: u32,
+        /// Blocks, counted from the beginning of the round.
+        limit: u32,
+    },
+    /// These entries are on my flash, synced, or will never be.
+    Ack {
+        /// The announcement.
+        group: u32,
+        /// Index of the entry and what became of it.
+        outcomes: Vec<(u16, Outcome)>,
+    },
+    /// Announce again, later: too much at once.
+    Busy {
+        /// The announcement.
+        group: u32,
+    },
+    /// Announce this object to me.
+    Fetch {
+        /// The asker's number for it.
+        request: u32,
+        /// What.
+        target: Target,
+    },
+    /// There is no such object here.
+    NotFound {
+        /// The asker's number.
+        request: u32,
+    },
+    /// A block that was wanted can not be read here.
+    Missing {
+        /// The announcement.
+        group: u32,
+        /// The want's round.
+        round: u32,
+        /// The block.
+        id: BlockId,
+    },
+}
+
+/// The first message of a session, repeated until it is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Drawn at each start of the process: another one means that all in flight is forgotten.
+    pub epoch: u64,
+    /// The store: another one means that every acknowledgement so far is void.
+    pub store: u64,
+    /// What the sender takes itself to be; the receiver's configuration decides.
+    pub role: Role,
+    /// Prefixes it wants to hear of.
+    pub subscriptions: Vec<String>,
+    /// Please say hello too.
+    pub answer: bool,
+}
+
+/// Up to [`ANNOUNCE_ENTRIES_MAX`] names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announce {
+    /// The sender's number for it; answers refer to it.
+    pub group: u32,
+    /// The number of the `Fetch` this answers.
+    pub request: Option<u32>,
+    /// The names and what they are bound to.
+    pub entries: Vec<(Name, Binding)>,
+}
+
+/// What a receiver lacks of one announcement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// The announcement.
+    pub group: u32,
+    /// Counts up with every want of the announcement; blocks of older rounds still count when asked for.
+    pub round: u32,
+    /// Which blocks.
+    pub blocks: Wanted,
+    /// How many may be sent before a `Credit` says more.
+    pub limit: u32,
+}
+
+/// Which blocks a want is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wanted {
+    /// The roots of these entries.
+    Roots(Vec<u16>),
+    /// The children of a manifest, a bit each, least significant first.
+    Children {
+        /// The manifest, which the receiver has.
+        manifest: BlockId,
+        /// Set: send it.
+        missing: Vec<u8>,
+    },
+}
+
+/// What became of an announced entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It is on flash, synced.
+    Stored,
+    /// The receiver has a newer version.
+    Superseded,
+    /// It is on flash, synced, beside another version: a conflict.
+    Conflict,
+    /// It will not be taken.
+    Refused(Refusal),
+}
+
+/// Why an entry is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The sender's role may not announce to the receiver's.
+    #[error("its role may not announce to this node")]
+    Role,
+    /// The content is not what the binding says.
+    #[error("its content does not match its binding")]
+    Content,
+    /// More writers than a version can hold.
+    #[error("too many nodes have written this name")]
+    Writers,
+    /// The sender can not read a block of it.
+    #[error("the sender has lost a block of it")]
+    Lost,
+}
+
+/// Why a payload is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Over the limit.
+    #[error("the message has {0} bytes, {MESSAGE_BYTES_MAX} are the limit")]
+    Large(usize),
+    /// Not a message of this version.
+    #[error("the message does not parse; the peer may run another version")]
+    Malformed,
+    /// A list over its bound.
+    #[error("the message lists too much")]
+    Long,
+}
+
+impl SyncMessage {
+    /// The message's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("sync messages hold only types that postcard can write")
+    }
+
+    /// Reads a message whose signature was checked.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let message = decode_all(bytes)?;
+        let long = match &message {
+            SyncMessage::Hello(hello) => hello.subscriptions.len() > ANNOUNCE_ENTRIES_MAX,
+            SyncMessage::Announce(announce) => announce.entries.len() > ANNOUNCE_ENTRIES_MAX,
+            SyncMessage::Want(Want { blocks: Wanted::Roots(roots), .. }) => roots.len() > ANNOUNCE_ENTRIES_MAX,
+            SyncMessage::Ack { outcomes, .. } => outcomes.len() > ANNOUNCE_ENTRIES_MAX,
+            SyncMessage::Want(_)
+            | SyncMessage::Credit { .. }
+            | SyncMessage::Busy { .. }
+            | SyncMessage::Fetch { .. }
+            | SyncMessage::NotFound { .. }
+            | SyncMessage::Missing { .. } => false,
+        };
+        if long { Err(WireError::Long) } else { Ok(message) }
+    }
+}
+
+fn decode_all<'b, T: Deserialize<'b>>(bytes: &'b [u8]) -> Result<T, WireError> {
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return Err(WireError::Large(bytes.len()));
+    }
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        Ok(_) | Err(_) => Err(WireError::Malformed),
+    }
+}
+
+/// Blocks for one announcement: the group, then each block behind its length, all little-endian `u32`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// The announcement.
+    pub group: u32,
+    /// The blocks.
+    pub blocks: Vec<Bytes>,
+}
+
+/// Bytes a block takes in a [`Blocks`] message beside its own.
+pub const BLOCK_HEAD: usize = 4;
+/// Bytes of a [`Blocks`] message before its first block.
+pub const BLOCKS_HEAD: usize = 5;
+const BLOCKS_VERSION: u8 = 1;
+
+impl Blocks {
+    /// The message's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let bytes = self.blocks.iter().map(|block| BLOCK_HEAD + block.len()).sum::<usize>();
+        let mut message = Vec::with_capacity(BLOCKS_HEAD + bytes);
+        message.push(BLOCKS_VERSION);
+        message.extend_from_slice(&self.group.to_le_bytes());
+        for block in &self.blocks {
+            let length = u32::try_from(block.len()).expect("a block has at most 120 KiB");
+            message.extend_from_slice(&length.to_le_bytes());
+            message.extend_from_slice(block);
+        }
+        message
+    }
+
+    /// Reads a message; the blocks share its memory.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, WireError> {
+        if bytes.len() > MESSAGE_BYTES_MAX {
+            return Err(WireError::Large(bytes.len()));
+        }
+        if bytes.len() < BLOCKS_HEAD || bytes[0] != BLOCKS_VERSION {
+            return Err(WireError::Malformed);
+        }
+        let head = bytes.split_to(BLOCKS_HEAD);
+        let group = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+        let mut blocks = Vec::new();
+        while !bytes.is_empty() {
+            if bytes.len() < BLOCK_HEAD {
+                return Err(WireError::Malformed);
+            }
+            let head = bytes.split_to(BLOCK_HEAD);
+            let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+            if length == 0 || length > bytes.len() {
+                return Err(WireError::Malformed);
+            }
+            blocks.push(bytes.split_to(length));
+        }
+        Ok(Blocks { group, blocks })
+    }
+}
