@@ -212,3 +212,160 @@ pub fn resolve(name: &Name, local: &Binding, incoming: &Binding) -> Result<Resol
         Content::Object { .. } | Content::Deleted => Resolution::Merged(merged(winner)),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(index: usize) -> NodeName {
+        format!("n{index:03}").parse().unwrap()
+    }
+
+    fn binding(origin: usize, version: Version, content: Content, meta: Meta) -> Binding {
+        Binding { version, content, meta, origin: node(origin), conflict_of: None }
+    }
+
+    fn content() -> impl Strategy<Value = Content> {
+        prop_oneof![
+            1 => Just(Content::Deleted),
+            4 => (0u8..4).prop_map(|byte| Content::Object { root: BlockId([byte; 32]), depth: 0 }),
+        ]
+    }
+
+    /// A binding as node `origin` might write it after seeing some writes of others; few values, many ties.
+    fn written(origin: usize) -> impl Strategy<Value = Binding> {
+        let seen = prop::collection::vec(0usize..4, 0..4);
+        (seen, content(), 0i64..3, 1u64..3, 0u32..2).prop_map(move |(seen, content, mtime_ms, size, mode)| {
+            let mut version = Version::default();
+            seen.into_iter().chain([origin]).for_each(|writer| version.bump(&node(writer)).unwrap());
+            binding(origin, version, content, Meta { size, mtime_ms, mode })
+        })
+    }
+
+    /// Takes an incoming binding as a node does; a loser is a further incoming binding for its own name.
+    fn take(names: &mut BTreeMap<Name, Binding>, name: &Name, incoming: Binding) {
+        let Some(local) = names.get(name) else {
+            names.insert(name.clone(), incoming);
+            return;
+        };
+        match resolve(name, local, &incoming).unwrap() {
+            Resolution::Same | Resolution::Stale => {}
+            Resolution::Newer => drop(names.insert(name.clone(), incoming)),
+            Resolution::Merged(merged) => drop(names.insert(name.clone(), merged)),
+            Resolution::Conflict { winner, loser_name, loser } => {
+                names.insert(name.clone(), winner);
+                take(names, &loser_name, loser);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn both_nodes_end_with_the_same_bindings(a in written(0), b in written(1)) {
+            let name = Name::parse("a/b").unwrap();
+            let mut left = BTreeMap::from([(name.clone(), a.clone())]);
+            let mut right = BTreeMap::from([(name.clone(), b.clone())]);
+            take(&mut left, &name, b.clone());
+            take(&mut right, &name, a.clone());
+            prop_assert_eq!(&left, &right);
+            let is_kept = |content: Content| content == Content::Deleted || left.values().any(|kept| kept.content == content);
+            if a.version.order(&b.version) == Relation::Concurrent {
+                prop_assert!(is_kept(a.content) && is_kept(b.content), "no object is lost");
+            }
+            take(&mut left, &name, b);
+            take(&mut left, &name, a);
+            prop_assert_eq!(left, right, "what is known already changes nothing");
+        }
+
+        #[test]
+        fn two_nodes_that_tell_each_other_all_converge(all in [written(0), written(1), written(2)], order in Just([0usize, 1, 2]).prop_shuffle()) {
+            let name = Name::parse("a/b").unwrap();
+            let (mut left, mut right) = (BTreeMap::new(), BTreeMap::new());
+            all.iter().for_each(|binding| take(&mut left, &name, binding.clone()));
+            order.iter().for_each(|index| take(&mut right, &name, all[*index].clone()));
+            for _ in 0..4 {
+                left.clone().into_iter().for_each(|(name, binding)| take(&mut right, &name, binding));
+                right.clone().into_iter().for_each(|(name, binding)| take(&mut left, &name, binding));
+            }
+            prop_assert_eq!(left, right);
+        }
+
+        #[test]
+        fn a_stored_binding_survives_and_any_bytes_are_refused_or_survive(
+            mut binding in written(2), via in prop::option::of(0usize..9), bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            binding.conflict_of = Some(Name::parse("x").unwrap());
+            let stored = Stored { binding, via: via.map(node) };
+            prop_assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
+            if let Ok(read) = Stored::decode(&[&[FORMAT], &bytes[..]].concat()) {
+                prop_assert_eq!(Stored::decode(&read.encode()), Ok(read));
+            }
+        }
+    }
+
+    #[test]
+    fn a_reborn_node_that_counts_anew_makes_a_conflict_and_loses_nothing() {
+        let mut version = Version::default();
+        version.bump(&node(0)).unwrap();
+        let meta = Meta { size: 1, mtime_ms: 0, mode: 0o644 };
+        let object = |byte| Content::Object { root: BlockId([byte; 32]), depth: 0 };
+        let (old, new) = (binding(0, version.clone(), object(1), meta), binding(0, version, object(2), meta));
+        let name = Name::parse("a").unwrap();
+        assert!(matches!(resolve(&name, &old, &new), Ok(Resolution::Conflict { .. })));
+        assert_eq!(resolve(&name, &old, &new), resolve(&name, &new, &old));
+    }
+
+    #[test]
+    fn claims_that_can_not_be_are_refused() {
+        let mut version = Version::default();
+        version.bump(&node(0)).unwrap();
+        let check = |root, depth, size| {
+            let meta = Meta { size, mtime_ms: 0, mode: 0 };
+            binding(0, version.clone(), Content::Object { root, depth }, meta).check()
+        };
+        let root = BlockId([1; 32]);
+        assert_eq!(check(root, 0, 120 * 1024), Ok(()));
+        assert_eq!(
+            check(root, 0, 120 * 1024 + 1),
+            Err(BindingError::Size { size: 120 * 1024 + 1, depth: 0 })
+        );
+        assert_eq!(check(root, 1, 2048 * 120 * 1024), Ok(()));
+        assert!(check(root, 1, 2048 * 120 * 1024 + 1).is_err());
+        assert_eq!(check(root, DEPTH_MAX, u64::MAX), Ok(()));
+        assert_eq!(check(root, DEPTH_MAX + 1, 1), Err(BindingError::Depth(DEPTH_MAX + 1)));
+        assert!(check(root, 1, 0).is_err(), "only the empty object has no bytes");
+        assert_eq!(check(EMPTY_OBJECT, 0, 0), Ok(()));
+        assert!(check(EMPTY_OBJECT, 0, 1).is_err());
+        assert!(check(EMPTY_OBJECT, 1, 0).is_err());
+        let meta = Meta { size: 0, mtime_ms: 0, mode: 0 };
+        let foreign = binding(1, version.clone(), Content::Deleted, meta);
+        assert_eq!(foreign.check(), Err(BindingError::Origin(node(1))));
+        assert_eq!(EMPTY_OBJECT, BlockId::of(b""));
+    }
+
+    #[test]
+    fn the_largest_binding_fits_and_damage_is_named() {
+        let long = |index: usize| format!("{index:064}").parse::<NodeName>().unwrap();
+        let mut version = Version::default();
+        (0..64).for_each(|index| version.bump(&long(index)).unwrap());
+        let content = Content::Object { root: BlockId([1; 32]), depth: DEPTH_MAX };
+        let meta = Meta { size: u64::MAX, mtime_ms: i64::MIN, mode: u32::MAX };
+        let conflict_of = Some(Name::parse(&"x".repeat(1024)).unwrap());
+        let binding = Binding { version, content, meta, origin: long(0), conflict_of };
+        let stored = Stored { binding, via: Some(long(1)) };
+        let bytes = stored.encode();
+        // Counters near their end take nine bytes more each.
+        assert!(bytes.len() + 64 * 9 <= STORED_BYTES_MAX, "{}", bytes.len());
+        assert_eq!(Stored::decode(&bytes), Ok(stored));
+        assert_eq!(Stored::decode(&[&bytes[..], &[0]].concat()), Err(BindingError::Trailing(1)));
+        assert_eq!(Stored::decode(&[&[9], &bytes[1..]].concat()), Err(BindingError::Format(9)));
+        assert_eq!(Stored::decode(&[0; 8193]), Err(BindingError::TooLong(8193)));
+        for end in 0..bytes.len() {
+            assert!(matches!(Stored::decode(&bytes[..end]), Err(BindingError::Malformed(_))), "cut at {end}");
+        }
+    }
+}

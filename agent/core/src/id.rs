@@ -226,3 +226,78 @@ impl<'de> Deserialize<'de> for NodeName {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_block_is_shown_as_the_cid_that_ipfs_tools_give_it() {
+        // `b` and RFC 4648 base32, in lower case, of 01 55 1e 20 and the hash.
+        assert_eq!(
+            BlockId::of(b"").to_string(),
+            "bafkr4ifpcne3t5pzugtkaqcn5i3nzskjtpfslsnnyejlpte2spfoihzsmi"
+        );
+        assert_eq!(BlockId::of(b"").short(), "af1349b9");
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_id_survives_text_json_and_postcard(hash: [u8; 32]) {
+            let id = BlockId(hash);
+            prop_assert_eq!(id.to_string().parse(), Ok(id));
+            let json = serde_json::to_string(&id).unwrap();
+            prop_assert_eq!(&json, &format!("\"{id}\""));
+            prop_assert_eq!(serde_json::from_str::<BlockId>(&json).unwrap(), id);
+            prop_assert_eq!(postcard::to_allocvec(&id).unwrap(), hash.to_vec());
+            prop_assert_eq!(postcard::from_bytes::<BlockId>(&hash).unwrap(), id);
+        }
+
+        #[test]
+        fn any_text_is_refused_or_printed_back(text in ".{0,200}") {
+            if let Ok(id) = text.parse::<BlockId>() {
+                prop_assert_eq!(id.to_string(), text.clone());
+            }
+            if let Ok(node) = text.parse::<NodeName>() {
+                prop_assert_eq!(node.as_str(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn each_kind_of_wrong_cid_is_named() {
+        let id = BlockId::of(b"larder");
+        let hash = multihash::Multihash::wrap(HASH_BLAKE3, &id.0).unwrap();
+        let sha256 = multihash::Multihash::wrap(0x12, &id.0).unwrap();
+        let short = multihash::Multihash::wrap(HASH_BLAKE3, &id.0[..20]).unwrap();
+        let error = |cid: cid::Cid| cid.to_string().parse::<BlockId>().unwrap_err();
+        assert!(matches!(error(cid::Cid::new_v1(0x70, hash)), CidError::Codec { codec: 0x70, .. }));
+        assert!(matches!(error(cid::Cid::new_v1(CODEC_RAW, sha256)), CidError::Hash { code: 0x12, .. }));
+        assert!(matches!(error(cid::Cid::new_v1(CODEC_RAW, short)), CidError::Hash { bytes: 20, .. }));
+        let text = id.to_string();
+        assert!(matches!(text.to_uppercase().parse::<BlockId>(), Err(CidError::NotCanonical { .. })));
+        assert!(matches!("".parse::<BlockId>(), Err(CidError::Malformed { .. })));
+        assert!(matches!(text[..20].parse::<BlockId>(), Err(CidError::Malformed { .. })));
+        assert_eq!("b".repeat(161).parse::<BlockId>(), Err(CidError::TooLong(161)));
+    }
+
+    #[test]
+    fn a_node_name_is_one_topic_level() {
+        for good in ["a", "0", "cam-7.site_b", &"x".repeat(64)] {
+            let node: NodeName = good.parse().unwrap();
+            assert_eq!(
+                serde_json::from_str::<NodeName>(&serde_json::to_string(&node).unwrap()).unwrap(),
+                node
+            );
+        }
+        assert_eq!("".parse::<NodeName>(), Err(NodeNameError::Empty));
+        assert_eq!("x".repeat(65).parse::<NodeName>(), Err(NodeNameError::TooLong(65)));
+        assert_eq!("-a".parse::<NodeName>(), Err(NodeNameError::Start("-a".into())));
+        for bad in ["a/b", "a+", "#", "Cam", "a b", "ä", "a\0"] {
+            assert!(matches!(bad.parse::<NodeName>(), Err(NodeNameError::Character { .. })), "{bad:?}");
+            assert!(serde_json::from_str::<NodeName>(&serde_json::to_string(bad).unwrap()).is_err());
+        }
+    }
+}

@@ -188,3 +188,90 @@ impl<'de> Deserialize<'de> for Name {
         Name::try_from(String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn each_kind_of_wrong_name_is_refused_on_every_way_in() {
+        let text = |name: &str| name.to_owned();
+        let cases = [
+            ("", NameError::Empty),
+            ("/", NameError::Absolute(text("/"))),
+            ("/etc/passwd", NameError::Absolute(text("/etc/passwd"))),
+            ("a/", NameError::TrailingSlash(text("a/"))),
+            ("a//b", NameError::EmptyPart(text("a//b"))),
+            (".", NameError::DotPart { name: text("."), part: "." }),
+            ("a/./b", NameError::DotPart { name: text("a/./b"), part: "." }),
+            ("..", NameError::DotPart { name: text(".."), part: ".." }),
+            ("a/../../b", NameError::DotPart { name: text("a/../../b"), part: ".." }),
+            ("a\0b", NameError::Control { name: text("a\0b"), character: '\0' }),
+            ("a\nb", NameError::Control { name: text("a\nb"), character: '\n' }),
+            ("a\u{85}b", NameError::Control { name: text("a\u{85}b"), character: '\u{85}' }),
+        ];
+        for (name, error) in cases {
+            assert_eq!(Name::parse(name), Err(error.clone()));
+            assert_eq!(Name::from_bytes(name.as_bytes()), Err(error.clone()));
+            assert_eq!(Name::try_from(name.to_owned()), Err(error.clone()));
+            assert!(postcard::from_bytes::<Name>(&postcard::to_allocvec(name).unwrap()).is_err());
+            assert!(serde_json::from_str::<Name>(&serde_json::to_string(name).unwrap()).is_err());
+            assert_eq!(Name(name.into()).to_relative_path(), Err(error), "refused again on the way out");
+        }
+        assert_eq!(Name::parse(&"x".repeat(1025)), Err(NameError::TooLong(1025)));
+        assert!(matches!(Name::from_bytes(b"a\xff"), Err(NameError::NotUtf8(_))));
+    }
+
+    #[test]
+    fn ordinary_names_are_taken() {
+        for name in
+            ["a", "a/b/c", "...", ".hidden", "..a/b..", "a\\..\\b", "ü/日本", "a b", &"x".repeat(1024)]
+        {
+            let parsed = Name::parse(name).unwrap();
+            assert_eq!(parsed.as_str(), name);
+            assert_eq!(parsed.to_relative_path().unwrap(), Path::new(name));
+        }
+    }
+
+    #[test]
+    fn a_prefix_holds_whole_parts() {
+        let name = Name::parse("cam/day1/a.jpg").unwrap();
+        for prefix in ["", "/", "cam", "cam/", "cam/day1", "cam/day1/a.jpg"] {
+            assert!(name.under(prefix), "{prefix}");
+        }
+        for prefix in ["ca", "cam/day", "day1", "cam/day1/a.jpg/b", "/cam"] {
+            assert!(!name.under(prefix), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn a_conflict_name_says_which_version_it_keeps() {
+        let root = BlockId([0xab; 32]);
+        assert_eq!(Name::parse("a/b.txt").unwrap().conflict(root).as_str(), "a/b.txt.conflict-abababab");
+        let long_part = Name::parse(&format!("a/{}", "é".repeat(127))).unwrap().conflict(root);
+        assert_eq!(long_part.as_str().len(), 2 + 236 + 18, "cut at a character, within what ext4 can hold");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_stay_inside(bytes in prop::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), any::<u8>()], 0..1100)) {
+            if let Ok(name) = Name::from_bytes(&bytes) {
+                prop_assert!(name.to_relative_path().unwrap().components().all(|part| matches!(part, std::path::Component::Normal(_))));
+                prop_assert_eq!(name.as_str().as_bytes(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_conflict_name_is_always_a_name(parts in prop::collection::vec("[a.é]{1,90}", 1..14), hash: [u8; 32]) {
+            let text = parts.join("/");
+            let text = text[..text.floor_char_boundary(NAME_BYTES_MAX)].trim_end_matches('/');
+            if let Ok(name) = Name::parse(text) {
+                let conflict = name.conflict(BlockId(hash));
+                prop_assert!(conflict.as_str().ends_with(&BlockId(hash).short()));
+                prop_assert_eq!(Name::parse(conflict.as_str()), Ok(conflict.clone()));
+            }
+        }
+    }
+}

@@ -169,3 +169,101 @@ impl<'de> Visitor<'de> for Writers {
         Ok(Version(writers))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(index: usize) -> NodeName {
+        format!("n{index:03}").parse().unwrap()
+    }
+
+    fn version() -> impl Strategy<Value = Version> {
+        prop::collection::vec(0usize..5, 0..8).prop_map(|writes| {
+            let mut version = Version::default();
+            writes.into_iter().for_each(|writer| version.bump(&node(writer)).unwrap());
+            version
+        })
+    }
+
+    fn opposite(relation: Relation) -> Relation {
+        match relation {
+            Relation::Before => Relation::After,
+            Relation::After => Relation::Before,
+            Relation::Equal | Relation::Concurrent => relation,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_is_seen_alike_from_both_sides(a in version(), b in version()) {
+            prop_assert_eq!(a.order(&b), opposite(b.order(&a)));
+            prop_assert_eq!(a.order(&b) == Relation::Equal, a == b);
+        }
+
+        #[test]
+        fn a_merge_knows_both_and_nothing_more(a in version(), b in version(), c in version()) {
+            let ab = a.merge(&b).unwrap();
+            prop_assert!(matches!(ab.order(&a), Relation::Equal | Relation::After));
+            prop_assert!(matches!(ab.order(&b), Relation::Equal | Relation::After));
+            prop_assert_eq!(&ab, &b.merge(&a).unwrap());
+            prop_assert_eq!(a.merge(&a).unwrap(), a.clone());
+            prop_assert_eq!(ab.merge(&c).unwrap(), a.merge(&b.merge(&c).unwrap()).unwrap());
+            let knows_both = |v: &Version| v.knows(&a) && v.knows(&b);
+            prop_assert!(!knows_both(&c) || c.knows(&ab), "the merge is the least");
+        }
+
+        #[test]
+        fn a_write_comes_after_all_it_knew(a in version(), writer in 0usize..5) {
+            let mut next = a.clone();
+            next.bump(&node(writer)).unwrap();
+            prop_assert_eq!(next.order(&a), Relation::After);
+            prop_assert!(next.contains(&node(writer)));
+        }
+
+        #[test]
+        fn two_writes_apart_are_concurrent(a in version()) {
+            let (mut left, mut right) = (a.clone(), a);
+            left.bump(&node(7)).unwrap();
+            right.bump(&node(8)).unwrap();
+            prop_assert_eq!(left.order(&right), Relation::Concurrent);
+        }
+
+        #[test]
+        fn a_version_survives_postcard(a in version()) {
+            prop_assert_eq!(postcard::from_bytes::<Version>(&postcard::to_allocvec(&a).unwrap()).unwrap(), a);
+        }
+    }
+
+    #[test]
+    fn a_writer_too_many_is_refused_and_changes_nothing() {
+        let mut full = Version::default();
+        (0..WRITERS_MAX).for_each(|index| full.bump(&node(index)).unwrap());
+        let before = full.clone();
+        assert_eq!(full.bump(&node(99)), Err(VersionError::TooManyWriters));
+        assert_eq!(full, before);
+        full.bump(&node(3)).unwrap();
+        let mut other = Version::default();
+        other.bump(&node(99)).unwrap();
+        assert_eq!(full.merge(&other), Err(VersionError::TooManyWriters));
+        assert_eq!(full.merge(&before), Ok(full.clone()));
+    }
+
+    #[test]
+    fn malformed_versions_are_not_read() {
+        let (a, b) = (node(1), node(2));
+        let read = |writers: &[(NodeName, u64)]| {
+            postcard::from_bytes::<Version>(&postcard::to_allocvec(writers).unwrap())
+        };
+        assert!(read(&[(a.clone(), 1), (b.clone(), u64::MAX)]).is_ok());
+        assert!(read(&[(b.clone(), 1), (a.clone(), 1)]).is_err(), "out of order");
+        assert!(read(&[(a.clone(), 1), (a.clone(), 2)]).is_err(), "twice");
+        assert!(read(&[(a.clone(), 0)]).is_err(), "wrote nothing");
+        assert!(read(&(0..65).map(|index| (node(index), 1)).collect::<Vec<_>>()).is_err(), "too many");
+        assert!(postcard::from_bytes::<Version>(&[0xff; 10]).is_err(), "a claimed length allocates nothing");
+        let mut last = read(&[(a.clone(), u64::MAX)]).unwrap();
+        assert_eq!(last.bump(&a), Err(VersionError::Exhausted(a)));
+    }
+}
