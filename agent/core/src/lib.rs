@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod batcher;
 pub mod binding;
 pub mod id;
 pub mod name;

@@ -1,10 +1,15 @@
 //! Objects: byte streams of any size as trees of blocks.
 //!
-//! `chunk` cuts a stream into data blocks, `manifest` lists them in nested blocks, `walk` reads a range
-//! back and `reach` lists every block of an object. All four take and give blocks and never store or fetch
+//! [`chunk`] cuts a stream into data blocks, [`manifest`] lists them in nested blocks, [`walk`] reads a range
+//! back and [`reach`] lists every block of an object. All four take and give blocks and never store or fetch
 //! one; each keeps at most a few blocks in memory whatever the object's size.
 
 use crate::id::BlockId;
+
+pub mod chunk;
+pub mod manifest;
+pub mod reach;
+pub mod walk;
 
 /// The most bytes in a block, so that a block fits one MQTT message of a hosted broker.
 pub const BLOCK_BYTES_MAX: usize = 120 * 1024;
