@@ -105,9 +105,19 @@ impl Name {
 
     /// The name under which the losing version of this name is kept: `<name>.conflict-<8 hex of root>`. When
     /// that is too long, the last part (and then the whole) is cut at a character, the same way everywhere.
+    /// Never this name itself: a cut one that would be says 16 hex.
     #[must_use]
     pub fn conflict(&self, root: BlockId) -> Name {
         let suffix = format!(".conflict-{}", root.short());
+        let name = self.with_suffix(&suffix);
+        if name != *self {
+            return name;
+        }
+        let more: String = root.0[4..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.with_suffix(&format!("{suffix}{more}"))
+    }
+
+    fn with_suffix(&self, suffix: &str) -> Name {
         let last_start = self.0.rfind('/').map_or(0, |slash| slash + 1);
         let room = (last_start + PART_BYTES_MAX).min(NAME_BYTES_MAX) - suffix.len();
         let kept = &self.0[..self.0.floor_char_boundary(room)];
@@ -252,6 +262,9 @@ mod tests {
         assert_eq!(Name::parse("a/b.txt").unwrap().conflict(root).as_str(), "a/b.txt.conflict-abababab");
         let long_part = Name::parse(&format!("a/{}", "é".repeat(127))).unwrap().conflict(root);
         assert_eq!(long_part.as_str().len(), 2 + 236 + 18, "cut at a character, within what ext4 can hold");
+        let full = Name::parse(&"x".repeat(255)).unwrap().conflict(root);
+        let again = full.conflict(root);
+        assert!(again != full && again.as_str().ends_with(".conflict-abababababababab"), "never itself");
     }
 
     proptest! {
@@ -269,6 +282,8 @@ mod tests {
             let text = text[..text.floor_char_boundary(NAME_BYTES_MAX)].trim_end_matches('/');
             if let Ok(name) = Name::parse(text) {
                 let conflict = name.conflict(BlockId(hash));
+                prop_assert_ne!(&conflict, &name);
+                prop_assert_ne!(&conflict.conflict(BlockId(hash)), &conflict);
                 prop_assert!(conflict.as_str().ends_with(&BlockId(hash).short()));
                 prop_assert_eq!(Name::parse(conflict.as_str()), Ok(conflict.clone()));
             }
