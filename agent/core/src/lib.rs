@@ -1,1 +1,4 @@
 //! .
+pub mod board;
+pub mod profile;
+pub mod role;
