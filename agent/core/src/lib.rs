@@ -1,4 +1,17 @@
-//! .
+//! Every decision Larder makes, without I/O.
+//!
+//! Nothing here reads a clock, a file, a socket, the environment or entropy: what a decision needs comes in
+//! as an argument, what it wants done goes out as a value. So a whole fleet can be simulated from a seed.
+//! `clippy.toml` beside this crate bans the ways round that.
+
+#![forbid(unsafe_code)]
+
+pub mod binding;
 pub mod board;
+pub mod id;
+pub mod name;
+pub mod object;
 pub mod profile;
 pub mod role;
+pub mod time;
+pub mod version;
