@@ -8,8 +8,11 @@
 
 pub mod batcher;
 pub mod binding;
+pub mod board;
 pub mod id;
 pub mod name;
 pub mod object;
+pub mod profile;
+pub mod role;
 pub mod time;
 pub mod version;

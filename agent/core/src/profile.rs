@@ -1,0 +1,130 @@
+//! A power profile: how much waiting, memory and work at once a node may spend.
+//!
+//! Duty: the shape of a profile file and the check of its values. The files are in
+//! `power-profiles/`; whoever loads one parses it, calls [`Profile::check`] and uses it whole.
+//! Refuses: unknown keys (when parsed) and values that cannot work (when checked).
+//! Bound: every value has a range. Failure: [`ProfileError`] names key, value and range.
+
+use core::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes of the largest MQTT message that carries a block; batches smaller than it make no sense.
+const MESSAGE_BYTES: u64 = 128 << 10;
+
+/// A power profile as its file writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// How configuration and status name it.
+    pub name: String,
+    /// One sentence for people.
+    pub summary: String,
+    /// The one timer: every deadline is served at a multiple of this.
+    pub tick_ms: u64,
+    /// Longest wait of a write for company before its batch is synced.
+    pub flush_age_ms: u64,
+    /// Bytes that make a write batch due at once.
+    pub flush_bytes: u64,
+    /// Longest wait of a message that can wait before the radio is used for it.
+    pub send_age_ms: u64,
+    /// Bytes of waiting messages that make sending due at once.
+    pub send_bytes: u64,
+    /// MQTT keep-alive in seconds.
+    pub keep_alive_s: u64,
+    /// Bytes of payload the block cache may hold, if the board allows as much.
+    pub cache_bytes: u64,
+    /// Entries the store's memory table may hold before they go to the index.
+    pub table_entries: u64,
+    /// Share of the storage limit, in percent, that the store may use. What is left keeps cleaning
+    /// cheap: the fuller a log, the more live bytes each reclaimed one costs.
+    pub quota_share_percent: u64,
+    /// Blocks a sync receiver asks for at once.
+    pub window_blocks: u64,
+    /// Bytes the cleaner may move in one step.
+    pub clean_step_bytes: u64,
+    /// Longest time between two checkpoints of the index.
+    pub checkpoint_age_s: u64,
+}
+
+/// A value no node can work with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} = {value} is impossible: allowed are {} to {}", allowed.start(), allowed.end())]
+pub struct ProfileError {
+    /// The key in the profile file.
+    pub key: &'static str,
+    /// What it says.
+    pub value: u64,
+    /// What it may say.
+    pub allowed: RangeInclusive<u64>,
+}
+
+impl Profile {
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    /// The first value outside its range.
+    pub fn check(&self) -> Result<(), ProfileError> {
+        for (key, value, allowed) in self.values() {
+            if !allowed.contains(&value) {
+                return Err(ProfileError { key, value, allowed });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every number with its range. The upper ends keep a typing error (a byte count where seconds
+    /// belong) from being taken for a wish; keep-alive is 16 bits wide in MQTT.
+    fn values(&self) -> [(&'static str, u64, RangeInclusive<u64>); 12] {
+        [
+            ("tick_ms", self.tick_ms, 1..=60_000),
+            ("flush_age_ms", self.flush_age_ms, 0..=60_000),
+            ("flush_bytes", self.flush_bytes, MESSAGE_BYTES..=64 << 20),
+            ("send_age_ms", self.send_age_ms, 0..=3_600_000),
+            ("send_bytes", self.send_bytes, MESSAGE_BYTES..=64 << 20),
+            ("keep_alive_s", self.keep_alive_s, 5..=65_535),
+            ("cache_bytes", self.cache_bytes, 256 << 10..=16 << 30),
+            ("table_entries", self.table_entries, 1_024..=4 << 20),
+            ("quota_share_percent", self.quota_share_percent, 1..=100),
+            ("window_blocks", self.window_blocks, 1..=1_024),
+            ("clean_step_bytes", self.clean_step_bytes, MESSAGE_BYTES..=1 << 30),
+            ("checkpoint_age_s", self.checkpoint_age_s, 1..=86_400),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = r#"{"name": "sample", "summary": "A sample.", "tick_ms": 10, "flush_age_ms": 2,
+        "flush_bytes": 1048576, "send_age_ms": 5, "send_bytes": 262144, "keep_alive_s": 30,
+        "cache_bytes": 1048576, "table_entries": 1024, "quota_share_percent": 100, "window_blocks": 16,
+        "clean_step_bytes": 1048576, "checkpoint_age_s": 60}"#;
+
+    #[test]
+    fn a_sane_profile_passes() {
+        let profile: Profile = serde_json::from_str(SAMPLE).unwrap();
+        assert_eq!(profile.check(), Ok(()));
+    }
+
+    #[test]
+    fn each_value_outside_its_range_is_named() {
+        let sane: serde_json::Value = serde_json::from_str(SAMPLE).unwrap();
+        let profile: Profile = serde_json::from_value(sane.clone()).unwrap();
+        for (key, _, allowed) in profile.values() {
+            let mut raw = sane.clone();
+            raw[key] = (allowed.end() + 1).into();
+            let error = serde_json::from_value::<Profile>(raw).unwrap().check().unwrap_err();
+            assert_eq!((error.key, &error.allowed), (key, &allowed));
+            assert!(error.to_string().starts_with(&format!("{key} = ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        let raw = SAMPLE.replace("\"tick_ms\"", "\"tik_ms\"");
+        let error = serde_json::from_str::<Profile>(&raw).unwrap_err().to_string();
+        assert!(error.contains("tik_ms") && error.contains("tick_ms"), "{error}");
+    }
+}
