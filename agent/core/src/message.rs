@@ -362,6 +362,11 @@ impl Change {
 pub enum ChangeDone {
     /// It is on flash.
     Done,
+    /// The name is bound, on flash, under this sequence number.
+    Bound {
+        /// Its place in the order of all changes.
+        seq: u64,
+    },
     /// The name was bound by somebody else in between: look again.
     Outrun,
 }
@@ -587,6 +592,20 @@ pub enum Message {
     },
     /// To Store: whatever waits shall be written as soon as the disk is free.
     FlushNow,
+    /// To Store: say `Written` when all that was handed over before is durable.
+    Barrier {
+        /// For the reply.
+        ticket: Ticket,
+    },
+    /// To Keeper: a batch is durable, or did not fit.
+    Grown {
+        /// Bytes of the batch.
+        bytes: u64,
+        /// The quota or the disk refused it.
+        full: bool,
+    },
+    /// To Ingest: what this connection has put shall not wait.
+    PutsHurry(ClientId),
     /// To Store: a question.
     Ask {
         /// For the reply.

@@ -41,7 +41,8 @@ impl Between<'_> {
 
     /// Whether `signature` is `key`'s, of `body`.
     pub fn verify(&self, key: &VerifyingKey, body: &[u8], signature: &[u8; 64]) -> Result<(), SealError> {
-        key.verify_strict(&self.text(body), &Signature::from_bytes(signature)).map_err(|_| SealError::Signature)
+        key.verify_strict(&self.text(body), &Signature::from_bytes(signature))
+            .map_err(|_| SealError::Signature)
     }
 }
 
@@ -52,7 +53,9 @@ pub enum SealError {
     #[error("the message is too short to be signed")]
     Short,
     /// Another version.
-    #[error("the message has seal version {0}, this node reads version {SEAL_VERSION}; upgrade the older node")]
+    #[error(
+        "the message has seal version {0}, this node reads version {SEAL_VERSION}; upgrade the older node"
+    )]
     Version(u8),
     /// Not signed by the configured key of the sender, or altered.
     #[error("the signature is not of the sender's configured key")]

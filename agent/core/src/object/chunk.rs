@@ -67,7 +67,9 @@ impl Chunker {
         Some(if self.carried.is_empty() { self.within_push(is_whole) } else { self.across_pushes(is_whole) })
     }
 
-    fn waiting(&self) -> usize {
+    /// Bytes pushed and not handed out yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
         self.carried.len() + self.push.len()
     }
 

@@ -246,6 +246,13 @@ impl ManifestBuilder {
         }
     }
 
+    /// What no manifest handed out yet lists, with its depth: from these everything pushed can be reached.
+    #[must_use]
+    pub fn open_children(&self) -> Vec<(BlockId, u8)> {
+        let depths = (0_u8..).zip(&self.levels);
+        depths.flat_map(|(depth, children)| children.iter().map(move |child| (child.id, depth))).collect()
+    }
+
     fn add(&mut self, index: usize, child: Child) {
         if self.levels.len() == index {
             self.levels.push(Vec::new());

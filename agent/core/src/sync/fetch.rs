@@ -45,7 +45,14 @@ impl Fetches {
         self.waiting_max = waiting_max;
     }
 
-    fn send(&mut self, now: Time, to: &NodeName, open: (Ticket, Target, bool), wires: &mut Wires, out: &mut Effects) {
+    fn send(
+        &mut self,
+        now: Time,
+        to: &NodeName,
+        open: (Ticket, Target, bool),
+        wires: &mut Wires,
+        out: &mut Effects,
+    ) {
         let (ticket, target, wait) = open;
         self.next = self.next.wrapping_add(1);
         wires.post(to, &SyncMessage::Fetch { request: self.next, target: target.clone() }, out);
@@ -66,7 +73,12 @@ impl Fetches {
             if open.wait && self.waiting.len() < self.waiting_max {
                 self.waiting.push_back((open.ticket, open.target));
             } else {
-                fail(open.ticket, FailureKind::Unreachable, "the link fell before it was here; ask again", out);
+                fail(
+                    open.ticket,
+                    FailureKind::Unreachable,
+                    "the link fell before it was here; ask again",
+                    out,
+                );
             }
         }
     }
@@ -86,19 +98,15 @@ impl Fetches {
         }
         let Some(entry) = group.entries.first() else { return };
         match &entry.plan {
-            Plan::Done(Outcome::Refused(why)) => fail(open.ticket, FailureKind::Damaged, why.to_string(), out),
+            Plan::Done(Outcome::Refused(why)) => {
+                fail(open.ticket, FailureKind::Damaged, why.to_string(), out)
+            }
             Plan::Done(Outcome::Stored | Outcome::Superseded | Outcome::Conflict)
             | Plan::Take(_)
             | Plan::Unknown => {
                 let done = Ok(FetchDone::Here(entry.name.clone()));
                 out.tell(Message::Fetched { ticket: open.ticket, done });
             }
-        }
-    }
-
-    pub(super) fn touch(&mut self, now: Time, request: Option<u32>) {
-        if let Some(open) = request.and_then(|request| self.open.get_mut(&request)) {
-            open.expires_at_ms = now.mono_ms + FETCH_MS;
         }
     }
 
@@ -123,17 +131,26 @@ impl Sync {
     /// Brings an object from the master.
     pub fn fetch(&mut self, now: Time, ticket: Ticket, target: Target, wait: bool, out: &mut Effects) {
         let Some(upstream) = self.upstream.clone() else {
-            return fail(ticket, FailureKind::NotFound, format!("{target} is not here, and this node has no master"), out);
+            return fail(
+                ticket,
+                FailureKind::NotFound,
+                format!("{target} is not here, and this node has no master"),
+                out,
+            );
         };
         if self.peers.get(&upstream).is_some_and(|peer| peer.session.is_some()) {
             return self.fetches.send(now, &upstream, (ticket, target, wait), &mut self.wires, out);
         }
         if !wait {
-            let why = format!("{target} is not here, and there is no session with {upstream}: {}", self.wires.reason);
+            let why = format!(
+                "{target} is not here, and there is no session with {upstream}: {}",
+                self.wires.reason
+            );
             return fail(ticket, FailureKind::Unreachable, why, out);
         }
         if self.fetches.waiting.len() >= self.fetches.waiting_max {
-            let why = format!("{} requests wait for a link already, no more are kept", self.fetches.waiting_max);
+            let why =
+                format!("{} requests wait for a link already, no more are kept", self.fetches.waiting_max);
             return fail(ticket, FailureKind::Busy, why, out);
         }
         self.fetches.waiting.push_back((ticket, target));

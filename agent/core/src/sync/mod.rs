@@ -45,6 +45,9 @@ use session::Session;
 const RETRY_MS: u64 = 10_000;
 const RETRY_MS_MAX: u64 = 300_000;
 
+/// News counted while the radio sleeps; more would say nothing new.
+const NEWS_MAX: usize = 1024;
+
 /// What a question or write of this actor was for.
 #[derive(Clone, Debug)]
 enum Purpose {
@@ -208,7 +211,7 @@ impl Sync {
         self.subscriptions.clone_from(&settings.subscriptions);
         self.sessions_max = settings.sessions_max;
         self.window_blocks = settings.window_blocks;
-        self.news.reconfigure(news_limits(settings));
+        self.news.set_limits(news_limits(settings));
         self.fetches.resize(settings.offline_requests_max);
         let known = |name: &NodeName, peer: &Peer| {
             settings.peers.iter().any(|p| p.name == *name && p.role == peer.role && p.key == peer.key)
@@ -255,13 +258,19 @@ impl Sync {
     }
 
     /// A name was bound here.
-    pub fn changed(&mut self, now: Time, bytes: u64) {
+    pub fn changed(&mut self, now: Time, bytes: u64, out: &mut Effects) {
         if self.peers.is_empty() {
             return;
         }
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         // One more news beyond the bound changes nothing: the batch is due already.
         let _ = self.news.push(now, (), bytes, Urgency::Patient);
+        self.spread_news(now, false, out);
+    }
+
+    /// A message was not believed by Control.
+    pub fn refuse(&mut self, from: &NodeName, why: String, out: &mut Effects) {
+        self.wires.dropped(from, why, out);
     }
 
     /// A command or an answer of Control's for a peer.
@@ -293,8 +302,7 @@ impl Sync {
         if payload.len() > crate::limits::MESSAGE_BYTES_MAX {
             return Err(wire::WireError::Large(payload.len()).to_string());
         }
-        let between =
-            Between { fleet: &self.wires.fleet, from, to: &self.wires.me, channel: Channel::Sync };
+        let between = Between { fleet: &self.wires.fleet, from, to: &self.wires.me, channel: Channel::Sync };
         let body = seal::open(&peer.key, between, payload).map_err(|error| error.to_string())?;
         SyncMessage::decode(body).map_err(|error| error.to_string())
     }
@@ -345,13 +353,7 @@ impl Sync {
     }
 
     /// A write is durable, or failed.
-    pub fn written(
-        &mut self,
-        now: Time,
-        number: u32,
-        done: Result<ChangeDone, Failure>,
-        out: &mut Effects,
-    ) {
+    pub fn written(&mut self, now: Time, number: u32, done: Result<ChangeDone, Failure>, out: &mut Effects) {
         match self.asked.open.remove(&number) {
             Some(Purpose::CursorSaved { peer }) => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
@@ -404,7 +406,9 @@ impl Sync {
         if !self.wires.up || self.news.due(now, awake).is_none() {
             return;
         }
-        let _ = self.news.take(now).count();
+        while let Some(reason) = self.news.due(now, true) {
+            self.news.take(reason);
+        }
         let peers: Vec<NodeName> = self.sessions().cloned().collect();
         for peer in peers {
             if let Some(peer) = self.peers.get_mut(&peer) {
@@ -447,11 +451,7 @@ impl Sync {
 
     /// The link, for `status`.
     pub fn link(&self) -> LinkStatus {
-        LinkStatus {
-            up: self.wires.up,
-            reason: self.wires.reason.clone(),
-            connects: self.wires.connects,
-        }
+        LinkStatus { up: self.wires.up, reason: self.wires.reason.clone(), connects: self.wires.connects }
     }
 
     /// The peers with a session and the master, for `status`.
@@ -481,5 +481,11 @@ impl Peer {
 }
 
 fn news_limits(settings: &Settings) -> Limits {
-    Limits { bytes: settings.send.bytes, count: usize::MAX, age_ms: settings.send.age_ms }
+    Limits {
+        bytes: settings.send.bytes,
+        count: NEWS_MAX,
+        age_ms: settings.send.age_ms,
+        bytes_held_max: usize::MAX,
+        count_held_max: NEWS_MAX,
+    }
 }

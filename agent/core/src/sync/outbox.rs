@@ -86,7 +86,8 @@ impl Outbox {
     /// Takes the saved cursor, if it speaks of this store of the peer and these subscriptions.
     pub(super) fn load(&mut self, value: Option<&[u8]>, store: u64, interest: u64) {
         let saved: Option<(u64, u64, u64)> = value.and_then(|bytes| postcard::from_bytes(bytes).ok());
-        let fits = |&(_, of_store, of_interest): &(u64, u64, u64)| (of_store, of_interest) == (store, interest);
+        let fits =
+            |&(_, of_store, of_interest): &(u64, u64, u64)| (of_store, of_interest) == (store, interest);
         let from_log = saved.filter(fits).map_or(0, |(cursor, ..)| cursor);
         let in_memory = if (self.store, self.interest) == (store, interest) { self.cursor } else { 0 };
         (self.store, self.interest) = (store, interest);
@@ -98,7 +99,8 @@ impl Outbox {
 
     /// The cursor as it is saved.
     pub(super) fn value(&self) -> Vec<u8> {
-        postcard::to_allocvec(&(self.cursor, self.store, self.interest)).expect("three numbers can be written")
+        postcard::to_allocvec(&(self.cursor, self.store, self.interest))
+            .expect("three numbers can be written")
     }
 
     /// Moves the cursor over every leading announcement that is wholly acknowledged.

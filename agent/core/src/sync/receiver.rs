@@ -28,7 +28,8 @@ impl Sync {
             let why = format!("a {} may not announce to a {}", peer.role, self.wires.role);
             self.wires.dropped(from, why, out);
             let refused = |index| (index, Outcome::Refused(Refusal::Role));
-            let outcomes = (0..announce.entries.len()).filter_map(|index| u16::try_from(index).ok().map(refused));
+            let outcomes =
+                (0..announce.entries.len()).filter_map(|index| u16::try_from(index).ok().map(refused));
             let ack = SyncMessage::Ack { group: announce.group, outcomes: outcomes.collect() };
             return self.wires.post(from, &ack, out);
         }
@@ -183,8 +184,12 @@ impl Sync {
                 self.extend_credit(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
-            (Step::CopyBound(index), ChangeDone::Done) => self.bind_name(key, group, index, out),
-            (Step::Bound(index), ChangeDone::Done) => self.bound(key, group, index, out),
+            (Step::CopyBound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
+                self.bind_name(key, group, index, out)
+            }
+            (Step::Bound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
+                self.bound(key, group, index, out)
+            }
             (Step::CopyBound(index) | Step::Bound(index), ChangeDone::Outrun) => {
                 let names = vec![group.entries[usize::from(index)].name.clone()];
                 self.ask_for(key, Step::Again(index), Question::Lookup(names), out);
@@ -202,8 +207,7 @@ impl Sync {
         group.round += 1;
         (group.received, group.stored) = (0, 0);
         group.limit = group.window;
-        let want =
-            Want { group: key.1, round: group.round, blocks: group.wanted(), limit: group.limit };
+        let want = Want { group: key.1, round: group.round, blocks: group.wanted(), limit: group.limit };
         self.wires.post(&key.0, &SyncMessage::Want(want), out);
     }
 
@@ -239,7 +243,8 @@ impl Sync {
             }
             Some((node, children)) => {
                 let level = node.level - 1;
-                let below = children.into_iter().map(|child| Node { id: child.id, level, bytes: child.bytes });
+                let below =
+                    children.into_iter().map(|child| Node { id: child.id, level, bytes: child.bytes });
                 group.nodes.extend(below);
                 self.next_node(key, group, out)
             }
@@ -301,9 +306,10 @@ impl Sync {
     ) -> Result<(), GivenUp> {
         group.roots_known = true;
         let Some((node, _)) = group.node else { return Ok(()) };
-        let bytes = bytes.ok_or_else(|| GivenUp(format!("manifest {} was cleaned away meanwhile", node.id)))?;
+        let bytes =
+            bytes.ok_or_else(|| GivenUp(format!("manifest {} was cleaned away meanwhile", node.id)))?;
         let manifest = Manifest::decode(&bytes).ok();
-        let fits = |manifest: &Manifest| manifest.level == node.level && manifest.bytes() == node.bytes;
+        let fits = |manifest: &Manifest| manifest.level() == node.level && manifest.total() == node.bytes;
         let Some(manifest) = manifest.filter(fits) else {
             group.node = None;
             group.nodes.clear();
@@ -312,8 +318,8 @@ impl Sync {
             }
             return self.next_node(key, group, out);
         };
-        let ids = manifest.children.iter().map(|child| child.id).collect();
-        group.node = Some((node, manifest.children));
+        let ids = manifest.children().iter().map(|child| child.id).collect();
+        group.node = Some((node, manifest.into_children()));
         group.roots_known = false;
         self.ask_for(key, Step::Children, Question::Has(ids), out);
         Ok(())
@@ -408,7 +414,9 @@ impl Sync {
         let key = (from.clone(), group_id);
         let Some(mut group) = self.incoming.remove(&key) else { return };
         let mut result = Ok(());
-        if group.round == round && group.expected.remove(&id) || group.node.as_ref().is_some_and(|n| n.0.id == id) {
+        if group.round == round && group.expected.remove(&id)
+            || group.node.as_ref().is_some_and(|n| n.0.id == id)
+        {
             match group.walking.take() {
                 Some(index) => {
                     group.settle(index, Outcome::Refused(why));

@@ -3,9 +3,7 @@
 use super::outbox::{OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
-use super::wire::{
-    Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted,
-};
+use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted};
 use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Content, Stored};
 use crate::id::{BlockId, NodeName};
@@ -111,7 +109,9 @@ impl Sync {
     }
 
     pub(super) fn wanted(&mut self, now: Time, from: &NodeName, want: Want, out: &mut Effects) {
-        let Some(group) = self.peers.get_mut(from).and_then(|peer| peer.out.group(want.group)) else { return };
+        let Some(group) = self.peers.get_mut(from).and_then(|peer| peer.out.group(want.group)) else {
+            return;
+        };
         if group.serving.as_ref().is_some_and(|serving| serving.round >= want.round) {
             return;
         }
@@ -127,8 +127,7 @@ impl Sync {
             Wanted::Children { manifest, missing } => {
                 serving.wanted = Some(Wanted::Children { manifest, missing });
                 group.serving = Some(serving);
-                let purpose =
-                    Purpose::Manifest { peer: from.clone(), group: want.group, round: want.round };
+                let purpose = Purpose::Manifest { peer: from.clone(), group: want.group, round: want.round };
                 self.asked.ask(purpose, Question::Read(manifest), out);
             }
         }
@@ -154,7 +153,7 @@ impl Sync {
             return self.wires.post(name, &message, out);
         };
         let is_set = |index: usize| missing.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
-        let children = node.children.iter().enumerate();
+        let children = node.children().iter().enumerate();
         serving.ids = children.filter(|(index, _)| is_set(*index)).map(|(_, child)| child.id).collect();
         self.serve(now, name, group, out);
     }

@@ -174,7 +174,9 @@ impl SyncMessage {
         let long = match &message {
             SyncMessage::Hello(hello) => hello.subscriptions.len() > ANNOUNCE_ENTRIES_MAX,
             SyncMessage::Announce(announce) => announce.entries.len() > ANNOUNCE_ENTRIES_MAX,
-            SyncMessage::Want(Want { blocks: Wanted::Roots(roots), .. }) => roots.len() > ANNOUNCE_ENTRIES_MAX,
+            SyncMessage::Want(Want { blocks: Wanted::Roots(roots), .. }) => {
+                roots.len() > ANNOUNCE_ENTRIES_MAX
+            }
             SyncMessage::Ack { outcomes, .. } => outcomes.len() > ANNOUNCE_ENTRIES_MAX,
             SyncMessage::Want(_)
             | SyncMessage::Credit { .. }

@@ -1,0 +1,409 @@
+//! Watched folders: which files are complete, which are known, which may be deleted.
+//!
+//! A file is read when two looks at it, at least the settle time apart, saw the same version, and taken
+//! only if it is still that version at its end. What the kernel did not tell, or what had no room, a scan
+//! finds; scans go page by page. One file is read at a time. Files to be deleted wait for the upstream
+//! acknowledgement of their binding; those that have no room are found again by a scan.
+
+use super::stream::{Finished, Source, Stream};
+use super::{Ingest, Phase, Purpose};
+use crate::binding::{Binding, Content, Meta, Stored};
+use crate::limits::FILES_NOTED_MAX;
+use crate::message::{Bound, Effect, Effects, FileDone, FileId, FileJob, FileStat, Message, Note, Question};
+use crate::name::Name;
+use crate::request::Failure;
+use crate::settings::Watch;
+use crate::time::{Deadline, Time};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Milliseconds until a folder with unfinished business is scanned again, at first and at most.
+const RESCAN_MS: u64 = 60_000;
+const RESCAN_MS_MAX: u64 = 3_600_000;
+
+pub(super) type Path = (u8, String);
+
+/// A page of scanned files whose names are being looked up.
+pub(super) struct Page {
+    pub(super) watch: u8,
+    files: Vec<(String, FileStat)>,
+    end: bool,
+}
+
+/// A file that may be complete.
+#[derive(Clone, Copy)]
+struct Noted {
+    /// As it was seen last.
+    stat: Option<FileStat>,
+    /// When to look again.
+    look_at_ms: u64,
+}
+
+enum Work {
+    Scan(u8),
+    Stat(Path),
+    Open(Path),
+    Read(u32),
+    Delete(Path),
+}
+
+struct Folder {
+    scanning: bool,
+    /// The next scan begins anew, not with the next page.
+    restart: bool,
+    scan_at_ms: Option<u64>,
+    rescan_wait_ms: u64,
+}
+
+/// All watched folders.
+pub(super) struct Folders {
+    folders: Vec<Folder>,
+    noted: BTreeMap<Path, Noted>,
+    work: BTreeMap<FileId, Work>,
+    next_file: u32,
+    /// The stream of the file being read.
+    reading: Option<u32>,
+    /// A look or an opening is under way.
+    looking: bool,
+    /// Everything up to this sequence number is acknowledged upstream.
+    delivered: u64,
+    /// Bound files that are deleted once acknowledged, in the order of their bindings.
+    awaiting: VecDeque<(u64, Path, FileStat)>,
+}
+
+impl Folders {
+    pub(super) fn new(count: usize, is_master: bool) -> Self {
+        let folder =
+            || Folder { scanning: false, restart: true, scan_at_ms: Some(0), rescan_wait_ms: RESCAN_MS };
+        Folders {
+            folders: std::iter::repeat_with(folder).take(count).collect(),
+            noted: BTreeMap::new(),
+            work: BTreeMap::new(),
+            next_file: 0,
+            reading: None,
+            looking: false,
+            delivered: if is_master { u64::MAX } else { 0 },
+            awaiting: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn deadline(&self, watches: &[Watch]) -> Option<Deadline> {
+        let scan =
+            self.folders.iter().filter(|folder| !folder.scanning).filter_map(|folder| folder.scan_at_ms);
+        let scan = scan.min().map(|at_ms| Deadline { at_ms, slack_ms: RESCAN_MS / 4, why: "scan a folder" });
+        let is_idle = self.reading.is_none() && !self.looking;
+        let settle = watches.iter().map(|watch| watch.settle_ms).min().unwrap_or(0);
+        let look = self.noted.values().filter(|_| is_idle).map(|noted| noted.look_at_ms).min();
+        let look = look.map(|at_ms| Deadline { at_ms, slack_ms: settle, why: "look at a file" });
+        [scan, look].into_iter().flatten().min_by_key(|deadline| deadline.at_ms)
+    }
+
+    fn start(&mut self, work: Work, what: FileJob, out: &mut Effects) {
+        self.next_file = self.next_file.wrapping_add(1);
+        self.work.insert(FileId(self.next_file), work);
+        out.emit(Effect::File { file: FileId(self.next_file), what });
+    }
+
+    /// The folder has something that is not finished: scan it after a while.
+    pub(super) fn scan_later(&mut self, now: Time, watch: u8) {
+        if let Some(folder) = self.folders.get_mut(usize::from(watch)) {
+            folder.restart = true;
+            folder.scanning = false;
+            folder.scan_at_ms.get_or_insert(now.mono_ms + folder.rescan_wait_ms);
+            folder.rescan_wait_ms = (folder.rescan_wait_ms * 2).min(RESCAN_MS_MAX);
+        }
+    }
+
+    /// Notes a file; without room the folder is scanned later.
+    fn note(&mut self, now: Time, path: Path, stat: Option<FileStat>, look_at_ms: u64) {
+        if self.noted.len() >= FILES_NOTED_MAX && !self.noted.contains_key(&path) {
+            return self.scan_later(now, path.0);
+        }
+        self.noted.insert(path, Noted { stat, look_at_ms });
+    }
+
+    fn await_delivery(&mut self, now: Time, seq: u64, path: Path, stat: FileStat) {
+        if self.awaiting.len() >= FILES_NOTED_MAX {
+            return self.scan_later(now, path.0);
+        }
+        let at = self.awaiting.partition_point(|(other, ..)| *other <= seq);
+        self.awaiting.insert(at, (seq, path, stat));
+    }
+}
+
+impl Ingest {
+    /// Something at this path may be complete.
+    pub fn file_changed(&mut self, now: Time, watch: u8, path: String, out: &mut Effects) {
+        self.folders.note(now, (watch, path), None, now.mono_ms);
+        self.read_on(now, out);
+    }
+
+    /// The kernel dropped notices.
+    pub fn files_missed(&mut self, now: Time, watch: u8, out: &mut Effects) {
+        self.folders.scan_later(now, watch);
+        self.read_on(now, out);
+    }
+
+    /// Upstream has acknowledged everything up to `seq`.
+    pub fn delivered(&mut self, seq: u64, out: &mut Effects) {
+        self.folders.delivered = self.folders.delivered.max(seq);
+        self.delete_delivered(out);
+    }
+
+    fn delete_delivered(&mut self, out: &mut Effects) {
+        let folders = &mut self.folders;
+        while folders.awaiting.front().is_some_and(|(seq, ..)| *seq <= folders.delivered)
+            && folders.work.len() < 64
+            && let Some((_, path, expected)) = folders.awaiting.pop_front()
+        {
+            let what = FileJob::Delete { watch: path.0, path: path.1.clone(), expected };
+            folders.start(Work::Delete(path), what, out);
+        }
+    }
+
+    /// Starts whatever is due and has room: the next scan page, the next look, the next read.
+    pub(super) fn read_on(&mut self, now: Time, out: &mut Effects) {
+        self.scan_on(now, out);
+        let has_room = self.unwritten < self.window && self.streams.len() < crate::limits::INGESTS_MAX;
+        if let Some(number) = self.folders.reading {
+            let Some(Stream { source: Source::File { file, .. }, .. }) = self.streams.get(&number) else {
+                return;
+            };
+            if has_room && !self.folders.work.contains_key(file) {
+                self.folders.work.insert(*file, Work::Read(number));
+                out.emit(Effect::File { file: *file, what: FileJob::Read });
+            }
+            return;
+        }
+        if self.folders.looking || !has_room {
+            return;
+        }
+        let due = self.folders.noted.iter().filter(|(_, noted)| noted.look_at_ms <= now.mono_ms);
+        if let Some(path) = due.min_by_key(|(_, noted)| noted.look_at_ms).map(|(path, _)| path.clone()) {
+            self.folders.looking = true;
+            let what = FileJob::Stat { watch: path.0, path: path.1.clone() };
+            self.folders.start(Work::Stat(path), what, out);
+        }
+    }
+
+    fn scan_on(&mut self, now: Time, out: &mut Effects) {
+        let folders = &mut self.folders;
+        if folders.folders.iter().any(|folder| folder.scanning) || folders.noted.len() > FILES_NOTED_MAX / 2 {
+            return;
+        }
+        let due = |folder: &Folder| folder.scan_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms);
+        let Some(index) = folders.folders.iter().position(due) else { return };
+        let watch = u8::try_from(index).expect("the configuration bounds the watched folders");
+        let folder = &mut folders.folders[index];
+        folder.scanning = true;
+        folder.scan_at_ms = None;
+        let restart = std::mem::take(&mut folder.restart);
+        folders.start(Work::Scan(watch), FileJob::Scan { watch, restart }, out);
+    }
+
+    pub(super) fn folder_file_done(&mut self, now: Time, file: FileId, done: FileDone, out: &mut Effects) {
+        let Some(work) = self.folders.work.remove(&file) else { return };
+        match (work, done) {
+            (Work::Scan(watch), FileDone::Page { files, end }) => {
+                self.scanned(now, Page { watch, files, end }, out);
+            }
+            (Work::Scan(watch), FileDone::Failed(what)) => {
+                self.problem(&watch_name(watch), what, out);
+                self.folders.scan_later(now, watch);
+            }
+            (Work::Stat(path), FileDone::Stat(stat)) => self.looked(now, path, stat, out),
+            (Work::Open(path), FileDone::Opened(stat)) => self.opened(now, file, path, stat, out),
+            (Work::Read(number), FileDone::Data { bytes, end }) => self.read(now, number, bytes, end, out),
+            (Work::Read(number), FileDone::Failed(what)) => self.unreadable(now, number, what, out),
+            (Work::Stat(path) | Work::Open(path), FileDone::Failed(what)) => {
+                self.folders.looking = false;
+                self.folders.noted.remove(&path);
+                self.numbers.deferred += 1;
+                self.problem(&path.1, what, out);
+                self.folders.scan_later(now, path.0);
+            }
+            (Work::Delete(_), FileDone::Deleted(true)) => self.numbers.deleted += 1,
+            (Work::Delete(path), FileDone::Failed(what)) => {
+                self.problem(&path.1, what, out);
+                self.folders.scan_later(now, path.0);
+            }
+            // Another version is there: its own change has been, or will be, noticed.
+            (Work::Delete(path), _) => self.folders.scan_later(now, path.0),
+            (Work::Stat(_) | Work::Open(_), _) => self.folders.looking = false,
+            (Work::Scan(watch), _) => self.folders.scan_later(now, watch),
+            (Work::Read(number), _) => self.unreadable(now, number, "no data came".into(), out),
+        }
+        self.delete_delivered(out);
+        self.read_on(now, out);
+    }
+
+    fn scanned(&mut self, now: Time, mut page: Page, out: &mut Effects) {
+        let prefix = self.watches[usize::from(page.watch)].prefix.clone();
+        let mut names = Vec::new();
+        let mut refused = Vec::new();
+        page.files.retain(|(path, _)| match Name::parse(&format!("{prefix}{path}")) {
+            Ok(name) => {
+                names.push(name);
+                true
+            }
+            Err(error) => {
+                refused.push((path.clone(), error.to_string()));
+                false
+            }
+        });
+        for (path, what) in refused {
+            self.numbers.refused += 1;
+            self.problem(&path, what, out);
+        }
+        if names.is_empty() {
+            return self.page_looked_up(now, page, Vec::new(), out);
+        }
+        let ticket = self.ticket(Purpose::Page(page));
+        out.tell(Message::Ask { ticket, question: Question::Lookup(names) });
+    }
+
+    /// Files that are bound as they are need nothing more than, perhaps, their deletion.
+    pub(super) fn page_looked_up(
+        &mut self,
+        now: Time,
+        page: Page,
+        found: Vec<Option<Bound>>,
+        out: &mut Effects,
+    ) {
+        let watch = &self.watches[usize::from(page.watch)];
+        let (delete, settle_ms) = (watch.delete_after_ack, watch.settle_ms);
+        for ((path, stat), bound) in page.files.into_iter().zip(found) {
+            let path = (page.watch, path);
+            match bound.filter(|bound| is_bound_as(bound, &stat)) {
+                Some(bound) if delete => self.folders.await_delivery(now, bound.seq, path, stat),
+                Some(_) => {}
+                None => self.folders.note(now, path, Some(stat), now.mono_ms + settle_ms),
+            }
+        }
+        let folder = &mut self.folders.folders[usize::from(page.watch)];
+        folder.scanning = false;
+        if !page.end {
+            folder.scan_at_ms = Some(now.mono_ms);
+        }
+        self.delete_delivered(out);
+        self.read_on(now, out);
+    }
+
+    /// A file that looks as it did a settle time ago is opened; another is looked at again later.
+    fn looked(&mut self, now: Time, path: Path, stat: Option<FileStat>, out: &mut Effects) {
+        self.folders.looking = false;
+        let Some(noted) = self.folders.noted.remove(&path) else { return };
+        let Some(stat) = stat else { return };
+        if noted.stat != Some(stat) {
+            let look_at_ms = now.mono_ms + self.watches[usize::from(path.0)].settle_ms;
+            return self.folders.note(now, path, Some(stat), look_at_ms);
+        }
+        self.folders.looking = true;
+        let what = FileJob::Open { watch: path.0, path: path.1.clone() };
+        self.folders.start(Work::Open(path), what, out);
+    }
+
+    fn opened(&mut self, now: Time, file: FileId, path: Path, stat: FileStat, out: &mut Effects) {
+        self.folders.looking = false;
+        let prefix = &self.watches[usize::from(path.0)].prefix;
+        let name = match Name::parse(&format!("{prefix}{}", path.1)) {
+            Ok(name) => name,
+            Err(error) => {
+                self.numbers.refused += 1;
+                out.emit(Effect::File { file, what: FileJob::Close });
+                return self.problem(&path.1, error.to_string(), out);
+            }
+        };
+        let meta = Meta { size: stat.size, mtime_ms: stat.mtime_ms, mode: stat.mode };
+        let source = Source::File { file, watch: path.0, path: path.1, stat };
+        self.folders.reading = Some(self.open(source, name, meta));
+        self.read_on(now, out);
+    }
+
+    fn read(
+        &mut self,
+        now: Time,
+        number: u32,
+        bytes: bytes::Bytes,
+        end: Option<FileStat>,
+        out: &mut Effects,
+    ) {
+        if !bytes.is_empty() {
+            self.push(number, bytes, out);
+        }
+        let Some(at_end) = end else { return };
+        self.folders.reading = None;
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        let Source::File { file, watch, path, stat } = &stream.source else { return };
+        out.emit(Effect::File { file: *file, what: FileJob::Close });
+        if *stat == at_end && stream.size + buffered(stream) == stat.size {
+            return self.end(number, out);
+        }
+        let (path, watch) = ((*watch, path.clone()), *watch);
+        let look_at_ms = now.mono_ms + self.watches[usize::from(watch)].settle_ms;
+        self.numbers.deferred += 1;
+        self.drop_stream(now, number, "it changed while it was read", out);
+        self.folders.note(now, path, Some(at_end), look_at_ms);
+    }
+
+    fn unreadable(&mut self, now: Time, number: u32, what: String, out: &mut Effects) {
+        self.folders.reading = None;
+        if let Some(Stream { source: Source::File { watch, path, .. }, .. }) = self.streams.get(&number) {
+            let (watch, path) = (*watch, path.clone());
+            self.numbers.deferred += 1;
+            self.problem(&path, what.clone(), out);
+            self.folders.scan_later(now, watch);
+        }
+        self.drop_stream(now, number, &what, out);
+    }
+
+    fn drop_stream(&mut self, now: Time, number: u32, what: &str, out: &mut Effects) {
+        self.fail(now, number, Failure::new(crate::request::FailureKind::Invalid, what), out);
+    }
+
+    /// A file's stream has ended: it may be deleted later, or must be tried again.
+    pub(super) fn file_finished(
+        &mut self,
+        now: Time,
+        path: Path,
+        stat: FileStat,
+        finished: Finished,
+        out: &mut Effects,
+    ) {
+        let delete = self.watches[usize::from(path.0)].delete_after_ack;
+        match finished {
+            Finished::Bound { seq } | Finished::Unchanged { seq } if delete => {
+                self.folders.await_delivery(now, seq, path, stat);
+                self.delete_delivered(out);
+            }
+            Finished::Bound { .. } | Finished::Unchanged { .. } => {}
+            Finished::Failed(failure) => {
+                self.problem(&path.1, failure.message, out);
+                self.folders.scan_later(now, path.0);
+            }
+        }
+    }
+
+    fn problem(&mut self, path: &str, what: String, out: &mut Effects) {
+        self.numbers.last_problem = format!("{path}: {what}");
+        out.note(Note::File { path: path.to_owned(), what });
+    }
+}
+
+fn buffered(stream: &Stream) -> u64 {
+    match &stream.phase {
+        Phase::Reading(reading) => reading.0.waiting() as u64,
+        Phase::Binding(_) | Phase::Failed => 0,
+    }
+}
+
+fn is_bound_as(bound: &Bound, stat: &FileStat) -> bool {
+    Stored::decode(&bound.value).is_ok_and(|stored| {
+        let Binding { content, meta, .. } = stored.binding;
+        content != Content::Deleted
+            && meta == Meta { size: stat.size, mtime_ms: stat.mtime_ms, mode: stat.mode }
+    })
+}
+
+fn watch_name(watch: u8) -> String {
+    format!("watched folder {}", watch + 1)
+}

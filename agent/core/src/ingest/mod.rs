@@ -1,0 +1,361 @@
+//! The Ingest actor: turns byte streams from local connections and watched folders into objects.
+//!
+//! A put is answered when its blocks and its name are on flash, synced. A source is read only while
+//! little of what it gave is still unwritten, so memory stays bounded whatever the object's size and
+//! however many there are. Refused: names that leave the root, objects on a leecher (Control says so).
+//! A file that vanishes, grows or can not be read is dropped without a trace and tried again.
+
+mod folder;
+mod stream;
+
+use crate::binding::{Binding, Content, Meta, Stored};
+use crate::id::BlockId;
+use crate::limits::{INGEST_WINDOW_BYTES, INGESTS_MAX};
+use crate::message::{
+    Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effects, FileDone, FileId, Haste, Message,
+    Question, Ticket,
+};
+use crate::name::Name;
+use crate::object::manifest::Root;
+use crate::request::{Failure, FailureKind, IngestNumbers, Response};
+use crate::role::Role;
+use crate::settings::{Settings, Watch};
+use crate::time::{Deadline, Time};
+use bytes::Bytes;
+use folder::Folders;
+use std::collections::{BTreeMap, BTreeSet};
+use stream::{Finished, Phase, Source, Stream};
+
+/// What a question or write of this actor was for.
+enum Purpose {
+    /// A block or manifest of a stream, and its bytes.
+    Put { stream: u32, bytes: usize },
+    /// The present binding of a stream's name.
+    Lookup { stream: u32 },
+    /// The stream's name.
+    Bind { stream: u32 },
+    /// The bindings of a page of scanned files.
+    Page(folder::Page),
+}
+
+/// The actor.
+pub struct Ingest {
+    me: crate::id::NodeName,
+    watches: Vec<Watch>,
+    streams: BTreeMap<u32, Stream>,
+    by_caller: BTreeMap<Caller, u32>,
+    next_stream: u32,
+    asked: BTreeMap<u32, Purpose>,
+    next_ticket: u32,
+    /// Bytes handed over and not answered, of all streams.
+    unwritten: usize,
+    window: usize,
+    /// Connections that are not read because too much is unwritten.
+    held: BTreeSet<ClientId>,
+    folders: Folders,
+    numbers: IngestNumbers,
+}
+
+impl Ingest {
+    /// The actor of a node that has just started.
+    pub fn new(settings: &Settings) -> Self {
+        Ingest {
+            me: settings.me.clone(),
+            watches: settings.watches.clone(),
+            streams: BTreeMap::new(),
+            by_caller: BTreeMap::new(),
+            next_stream: 0,
+            asked: BTreeMap::new(),
+            next_ticket: 0,
+            unwritten: 0,
+            window: window(settings),
+            held: BTreeSet::new(),
+            folders: Folders::new(settings.watches.len(), settings.role == Role::Master),
+            numbers: IngestNumbers::default(),
+        }
+    }
+
+    /// Takes over new settings; a changed set of watched folders needs a restart.
+    pub fn reload(&mut self, settings: &Settings) {
+        self.window = window(settings);
+    }
+
+    /// A local put begins.
+    pub fn put_begin(&mut self, caller: Caller, name: Name, meta: Meta, out: &mut Effects) {
+        if self.streams.len() >= INGESTS_MAX {
+            let failure = Failure::new(FailureKind::Busy, "too many objects are being stored; try again");
+            return out.tell(Message::PutDone { caller, done: Err(failure) });
+        }
+        let stream = self.open(Source::Client(caller), name, meta);
+        self.by_caller.insert(caller, stream);
+        self.more_or_hold(caller.client, out);
+    }
+
+    /// Data of a local put.
+    pub fn put_data(&mut self, caller: Caller, bytes: Bytes, out: &mut Effects) {
+        if let Some(&number) = self.by_caller.get(&caller) {
+            self.push(number, bytes, out);
+        }
+        self.more_or_hold(caller.client, out);
+    }
+
+    /// The data of a local put is complete.
+    pub fn put_end(&mut self, caller: Caller, out: &mut Effects) {
+        if let Some(&number) = self.by_caller.get(&caller) {
+            self.end(number, out);
+        }
+        self.more_or_hold(caller.client, out);
+    }
+
+    /// What this connection has put shall not wait.
+    pub fn puts_hurry(&mut self, client: ClientId) {
+        for stream in self.streams.values_mut() {
+            stream.hasty |= matches!(stream.source, Source::Client(caller) if caller.client == client);
+        }
+    }
+
+    /// The connection is gone; what it had not finished is forgotten.
+    pub fn puts_gone(&mut self, now: Time, client: ClientId, out: &mut Effects) {
+        self.held.remove(&client);
+        let gone: Vec<Caller> =
+            self.by_caller.keys().filter(|caller| caller.client == client).copied().collect();
+        for caller in gone {
+            if let Some(number) = self.by_caller.remove(&caller)
+                && let Some(stream) = self.streams.get_mut(&number)
+                && matches!(stream.phase, Phase::Reading(_))
+            {
+                stream.phase = Phase::Failed;
+                stream.finished = Some(Finished::Failed(gone_failure()));
+                self.finish_if_written(now, number, out);
+            }
+        }
+    }
+
+    fn open(&mut self, source: Source, name: Name, meta: Meta) -> u32 {
+        self.next_stream = self.next_stream.wrapping_add(1);
+        self.streams.insert(self.next_stream, Stream::new(source, name, meta));
+        self.next_stream
+    }
+
+    fn push(&mut self, number: u32, bytes: Bytes, out: &mut Effects) {
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        self.numbers.bytes += bytes.len() as u64;
+        let blocks = stream.push(bytes);
+        self.put_blocks(number, blocks, out);
+    }
+
+    fn end(&mut self, number: u32, out: &mut Effects) {
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        let blocks = stream.end();
+        let name = stream.name.clone();
+        self.put_blocks(number, blocks, out);
+        let ticket = self.ticket(Purpose::Lookup { stream: number });
+        out.tell(Message::Ask { ticket, question: Question::Lookup(vec![name]) });
+    }
+
+    fn put_blocks(&mut self, number: u32, blocks: Vec<(BlockId, Bytes)>, out: &mut Effects) {
+        for (id, bytes) in blocks {
+            self.numbers.blocks += 1;
+            self.unwritten += bytes.len();
+            if let Some(stream) = self.streams.get_mut(&number) {
+                stream.writes += 1;
+            }
+            let ticket = self.ticket(Purpose::Put { stream: number, bytes: bytes.len() });
+            out.tell(Message::Write { ticket, change: Change::Put { id, bytes }, haste: Haste::Patient });
+        }
+        if self.unwritten >= self.window {
+            out.tell(Message::FlushNow);
+        }
+    }
+
+    fn more_or_hold(&mut self, client: ClientId, out: &mut Effects) {
+        if self.unwritten < self.window && self.streams.len() < INGESTS_MAX {
+            out.tell(Message::PutReady(client));
+        } else {
+            self.held.insert(client);
+        }
+    }
+
+    fn release(&mut self, now: Time, out: &mut Effects) {
+        if self.unwritten <= self.window / 2 && self.streams.len() < INGESTS_MAX {
+            for client in std::mem::take(&mut self.held) {
+                out.tell(Message::PutReady(client));
+            }
+            self.read_on(now, out);
+        }
+    }
+
+    /// An answer of the store.
+    pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
+        match (self.asked.remove(&number), answer) {
+            (Some(Purpose::Lookup { stream }), Answer::Bindings(found)) => {
+                self.looked_up(now, stream, found.into_iter().next().flatten(), out);
+            }
+            (Some(Purpose::Lookup { stream }), answer) => self.fail(now, stream, failure_of(answer), out),
+            (Some(Purpose::Page(page)), Answer::Bindings(found)) => {
+                self.page_looked_up(now, page, found, out);
+            }
+            (Some(Purpose::Page(page)), _) => self.folders.scan_later(now, page.watch),
+            (Some(Purpose::Put { .. } | Purpose::Bind { .. }) | None, _) => {}
+        }
+    }
+
+    /// The name's present binding is known: bind it, unless it says the same already.
+    fn looked_up(&mut self, now: Time, number: u32, bound: Option<Bound>, out: &mut Effects) {
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        let Phase::Binding(root) = &stream.phase else { return };
+        let meta = Meta { size: root.size, ..stream.meta };
+        let content = Content::Object { root: root.root, depth: root.depth };
+        let old = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok()).map(|old| old.binding);
+        let expected_seq = bound.map(|bound| bound.seq);
+        if let (Some(old), Some(seq)) = (&old, expected_seq)
+            && old.content == content
+            && old.meta == meta
+        {
+            stream.finished = Some(Finished::Unchanged { seq });
+            if stream.hasty && stream.writes > 0 {
+                out.tell(Message::FlushNow);
+            }
+            return self.finish_if_written(now, number, out);
+        }
+        let mut version = old.map(|old| old.version).unwrap_or_default();
+        if let Err(error) = version.bump(&self.me) {
+            return self.fail(now, number, Failure::new(FailureKind::Invalid, error.to_string()), out);
+        }
+        let binding = Binding { version, content, meta, origin: self.me.clone(), conflict_of: None };
+        self.bind(number, binding, expected_seq, out);
+    }
+
+    fn bind(&mut self, number: u32, binding: Binding, expected_seq: Option<u64>, out: &mut Effects) {
+        let Some(stream) = self.streams.get(&number) else { return };
+        let haste = if stream.hasty { Haste::Now } else { Haste::Patient };
+        let value = Bytes::from(Stored { binding, via: None }.encode());
+        let change = Change::Bind { name: stream.name.clone(), value, expected_seq };
+        let ticket = self.ticket(Purpose::Bind { stream: number });
+        out.tell(Message::Write { ticket, change, haste });
+    }
+
+    /// A write is durable, or failed.
+    pub fn written(&mut self, now: Time, number: u32, done: Result<ChangeDone, Failure>, out: &mut Effects) {
+        match self.asked.remove(&number) {
+            Some(Purpose::Put { stream: number, bytes }) => {
+                self.unwritten = self.unwritten.saturating_sub(bytes);
+                if let Some(stream) = self.streams.get_mut(&number) {
+                    stream.writes -= 1;
+                }
+                match done {
+                    Ok(_) => self.finish_if_written(now, number, out),
+                    Err(failure) => self.fail(now, number, failure, out),
+                }
+            }
+            Some(Purpose::Bind { stream: number }) => self.bound(now, number, done, out),
+            Some(Purpose::Lookup { .. } | Purpose::Page(_)) | None => {}
+        }
+        self.release(now, out);
+    }
+
+    fn bound(&mut self, now: Time, number: u32, done: Result<ChangeDone, Failure>, out: &mut Effects) {
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        match done {
+            Ok(ChangeDone::Bound { seq }) => {
+                stream.finished = Some(Finished::Bound { seq });
+                let bytes = stream.size;
+                out.tell(Message::Changed { bytes });
+                self.finish_if_written(now, number, out);
+            }
+            Ok(ChangeDone::Outrun | ChangeDone::Done) => {
+                let name = stream.name.clone();
+                let ticket = self.ticket(Purpose::Lookup { stream: number });
+                out.tell(Message::Ask { ticket, question: Question::Lookup(vec![name]) });
+            }
+            Err(failure) => self.fail(now, number, failure, out),
+        }
+    }
+
+    fn fail(&mut self, now: Time, number: u32, failure: Failure, out: &mut Effects) {
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        stream.phase = Phase::Failed;
+        stream.finished.get_or_insert(Finished::Failed(failure));
+        self.finish_if_written(now, number, out);
+    }
+
+    fn finish_if_written(&mut self, now: Time, number: u32, out: &mut Effects) {
+        let ready = |stream: &Stream| stream.writes == 0 && stream.finished.is_some();
+        if !self.streams.get(&number).is_some_and(ready) {
+            return;
+        }
+        let Some(stream) = self.streams.remove(&number) else { return };
+        let Some(finished) = stream.finished.clone() else { return };
+        match &finished {
+            Finished::Bound { .. } => self.numbers.objects += 1,
+            Finished::Unchanged { .. } => self.numbers.unchanged += 1,
+            Finished::Failed(failure) => self.numbers.last_problem.clone_from(&failure.message),
+        }
+        match stream.source.clone() {
+            Source::Client(caller) => {
+                self.by_caller.remove(&caller);
+                let done = response(stream, finished);
+                out.tell(Message::PutDone { caller, done });
+            }
+            Source::File { watch, path, stat, .. } => {
+                self.file_finished(now, (watch, path), stat, finished, out);
+            }
+        }
+    }
+
+    fn ticket(&mut self, purpose: Purpose) -> Ticket {
+        self.next_ticket = self.next_ticket.wrapping_add(1);
+        self.asked.insert(self.next_ticket, purpose);
+        Ticket { actor: Actor::Ingest, number: self.next_ticket }
+    }
+
+    /// A file operation is finished.
+    pub fn file_done(&mut self, now: Time, file: FileId, done: FileDone, out: &mut Effects) {
+        self.folder_file_done(now, file, done, out);
+    }
+
+    /// A deadline has come.
+    pub fn wake(&mut self, now: Time, out: &mut Effects) {
+        self.read_on(now, out);
+    }
+
+    /// The earliest moment something here must be done.
+    pub fn deadline(&self) -> Option<Deadline> {
+        self.folders.deadline(&self.watches)
+    }
+
+    /// Everything a cleaning must not take though no name leads to it yet: roots and their depths.
+    pub fn roots(&self) -> Vec<(BlockId, u8)> {
+        self.streams.values().flat_map(Stream::roots).collect()
+    }
+
+    /// Counters for `status`.
+    pub fn numbers(&self) -> &IngestNumbers {
+        &self.numbers
+    }
+}
+
+fn window(settings: &Settings) -> usize {
+    INGEST_WINDOW_BYTES.max(settings.flush.bytes.saturating_mul(2)).min(16 << 20)
+}
+
+fn response(stream: Stream, finished: Finished) -> Result<Response, Failure> {
+    let unchanged = match finished {
+        Finished::Failed(failure) => return Err(failure),
+        Finished::Unchanged { .. } => true,
+        Finished::Bound { .. } => false,
+    };
+    let Phase::Binding(Root { root: cid, .. }) = stream.phase else { return Err(gone_failure()) };
+    Ok(Response::Stored { name: stream.name, cid, size: stream.size, blocks: stream.blocks, unchanged })
+}
+
+fn gone_failure() -> Failure {
+    Failure::new(FailureKind::Invalid, "the connection ended before the object's data did")
+}
+
+fn failure_of(answer: Answer) -> Failure {
+    match answer {
+        Answer::Failed(failure) => failure,
+        _ => Failure::new(FailureKind::Disk, "the store gave an answer to another question"),
+    }
+}

@@ -1,0 +1,407 @@
+//! The Keeper actor: makes room and checks what is kept, one task at a time, in small steps.
+//!
+//! Cleaning marks everything that names reach, and what is under way, then lets the store move live records
+//! out of its worst segments. It runs when the store fills past the role's watermark, and at the role's
+//! period if anything was written. Where the role evicts, the oldest names are dropped first, never one
+//! that upstream has not acknowledged. Verifying reads every block and then asks for each name whether all
+//! its blocks are there. A step that fails ends the task; the next trigger begins anew.
+
+mod tour;
+
+use crate::binding::{Content, Stored};
+use crate::id::BlockId;
+use crate::message::{Actor, Answer, Bound, Change, Effects, Haste, Message, Note, Question, Ticket};
+use crate::name::Name;
+use crate::request::{Failure, Response, StoreNumbers, Unit};
+use crate::role::{Evict, Role};
+use crate::settings::Settings;
+use crate::time::{Deadline, Time};
+use std::collections::{BTreeSet, VecDeque};
+use tour::{Tour, TourStep};
+
+/// Bytes one step of verification reads.
+const VERIFY_STEP_BYTES: u64 = 4 << 20;
+/// Damaged blocks and incomplete objects listed by a verification; the rest is counted by `status`.
+const LISTED_MAX: usize = 1_000;
+/// Names looked at in one step of eviction.
+const EVICT_PAGE: usize = 64;
+/// The shortest time between two cleanings that a full store asks for, in milliseconds.
+const FULL_PAUSE_MS: u64 = 10_000;
+
+enum Task {
+    Idle,
+    /// The store's numbers decide what is to be done; `forced`: it is full, or the period is over.
+    Deciding {
+        forced: bool,
+    },
+    Evicting {
+        after: u64,
+        excess: u64,
+        writes: usize,
+        freed: u64,
+    },
+    /// The marks have been begun.
+    Beginning,
+    Marking(Tour),
+    Moving {
+        freed: u64,
+    },
+    Verifying(Verifying),
+}
+
+struct Verifying {
+    ticket: Ticket,
+    position: u64,
+    total: u64,
+    blocks: u64,
+    bytes: u64,
+    damaged: BTreeSet<BlockId>,
+    incomplete: Vec<Name>,
+    /// The second half: names.
+    tour: Option<Tour>,
+    /// A block of the present object is not there.
+    lacking: bool,
+}
+
+/// The actor.
+pub struct Keeper {
+    role: Role,
+    evict: Evict,
+    quota_bytes: u64,
+    watermark_percent: u64,
+    period_ms: u64,
+    step_bytes: u64,
+    task: Task,
+    next_ticket: u32,
+    waiting: VecDeque<Ticket>,
+    /// Bytes written since the store's numbers were looked at, and whether any since the last cleaning.
+    grown: u64,
+    dirty: bool,
+    clean_at_ms: Option<u64>,
+    last_full_ms: Option<u64>,
+    delivered: u64,
+}
+
+impl Keeper {
+    /// The actor of a node that has just started.
+    pub fn new(settings: &Settings) -> Self {
+        let mut keeper = Keeper {
+            role: settings.role,
+            evict: settings.evict,
+            quota_bytes: 0,
+            watermark_percent: 0,
+            period_ms: 0,
+            step_bytes: 0,
+            task: Task::Idle,
+            next_ticket: 0,
+            waiting: VecDeque::new(),
+            grown: 0,
+            dirty: true,
+            clean_at_ms: None,
+            last_full_ms: None,
+            delivered: 0,
+        };
+        keeper.reload(settings);
+        keeper
+    }
+
+    /// Takes over new settings.
+    pub fn reload(&mut self, settings: &Settings) {
+        self.evict = settings.evict;
+        self.quota_bytes = settings.quota_bytes;
+        self.watermark_percent = u64::from(settings.clean_watermark_percent);
+        self.period_ms = settings.clean_period_ms;
+        self.step_bytes = settings.clean_step_bytes;
+    }
+
+    /// The node has started.
+    pub fn start(&mut self, now: Time) {
+        self.clean_at_ms = Some(now.mono_ms + self.period_ms);
+    }
+
+    /// A batch is durable, or did not fit.
+    pub fn grown(&mut self, now: Time, bytes: u64, full: bool, out: &mut Effects) {
+        self.grown += bytes;
+        self.dirty |= bytes > 0;
+        let far = self.grown >= (self.quota_bytes / 100).max(1 << 20);
+        let rested = self.last_full_ms.is_none_or(|at_ms| now.mono_ms >= at_ms + FULL_PAUSE_MS);
+        if matches!(self.task, Task::Idle) && (far || full && rested) {
+            if full {
+                self.last_full_ms = Some(now.mono_ms);
+            }
+            self.decide(full, out);
+        }
+    }
+
+    /// Upstream has acknowledged everything up to `seq`.
+    pub fn delivered(&mut self, seq: u64) {
+        self.delivered = self.delivered.max(seq);
+    }
+
+    /// Verifies everything for this caller, after those that asked before.
+    pub fn verify_all(&mut self, ticket: Ticket, out: &mut Effects) {
+        self.waiting.push_back(ticket);
+        self.next_task(out);
+    }
+
+    /// A deadline has come.
+    pub fn wake(&mut self, now: Time, out: &mut Effects) {
+        if matches!(self.task, Task::Idle) && self.clean_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms) {
+            self.clean_at_ms = Some(now.mono_ms + self.period_ms);
+            if self.dirty {
+                self.decide(true, out);
+            }
+        }
+    }
+
+    /// The earliest moment something here must be done.
+    pub fn deadline(&self) -> Option<Deadline> {
+        let at_ms = self.clean_at_ms.filter(|_| matches!(self.task, Task::Idle))?;
+        Some(Deadline { at_ms, slack_ms: self.period_ms / 10, why: "clean" })
+    }
+
+    fn decide(&mut self, forced: bool, out: &mut Effects) {
+        self.grown = 0;
+        self.task = Task::Deciding { forced };
+        self.ask(Question::Numbers, out);
+    }
+
+    fn next_task(&mut self, out: &mut Effects) {
+        if !matches!(self.task, Task::Idle) {
+            return;
+        }
+        if let Some(ticket) = self.waiting.pop_front() {
+            self.task = Task::Verifying(Verifying::new(ticket));
+            self.ask(Question::Numbers, out);
+        }
+    }
+
+    /// An answer of the store; `roots` is what is under way and has no name yet.
+    pub fn answered(
+        &mut self,
+        now: Time,
+        number: u32,
+        answer: Answer,
+        roots: impl FnOnce() -> Vec<(BlockId, u8)>,
+        out: &mut Effects,
+    ) {
+        if number != self.next_ticket {
+            return; // of a task that has ended
+        }
+        let task = std::mem::replace(&mut self.task, Task::Idle);
+        self.task = match (task, answer) {
+            (Task::Verifying(verifying), answer) => self.verify_on(verifying, answer, out),
+            (_, Answer::Failed(failure)) => self.fail(&failure, out),
+            (Task::Deciding { forced }, Answer::Numbers(numbers)) => self.decided(forced, &numbers, out),
+            (Task::Evicting { after, excess, freed, .. }, Answer::Page(page)) => {
+                self.evict_page(after, excess, freed, page, out)
+            }
+            (Task::Beginning, Answer::Done) => self.mark_on(Tour::new(roots()), out),
+            (Task::Marking(tour), Answer::Done) => self.mark_on(tour, out),
+            (Task::Marking(mut tour), answer) => {
+                tour.supply(answer);
+                self.mark_on(tour, out)
+            }
+            (Task::Moving { freed }, Answer::Cleaned { done, bytes_freed }) => {
+                self.moved(now, freed + bytes_freed, done, out)
+            }
+            (Task::Idle | Task::Deciding { .. } | Task::Evicting { .. } | Task::Beginning, _)
+            | (Task::Moving { .. }, _) => Task::Idle,
+        };
+        self.next_task(out);
+    }
+
+    fn fail(&mut self, failure: &Failure, out: &mut Effects) -> Task {
+        out.note(Note::Store { what: failure.message.clone() });
+        self.ask(Question::CleanAbort, out);
+        Task::Idle
+    }
+
+    fn decided(&mut self, forced: bool, numbers: &StoreNumbers, out: &mut Effects) -> Task {
+        let watermark = self.quota_bytes / 100 * self.watermark_percent;
+        let excess = numbers.used_bytes.saturating_sub(watermark);
+        if excess > 0 && self.evict == Evict::Oldest {
+            // A tenth more, so that the next object does not start it again.
+            let excess = excess + watermark / 10;
+            self.ask(Question::Changes { after: 0, limit: EVICT_PAGE }, out);
+            return Task::Evicting { after: 0, excess, writes: 0, freed: 0 };
+        }
+        if forced || excess > 0 { self.begin(out) } else { Task::Idle }
+    }
+
+    fn begin(&mut self, out: &mut Effects) -> Task {
+        self.dirty = false;
+        self.ask(Question::CleanBegin, out);
+        Task::Beginning
+    }
+
+    fn evict_page(
+        &mut self,
+        after: u64,
+        excess: u64,
+        mut freed: u64,
+        page: Vec<(Name, Bound)>,
+        out: &mut Effects,
+    ) -> Task {
+        let (mut writes, mut last) = (0, after);
+        let is_full_page = page.len() == EVICT_PAGE;
+        for (name, bound) in page {
+            last = bound.seq;
+            let evictable = self.role != Role::Worker || bound.seq <= self.delivered;
+            let stored = Stored::decode(&bound.value).ok();
+            let object = stored.filter(|stored| stored.binding.content != Content::Deleted);
+            if let (true, Some(object)) = (evictable && freed < excess, object) {
+                freed += object.binding.meta.size.max(4096);
+                writes += 1;
+                out.note(Note::Evicted { name: name.clone() });
+                let change = Change::Unbind { name, expected_seq: bound.seq };
+                let ticket = self.ticket();
+                out.tell(Message::Write { ticket, change, haste: Haste::Now });
+            }
+        }
+        if writes == 0 {
+            return self.evict_more(last, excess, freed, is_full_page, out);
+        }
+        Task::Evicting { after: if is_full_page { last } else { u64::MAX }, excess, writes, freed }
+    }
+
+    fn evict_more(&mut self, after: u64, excess: u64, freed: u64, more: bool, out: &mut Effects) -> Task {
+        if freed >= excess || !more {
+            return self.begin(out);
+        }
+        self.ask(Question::Changes { after, limit: EVICT_PAGE }, out);
+        Task::Evicting { after, excess, writes: 0, freed }
+    }
+
+    /// A name was dropped, or not.
+    pub fn written(&mut self, out: &mut Effects) {
+        if let Task::Evicting { after, excess, writes, freed } = &mut self.task {
+            *writes = writes.saturating_sub(1);
+            if *writes == 0 {
+                let (after, excess, freed) = (*after, *excess, *freed);
+                self.task = self.evict_more(after, excess, freed, after != u64::MAX, out);
+            }
+        }
+    }
+
+    fn mark_on(&mut self, mut tour: Tour, out: &mut Effects) -> Task {
+        loop {
+            match tour.next() {
+                TourStep::Ask(question) => self.ask(question, out),
+                TourStep::Ids(ids) => self.ask(Question::CleanMark(ids), out),
+                TourStep::Object { .. } => continue,
+                TourStep::Done => {
+                    self.ask(Question::CleanStep(self.step_bytes), out);
+                    return Task::Moving { freed: 0 };
+                }
+                TourStep::Failed(failure) => return self.fail(&failure, out),
+            }
+            return Task::Marking(tour);
+        }
+    }
+
+    fn moved(&mut self, now: Time, freed: u64, done: bool, out: &mut Effects) -> Task {
+        if !done {
+            self.ask(Question::CleanStep(self.step_bytes), out);
+            return Task::Moving { freed };
+        }
+        self.clean_at_ms = Some(now.mono_ms + self.period_ms);
+        out.note(Note::Cleaned { bytes: freed });
+        Task::Idle
+    }
+
+    fn verify_on(&mut self, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
+        match answer {
+            Answer::Failed(failure) if verifying.tour.is_none() => {
+                return verifying.end(Response::Error(failure), out);
+            }
+            Answer::Numbers(numbers) => verifying.total = numbers.blocks,
+            Answer::Verified { next, blocks, bytes, damaged } => {
+                verifying.blocks += blocks;
+                verifying.bytes += bytes;
+                let room = LISTED_MAX.saturating_sub(verifying.damaged.len());
+                verifying.damaged.extend(damaged.into_iter().take(room));
+                verifying.progress(out);
+                match next {
+                    Some(next) => verifying.position = next,
+                    None => verifying.tour = Some(Tour::new(Vec::new())),
+                }
+            }
+            Answer::Has(here) => verifying.lacking |= here.contains(&false),
+            answer => {
+                if let Some(tour) = &mut verifying.tour {
+                    tour.supply(answer);
+                }
+            }
+        }
+        self.verify_next(verifying, out)
+    }
+
+    fn verify_next(&mut self, mut verifying: Verifying, out: &mut Effects) -> Task {
+        let Some(tour) = &mut verifying.tour else {
+            let position = verifying.position;
+            self.ask(Question::Verify { position, bytes: VERIFY_STEP_BYTES }, out);
+            return Task::Verifying(verifying);
+        };
+        loop {
+            match tour.next() {
+                TourStep::Ask(question) => self.ask(question, out),
+                TourStep::Ids(ids) => self.ask(Question::Has(ids), out),
+                TourStep::Object { name, whole } => {
+                    let lacking = std::mem::take(&mut verifying.lacking) || !whole;
+                    if let Some(name) = name.filter(|_| lacking && verifying.incomplete.len() < LISTED_MAX) {
+                        verifying.incomplete.push(name);
+                    }
+                    continue;
+                }
+                TourStep::Done => {
+                    let response = Response::Verified {
+                        blocks: verifying.blocks,
+                        bytes: verifying.bytes,
+                        damaged: verifying.damaged.iter().copied().collect(),
+                        incomplete: std::mem::take(&mut verifying.incomplete),
+                    };
+                    return verifying.end(response, out);
+                }
+                TourStep::Failed(failure) => return verifying.end(Response::Error(failure), out),
+            }
+            return Task::Verifying(verifying);
+        }
+    }
+
+    fn ask(&mut self, question: Question, out: &mut Effects) {
+        let ticket = self.ticket();
+        out.tell(Message::Ask { ticket, question });
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket = self.next_ticket.wrapping_add(1);
+        Ticket { actor: Actor::Keeper, number: self.next_ticket }
+    }
+}
+
+impl Verifying {
+    fn new(ticket: Ticket) -> Self {
+        Verifying {
+            ticket,
+            position: 0,
+            total: 0,
+            blocks: 0,
+            bytes: 0,
+            damaged: BTreeSet::new(),
+            incomplete: Vec::new(),
+            tour: None,
+            lacking: false,
+        }
+    }
+
+    fn progress(&self, out: &mut Effects) {
+        let news = Response::Progress { done: self.blocks, total: self.total, unit: Unit::Blocks };
+        out.tell(Message::VerifyNews { ticket: self.ticket, news: Box::new(news) });
+    }
+
+    fn end(self, response: Response, out: &mut Effects) -> Task {
+        out.tell(Message::VerifyNews { ticket: self.ticket, news: Box::new(response) });
+        Task::Idle
+    }
+}

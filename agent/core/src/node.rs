@@ -1,0 +1,207 @@
+//! A node: the fixed set of actors and the way messages take between them.
+//!
+//! `handle` is the only way in, [`Effects`] the only way out, `deadline` says when the loop must wake and
+//! why. A call runs until no actor has anything left to say.
+
+use crate::control::Control;
+use crate::ingest::Ingest;
+use crate::keeper::Keeper;
+use crate::limits::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
+use crate::message::{Actor, Channel, Effect, Effects, Input, Message, Note, Presence, Ticket};
+use crate::power::Power;
+use crate::request::{ProcessNumbers, Status};
+use crate::settings::Settings;
+use crate::store::Store;
+use crate::sync::Sync;
+use crate::time::Time;
+
+/// All actors of one node.
+pub struct Node {
+    ingest: Ingest,
+    store: Store,
+    sync: Sync,
+    control: Control,
+    power: Power,
+    keeper: Keeper,
+    started_ms: u64,
+    stopping: bool,
+    dropped: u64,
+}
+
+impl Node {
+    /// A node that has not started.
+    pub fn new(settings: &Settings) -> Self {
+        Node {
+            ingest: Ingest::new(settings),
+            store: Store::new(settings),
+            sync: Sync::new(settings),
+            control: Control::new(settings),
+            power: Power::new(settings),
+            keeper: Keeper::new(settings),
+            started_ms: 0,
+            stopping: false,
+            dropped: 0,
+        }
+    }
+
+    /// Takes over new settings; identity, store and watched folders are those of the start.
+    pub fn reload(&mut self, settings: &Settings) {
+        self.ingest.reload(settings);
+        self.store.reload(settings);
+        self.sync.reload(settings);
+        self.control.reload(settings);
+        self.power.reload(settings);
+        self.keeper.reload(settings);
+    }
+
+    /// Something has happened.
+    pub fn handle(&mut self, now: Time, input: Input, out: &mut Effects) {
+        self.take(now, input, out);
+        while let Some(message) = out.next_message() {
+            self.pass(now, message, out);
+        }
+        self.dropped = out.dropped();
+        if self.stopping && self.store.is_quiet() {
+            self.stopping = false;
+            out.emit(Effect::Presence(Presence::Offline));
+            out.emit(Effect::Stopped);
+        }
+    }
+
+    /// When the loop must wake at the latest, in milliseconds since the start, and why.
+    pub fn deadline(&self) -> Option<(u64, &'static str)> {
+        let deadlines = [
+            self.ingest.deadline(),
+            self.store.deadline(),
+            self.sync.deadline(),
+            self.control.deadline(),
+            self.keeper.deadline(),
+        ];
+        self.power.alarm(deadlines.into_iter().flatten())
+    }
+
+    /// The shell says how long the last turn took and, if the timer began it, for which reason.
+    pub fn turned(&mut self, took_ms: u64, woken_for: Option<&'static str>) {
+        if let Some(why) = woken_for {
+            self.power.woken(why);
+        }
+        self.power.turned(took_ms);
+    }
+
+    fn take(&mut self, now: Time, input: Input, out: &mut Effects) {
+        match input {
+            Input::Start => self.start(now, out),
+            Input::Wake => self.wake(now, out),
+            Input::JobDone { job, done } => self.store.job_done(now, job, done, out),
+            Input::FileDone { file, done } => self.ingest.file_done(now, file, done, out),
+            Input::FileChanged { watch, path } => self.ingest.file_changed(now, watch, path, out),
+            Input::FilesMissed { watch } => self.ingest.files_missed(now, watch, out),
+            Input::LinkUp => {
+                out.emit(Effect::Presence(Presence::Online));
+                self.sync.link_up(now, out);
+            }
+            Input::LinkDown { reason } => self.sync.link_down(now, reason, out),
+            Input::Sent { token } => self.sync.sent(now, token, out),
+            Input::Wire { from, channel: channel @ (Channel::Command | Channel::Answer), payload } => {
+                if let Err(why) = self.control.wire(now, &from, channel, &payload, out) {
+                    self.sync.refuse(&from, why, out);
+                }
+            }
+            Input::Wire { from, channel, payload } => self.sync.wire(now, &from, channel, payload, out),
+            Input::ClientCame(client) => self.control.client_came(client, out),
+            Input::ClientAsked { caller, request } => self.control.client_asked(now, caller, request, out),
+            Input::ClientData { caller, bytes } => self.control.client_data(caller, Some(bytes), out),
+            Input::ClientDataEnd { caller } => self.control.client_data(caller, None, out),
+            Input::ClientReady(client) => self.control.client_ready(client, out),
+            Input::ClientGone(client) => self.control.client_gone(client, out),
+            Input::Measured(process) => self.measured(now, &process, out),
+            Input::Stop => {
+                self.stopping = true;
+                self.sync.save_cursors(now, true, out);
+                out.tell(Message::FlushNow);
+            }
+        }
+    }
+
+    fn start(&mut self, now: Time, out: &mut Effects) {
+        self.started_ms = now.mono_ms;
+        self.control.start(out);
+        self.keeper.start(now);
+        self.ingest.wake(now, out);
+    }
+
+    fn wake(&mut self, now: Time, out: &mut Effects) {
+        self.store.wake(now, out);
+        self.ingest.wake(now, out);
+        self.sync.wake(now, out);
+        self.control.wake(now, out);
+        self.keeper.wake(now, out);
+    }
+
+    fn pass(&mut self, now: Time, message: Message, out: &mut Effects) {
+        match message {
+            Message::Write { ticket, change, haste } => self.store.write(now, ticket, change, haste, out),
+            Message::FlushNow => self.store.flush_now(now, out),
+            Message::Barrier { ticket } => self.store.barrier(now, ticket, out),
+            Message::Ask { ticket, question } => self.store.ask(ticket, question, out),
+            Message::Grown { bytes, full } => self.keeper.grown(now, bytes, full, out),
+            Message::Written { ticket: Ticket { actor, number }, done } => match actor {
+                Actor::Ingest => self.ingest.written(now, number, done, out),
+                Actor::Sync => self.sync.written(now, number, done, out),
+                Actor::Control => self.control.written(number, done, out),
+                Actor::Keeper => self.keeper.written(out),
+            },
+            Message::Answered { ticket: Ticket { actor, number }, answer } => match actor {
+                Actor::Ingest => self.ingest.answered(now, number, answer, out),
+                Actor::Sync => self.sync.answered(now, number, answer, out),
+                Actor::Control => self.control.answered(number, answer, out),
+                Actor::Keeper => {
+                    let (ingest, sync) = (&self.ingest, &self.sync);
+                    let roots = || ingest.roots().into_iter().chain(sync.roots()).collect();
+                    self.keeper.answered(now, number, answer, roots, out);
+                }
+            },
+            Message::Changed { bytes } => self.sync.changed(now, bytes, out),
+            Message::Delivered { seq } => {
+                self.ingest.delivered(seq, out);
+                self.keeper.delivered(seq);
+            }
+            Message::PutBegin { caller, name, meta } => self.ingest.put_begin(caller, name, meta, out),
+            Message::PutData { caller, bytes } => self.ingest.put_data(caller, bytes, out),
+            Message::PutEnd { caller } => self.ingest.put_end(caller, out),
+            Message::PutsHurry(client) => self.ingest.puts_hurry(client),
+            Message::PutsGone(client) => self.ingest.puts_gone(now, client, out),
+            Message::PutReady(client) => self.control.put_ready(client, out),
+            Message::PutDone { caller, done } => self.control.put_done(caller, done, out),
+            Message::Fetch { ticket, target, wait } => self.sync.fetch(now, ticket, target, wait, out),
+            Message::Fetched { ticket, done } => self.control.fetched(ticket.number, done, out),
+            Message::Post { to, channel, payload } => self.post(&to, channel, payload, out),
+            Message::VerifyAll { ticket } => self.keeper.verify_all(ticket, out),
+            Message::VerifyNews { ticket, news } => self.control.verify_news(ticket.number, *news, out),
+        }
+    }
+
+    fn post(&mut self, to: &crate::id::NodeName, channel: Channel, payload: bytes::Bytes, out: &mut Effects) {
+        let bytes_max = if channel == Channel::Command { COMMAND_BYTES_MAX } else { MESSAGE_BYTES_MAX };
+        if payload.len() > bytes_max {
+            let what = format!("a message of {} bytes for {to} is too large", payload.len());
+            return out.note(Note::Store { what });
+        }
+        self.sync.relay(to, channel, payload, out);
+    }
+
+    fn measured(&mut self, now: Time, process: &ProcessNumbers, out: &mut Effects) {
+        let mut power = self.power.numbers().clone();
+        power.dropped = self.dropped;
+        let status = Status {
+            uptime_ms: now.mono_ms - self.started_ms,
+            link: self.sync.link(),
+            peers: self.sync.peer_statuses(),
+            ingest: self.ingest.numbers().clone(),
+            sync: self.sync.numbers().clone(),
+            power,
+            ..Status::default()
+        };
+        self.control.measured(process, &status, out);
+    }
+}

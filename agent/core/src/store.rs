@@ -1,0 +1,242 @@
+//! The Store actor: gathers writes into batches, one sync each, and passes questions on.
+//!
+//! One batch is being made durable at a time; the next fills meanwhile. A write is answered when its
+//! batch is durable and not before. A batch that fails takes everything that waits behind it with it, so
+//! a binding never becomes durable without the blocks handed over before it. Bounds: writes and questions
+//! waiting, answered `Busy` beyond them.
+
+use crate::batcher::{Limits, LowPowerBatcher, Reason, Urgency};
+use crate::limits::{JOBS_MAX, QUESTIONS_MAX, WRITES_MAX};
+use crate::message::{
+    Answer, Change, ChangeDone, Effect, Effects, Haste, Job, JobDone, JobId, Message, Question, Ticket,
+};
+use crate::request::{Failure, FailureKind};
+use crate::settings::Settings;
+use crate::time::{Deadline, Time};
+use heapless::Deque;
+use std::collections::BTreeMap;
+
+/// A write that waits, or the mark of somebody who waits for all before it.
+enum Waiting {
+    Change(Ticket, Change),
+    Barrier(Ticket),
+}
+
+/// The actor.
+pub struct Store {
+    batcher: LowPowerBatcher<Waiting>,
+    /// So many of the oldest waiting writes were asked for at once.
+    hurry: usize,
+    /// The batch being made durable.
+    committing: Option<Committing>,
+    questions: Deque<(Ticket, Question), QUESTIONS_MAX>,
+    open: BTreeMap<JobId, Option<Ticket>>,
+    next_job: u32,
+    checkpoint_age_ms: u64,
+    /// When the index must follow the log.
+    checkpoint_at_ms: Option<u64>,
+}
+
+struct Committing {
+    job: JobId,
+    /// Whom to answer, in order; `false`: a barrier, which has no change.
+    askers: Vec<(Ticket, bool)>,
+    bytes: u64,
+}
+
+impl Store {
+    /// The actor of a store that is open.
+    pub fn new(settings: &Settings) -> Self {
+        Store {
+            batcher: LowPowerBatcher::new(limits(settings)),
+            hurry: 0,
+            committing: None,
+            questions: Deque::new(),
+            open: BTreeMap::new(),
+            next_job: 0,
+            checkpoint_age_ms: settings.checkpoint_age_ms,
+            checkpoint_at_ms: None,
+        }
+    }
+
+    /// Takes over new settings.
+    pub fn reload(&mut self, settings: &Settings) {
+        self.batcher.set_limits(limits(settings));
+        self.checkpoint_age_ms = settings.checkpoint_age_ms;
+    }
+
+    /// Takes a write in.
+    pub fn write(&mut self, now: Time, ticket: Ticket, change: Change, haste: Haste, out: &mut Effects) {
+        let bytes = change.bytes();
+        let urgency = match haste {
+            Haste::Patient => Urgency::Patient,
+            Haste::Now => Urgency::Now,
+        };
+        if self.batcher.push(now, Waiting::Change(ticket, change), bytes, urgency).is_err() {
+            let failure = Failure::new(FailureKind::Busy, "too many writes wait for the disk; try again");
+            return out.tell(Message::Written { ticket, done: Err(failure) });
+        }
+        self.commit_if_due(now, out);
+    }
+
+    /// Whatever waits is written as soon as the disk is free.
+    pub fn flush_now(&mut self, now: Time, out: &mut Effects) {
+        self.hurry = self.batcher.len();
+        self.commit_if_due(now, out);
+    }
+
+    /// Answers when all that was handed over before is durable.
+    pub fn barrier(&mut self, now: Time, ticket: Ticket, out: &mut Effects) {
+        if self.batcher.is_empty() && self.committing.is_none() {
+            return out.tell(Message::Written { ticket, done: Ok(ChangeDone::Done) });
+        }
+        if self.batcher.push(now, Waiting::Barrier(ticket), 0, Urgency::Now).is_err() {
+            let failure = Failure::new(FailureKind::Busy, "too many writes wait for the disk; try again");
+            return out.tell(Message::Written { ticket, done: Err(failure) });
+        }
+        self.commit_if_due(now, out);
+    }
+
+    /// Takes a question in.
+    pub fn ask(&mut self, ticket: Ticket, question: Question, out: &mut Effects) {
+        if let Err((ticket, _)) = self.questions.push_back((ticket, question)) {
+            let failure = Failure::new(FailureKind::Busy, "too many questions wait for the disk; try again");
+            return out.tell(Message::Answered { ticket, answer: Answer::Failed(failure) });
+        }
+        self.start_questions(out);
+    }
+
+    /// The helper thread has finished a job.
+    pub fn job_done(&mut self, now: Time, job: JobId, done: JobDone, out: &mut Effects) {
+        match done {
+            JobDone::Committed(result) => self.committed(now, job, result, out),
+            JobDone::Answered(answer) => {
+                if let Some(Some(ticket)) = self.open.remove(&job) {
+                    out.tell(Message::Answered { ticket, answer });
+                }
+            }
+        }
+        self.commit_if_due(now, out);
+        self.start_questions(out);
+    }
+
+    /// A deadline has come.
+    pub fn wake(&mut self, now: Time, out: &mut Effects) {
+        self.commit_if_due(now, out);
+        if self.checkpoint_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms) && self.open.len() < JOBS_MAX {
+            self.checkpoint_at_ms = None;
+            self.start(None, Job::Ask(Question::Checkpoint), out);
+        }
+    }
+
+    /// The earliest moment something here must be done.
+    pub fn deadline(&self) -> Option<Deadline> {
+        let batch = self.batcher.deadline().filter(|_| self.committing.is_none());
+        let checkpoint = self.checkpoint_at_ms.map(|at_ms| Deadline {
+            at_ms,
+            slack_ms: self.checkpoint_age_ms / 4,
+            why: "checkpoint",
+        });
+        [batch, checkpoint].into_iter().flatten().min_by_key(|deadline| deadline.at_ms)
+    }
+
+    /// Nothing waits and nothing is being written.
+    pub fn is_quiet(&self) -> bool {
+        self.batcher.is_empty() && self.committing.is_none()
+    }
+
+    fn commit_if_due(&mut self, now: Time, out: &mut Effects) {
+        if self.committing.is_some() {
+            return;
+        }
+        let reason = match self.batcher.due(now, false) {
+            Some(reason) => reason,
+            None if self.hurry > 0 && !self.batcher.is_empty() => Reason::Asked,
+            None => return,
+        };
+        let batch = self.batcher.take(reason);
+        self.hurry = self.hurry.saturating_sub(batch.len());
+        let mut changes = Vec::with_capacity(batch.len());
+        let mut askers = Vec::with_capacity(batch.len());
+        for waiting in batch {
+            match waiting {
+                Waiting::Change(ticket, change) => {
+                    askers.push((ticket, true));
+                    changes.push(change);
+                }
+                Waiting::Barrier(ticket) => askers.push((ticket, false)),
+            }
+        }
+        let bytes = changes.iter().map(|change| change.bytes() as u64).sum();
+        let job = self.start(None, Job::Commit(changes), out);
+        self.committing = Some(Committing { job, askers, bytes });
+    }
+
+    fn committed(
+        &mut self,
+        now: Time,
+        job: JobId,
+        result: Result<Vec<ChangeDone>, Failure>,
+        out: &mut Effects,
+    ) {
+        self.open.remove(&job);
+        let Some(committing) = self.committing.take_if(|committing| committing.job == job) else { return };
+        match result {
+            Ok(done) => {
+                let mut done = done.into_iter();
+                for (ticket, has_change) in committing.askers {
+                    let done =
+                        if has_change { done.next().unwrap_or(ChangeDone::Done) } else { ChangeDone::Done };
+                    out.tell(Message::Written { ticket, done: Ok(done) });
+                }
+                out.tell(Message::Grown { bytes: committing.bytes, full: false });
+                self.checkpoint_at_ms.get_or_insert(now.mono_ms + self.checkpoint_age_ms);
+            }
+            Err(failure) => {
+                let full = failure.kind == FailureKind::Full;
+                for (ticket, _) in committing.askers {
+                    out.tell(Message::Written { ticket, done: Err(failure.clone()) });
+                }
+                self.fail_all(&failure, out);
+                out.tell(Message::Grown { bytes: 0, full });
+            }
+        }
+    }
+
+    /// What waits behind a failed batch may lean on it.
+    fn fail_all(&mut self, failure: &Failure, out: &mut Effects) {
+        while !self.batcher.is_empty() {
+            for waiting in self.batcher.take(Reason::Asked) {
+                let (Waiting::Change(ticket, _) | Waiting::Barrier(ticket)) = waiting;
+                out.tell(Message::Written { ticket, done: Err(failure.clone()) });
+            }
+        }
+        self.hurry = 0;
+    }
+
+    fn start_questions(&mut self, out: &mut Effects) {
+        while self.open.len() < JOBS_MAX
+            && let Some((ticket, question)) = self.questions.pop_front()
+        {
+            self.start(Some(ticket), Job::Ask(question), out);
+        }
+    }
+
+    fn start(&mut self, ticket: Option<Ticket>, what: Job, out: &mut Effects) -> JobId {
+        self.next_job = self.next_job.wrapping_add(1);
+        let job = JobId(self.next_job);
+        self.open.insert(job, ticket);
+        out.emit(Effect::Job { job, what });
+        job
+    }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        bytes: settings.flush.bytes,
+        count: WRITES_MAX / 2,
+        age_ms: settings.flush.age_ms,
+        bytes_held_max: settings.flush.bytes.saturating_mul(4).max(16 << 20),
+        count_held_max: WRITES_MAX,
+    }
+}
