@@ -142,9 +142,11 @@ pub enum ConfigError {
     },
     /// A node that cannot know whom to talk to.
     #[error(
-        "a {role} with [mqtt] needs {needed} [[peer]] with role = \"master\", here are {found}: paste what `larder init` printed on the master"
+        "{from}: a {role} with [mqtt] needs {needed} [[peer]] with role = \"master\", here are {found}: paste what `larder init` printed on the master"
     )]
     Masters {
+        /// What made it that role.
+        from: Origin,
         /// This node's role.
         role: Role,
         /// How many it needs.

@@ -182,10 +182,9 @@ mod tests {
         let text = uncommented(&fs::read_to_string(&made.config).unwrap(), &made.public);
         let document: toml::Table = text.parse().unwrap();
         for section in ["node", "storage", "mqtt", "peer", "watch"] {
-            let table = match &document[section] {
-                toml::Value::Array(list) => list[0].as_table().unwrap(),
-                value => value.as_table().unwrap(),
-            };
+            let section_value = &document[section];
+            let value = section_value.as_array().map_or(section_value, |list| &list[0]);
+            let table = value.as_table().unwrap();
             for key in schema::keys_of(section) {
                 assert!(table.contains_key(key.name), "{section}.{} is missing in the template", key.name);
             }

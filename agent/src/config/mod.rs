@@ -162,7 +162,11 @@ impl Config {
             Role::Worker => (found == 1, "exactly one"),
             Role::Leecher => (found >= 1, "at least one"),
         };
-        if holds { Ok(()) } else { Err(ConfigError::Masters { role: self.role.value, needed, found }) }
+        if holds {
+            Ok(())
+        } else {
+            Err(ConfigError::Masters { from: self.role.from.clone(), role: self.role.value, needed, found })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use super::error::{ConfigError, Sourced};
+use super::error::{ConfigError, Origin, Sourced};
 use super::raw::{Layers, RawMqtt};
 use super::{refused, schema};
 
@@ -87,7 +87,7 @@ fn tls(layers: &Layers) -> Result<Option<Tls>, ConfigError> {
 }
 
 fn mqtt(raw: &super::raw::Raw) -> Option<&RawMqtt> {
-    raw.mqtt.as_ref()
+    raw.mqtt.as_ref().map(toml::Spanned::get_ref)
 }
 
 fn embedded(layers: &Layers, tls: Option<&Tls>, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
@@ -112,11 +112,13 @@ fn embedded(layers: &Layers, tls: Option<&Tls>, port: u16) -> Result<Option<Sock
 
 fn host(layers: &Layers, tls: Option<&Tls>, embedded: Option<SocketAddr>) -> Result<String, ConfigError> {
     let Some(host) = layers.pick_mqtt(|raw| raw.host.as_ref()) else {
-        return match (embedded, layers.pick_mqtt(|raw| raw.port.as_ref())) {
-            (Some(listen), _) if !listen.ip().is_unspecified() => Ok(listen.ip().to_string()),
-            (Some(_), _) => Ok(Ipv4Addr::LOCALHOST.to_string()),
-            (None, given) => Err(ConfigError::Missing {
-                from: given.map_or(super::Origin::Machine("[mqtt]"), |port| port.from),
+        return match embedded {
+            Some(listen) if !listen.ip().is_unspecified() => Ok(listen.ip().to_string()),
+            Some(_) => Ok(Ipv4Addr::LOCALHOST.to_string()),
+            None => Err(ConfigError::Missing {
+                from: layers
+                    .pick(|raw| raw.mqtt.as_ref())
+                    .map_or(Origin::Machine("[mqtt]"), |table| table.from),
                 key: schema::named("mqtt", "host"),
                 why: "name the broker, or set embedded_broker = true".to_owned(),
             }),

@@ -30,7 +30,7 @@ type Given<T> = Option<Spanned<T>>;
 pub(super) struct Raw {
     pub(super) node: RawNode,
     pub(super) storage: RawStorage,
-    pub(super) mqtt: Option<RawMqtt>,
+    pub(super) mqtt: Given<RawMqtt>,
     pub(super) peer: Vec<Spanned<RawPeer>>,
     pub(super) watch: Vec<Spanned<RawWatch>>,
 }
@@ -60,7 +60,7 @@ pub(super) struct RawStorage {
     pub(super) evict: Given<Evict>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawMqtt {
     pub(super) host: Given<String>,
@@ -237,7 +237,7 @@ impl Layers {
         &self,
         get: impl Fn(&RawMqtt) -> Option<&Spanned<T>>,
     ) -> Option<Sourced<T>> {
-        self.pick(|raw| raw.mqtt.as_ref().and_then(&get))
+        self.pick(|raw| raw.mqtt.as_ref().and_then(|mqtt| get(mqtt.get_ref())))
     }
 }
 

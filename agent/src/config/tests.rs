@@ -176,7 +176,10 @@ fn a_worker_on_a_link_needs_exactly_one_master() {
     let link = "[node]\nrole = \"worker\"\n[mqtt]\nhost = \"localhost\"\n";
     refused_with(link, &["a worker with [mqtt] needs exactly one [[peer]]", "here are 0", "larder init"]);
     let second = master_peer().replace("attic", "cellar");
-    refused_with(&format!("{link}{}{second}", master_peer()), &["exactly one", "here are 2"]);
+    refused_with(
+        &format!("{link}{}{second}", master_peer()),
+        &["larder.toml:2:", "exactly one", "here are 2"],
+    );
     let config = load(&format!("{link}{}", master_peer())).unwrap();
     assert_eq!(config.peers.len(), 1);
 }
@@ -242,7 +245,7 @@ fn an_embedded_broker_needs_no_host() {
     assert_eq!(link.embedded, Some("127.0.0.1:1883".parse().unwrap()));
     let link = load(&format!("{master}listen = \"127.0.0.1:2000\"\n")).unwrap().mqtt.unwrap();
     assert_eq!(link.port, 2_000);
-    refused_with("[mqtt]\nuser = \"a\"\n", &["[mqtt] host is missing", "embedded_broker"]);
+    refused_with("[mqtt]\nuser = \"a\"\n", &["larder.toml:1:", "[mqtt] host is missing", "embedded_broker"]);
 }
 
 #[test]
