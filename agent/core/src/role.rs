@@ -102,8 +102,7 @@ pub struct RoleDefaults {
     pub clean_watermark_percent: u8,
     /// Seconds between two cleanings.
     pub clean_period_s: u32,
-    /// Peers that may have a transfer open at once; also how many peers of the other side of the
-    /// permissions table a configuration may list.
+    /// Peers that may have a transfer open at once.
     pub sessions_max: u16,
     /// MQTT messages that may wait for their acknowledgement by the broker.
     pub in_flight_max: u16,

@@ -1,0 +1,274 @@
+//! The values that steer the agent, each with where it came from.
+//!
+//! Duty: resolve flag, environment, configuration, profile, board and role to one value each, for
+//! the agent to run by and `larder status` to show. Refuses: a quota without room for segments.
+
+use larder_core::board::Prepare;
+use larder_core::role::{Evict, Role};
+use larder_hal::board::Machine;
+use serde::{Deserialize, Serialize};
+
+use super::error::{ConfigError, Origin, Setting, Sourced};
+use super::raw::{Layers, RawStorage};
+use super::size::Size;
+use super::{Config, refused};
+
+const LIMIT_BYTES_MIN: u64 = 16_000_000;
+const CACHE_BYTES_MIN: u64 = 256 << 10;
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const SEGMENT_BYTES_UNIT: u64 = 64 << 10;
+/// Fewer segments than this in a quota, and cleaning has nowhere to move live records to.
+const SEGMENTS_MIN: u64 = 8;
+/// The block cache takes at most this part of the memory.
+const MEMORY_PER_CACHE: u64 = 16;
+
+/// What flag, environment and file say of values that profile, board or role have too.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    limit: Option<Sourced<u64>>,
+    reserve: Option<Sourced<u64>>,
+    segment: Option<Sourced<u64>>,
+    cache: Option<Sourced<u64>>,
+    evict: Option<Sourced<Evict>>,
+    keep_alive_s: Option<Sourced<u64>>,
+}
+
+impl Wishes {
+    pub(super) fn check(layers: &Layers) -> Result<Self, ConfigError> {
+        let size = |get: fn(&RawStorage) -> Option<&toml::Spanned<Size>>| {
+            layers.pick(|raw| get(&raw.storage)).map(|given| given.map(|size| size.0))
+        };
+        let segment_fits = |bytes| {
+            (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) && bytes % SEGMENT_BYTES_UNIT == 0
+        };
+        Ok(Self {
+            limit: within(size(|raw| raw.limit.as_ref()), "limit", |bytes| bytes >= LIMIT_BYTES_MIN)?,
+            reserve: size(|raw| raw.reserve.as_ref()),
+            segment: within(size(|raw| raw.segment.as_ref()), "segment", segment_fits)?,
+            cache: within(size(|raw| raw.cache.as_ref()), "cache", |bytes| bytes >= CACHE_BYTES_MIN)?,
+            evict: layers.pick(|raw| raw.storage.evict.as_ref()),
+            keep_alive_s: match layers.pick_mqtt(|raw| raw.keep_alive_s.as_ref()) {
+                Some(given) if !(5..=65_535).contains(&given.value) => {
+                    return Err(refused(given.from, "mqtt", "keep_alive_s", given.value.to_string()));
+                }
+                given => given,
+            },
+        })
+    }
+}
+
+fn within(
+    given: Option<Sourced<u64>>,
+    name: &str,
+    fits: impl Fn(u64) -> bool,
+) -> Result<Option<Sourced<u64>>, ConfigError> {
+    match given {
+        Some(given) if !fits(given.value) => {
+            Err(refused(given.from, "storage", name, format!("{} bytes", given.value)))
+        }
+        given => Ok(given),
+    }
+}
+
+macro_rules! effective {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)+) => {
+        /// The values in force, each with where it came from.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct Effective {
+            $($(#[$doc])* pub $name: Setting<$kind>,)+
+        }
+
+        impl Effective {
+            /// Every value as name, text and origin, in the order in which people ask.
+            #[must_use]
+            pub fn rows(&self) -> Vec<(&'static str, String, &str)> {
+                vec![$((stringify!($name), self.$name.value.to_string(), self.$name.from.as_str()),)+]
+            }
+        }
+    };
+}
+
+effective! {
+    /// What the node is for.
+    role: Role,
+    /// The power profile.
+    profile: String,
+    /// The board.
+    board: String,
+    /// Bytes on disk the pool directory may take, everything counted.
+    quota_bytes: u64,
+    /// Bytes of the quota kept free, so that deletion and start-up work when the rest is full.
+    reserve_bytes: u64,
+    /// What happens at the quota.
+    evict: Evict,
+    /// Size of a segment file.
+    segment_bytes: u64,
+    /// How a fresh segment is made ready.
+    prepare: Prepare,
+    /// Bytes redb may cache of the index.
+    index_cache_bytes: u64,
+    /// Bytes of the block cache.
+    cache_bytes: u64,
+    /// Entries of the memory table.
+    table_entries: u64,
+    /// Longest time between two checkpoints.
+    checkpoint_age_s: u64,
+    /// The one timer.
+    tick_ms: u64,
+    /// Longest wait of a write.
+    flush_age_ms: u64,
+    /// Bytes that make a write batch due.
+    flush_bytes: u64,
+    /// Longest wait of a message.
+    send_age_ms: u64,
+    /// Bytes that make sending due.
+    send_bytes: u64,
+    /// MQTT keep-alive.
+    keep_alive_s: u64,
+    /// Blocks a sync receiver asks for at once.
+    window_blocks: u64,
+    /// Peers with a transfer open at once.
+    sessions_max: u16,
+    /// MQTT messages waiting for their acknowledgement.
+    in_flight_max: u16,
+    /// Requests waiting for a link; 0: none wait.
+    offline_requests_max: u16,
+    /// Fill of the quota at which cleaning starts.
+    clean_watermark_percent: u8,
+    /// Seconds between two cleanings.
+    clean_period_s: u32,
+    /// Bytes moved in one cleaning step.
+    clean_step_bytes: u64,
+}
+
+impl Config {
+    /// Resolves what steers the agent. `disk_bytes` is the size of the file system that holds the
+    /// store, free or not; without it the quota is not capped by it.
+    ///
+    /// # Errors
+    /// Configured sizes that leave no room for each other.
+    pub fn effective(&self, machine: &Machine, disk_bytes: Option<u64>) -> Result<Effective, ConfigError> {
+        let (profile, board) = (&self.profile.value, &self.board.value);
+        let role = self.role.value.defaults();
+        let by_profile =
+            |value: u64| Setting::from(Sourced::new(value, Origin::Profile(profile.name.clone())));
+        let by_board = || Origin::Board(board.name.clone()).to_string();
+        let by_role = || Origin::Role(self.role.value).to_string();
+
+        let quota_bytes = self.quota(disk_bytes);
+        let segment_bytes = self.segment(quota_bytes.value)?;
+        let reserve_bytes = self.reserve(quota_bytes.value, segment_bytes.value)?;
+        Ok(Effective {
+            role: self.role.clone().into(),
+            profile: self.profile.clone().map(|profile| profile.name).into(),
+            board: self.board.clone().map(|board| board.name).into(),
+            quota_bytes,
+            reserve_bytes,
+            evict: match &self.wishes.evict {
+                Some(wish) => wish.clone().into(),
+                None => Setting { value: role.evict, from: by_role() },
+            },
+            segment_bytes,
+            prepare: Setting { value: board.prepare, from: by_board() },
+            index_cache_bytes: Setting { value: board.index_cache_bytes, from: by_board() },
+            cache_bytes: self.cache(machine),
+            table_entries: by_profile(profile.table_entries),
+            checkpoint_age_s: by_profile(profile.checkpoint_age_s),
+            tick_ms: by_profile(profile.tick_ms),
+            flush_age_ms: by_profile(profile.flush_age_ms),
+            flush_bytes: by_profile(profile.flush_bytes),
+            send_age_ms: by_profile(profile.send_age_ms),
+            send_bytes: by_profile(profile.send_bytes),
+            keep_alive_s: match &self.wishes.keep_alive_s {
+                Some(wish) => wish.clone().into(),
+                None => by_profile(profile.keep_alive_s),
+            },
+            window_blocks: by_profile(profile.window_blocks),
+            sessions_max: Setting { value: role.sessions_max, from: by_role() },
+            in_flight_max: Setting { value: role.in_flight_max, from: by_role() },
+            offline_requests_max: Setting { value: role.offline_requests_max, from: by_role() },
+            clean_watermark_percent: Setting { value: role.clean_watermark_percent, from: by_role() },
+            clean_period_s: Setting { value: role.clean_period_s, from: by_role() },
+            clean_step_bytes: by_profile(profile.clean_step_bytes),
+        })
+    }
+
+    /// The limit times the profile's share, and never more than the board's share of the disk.
+    fn quota(&self, disk_bytes: Option<u64>) -> Setting<u64> {
+        let (profile, board) = (&self.profile.value, &self.board.value);
+        let by_role =
+            || Sourced::new(self.role.value.defaults().storage_limit_bytes, Origin::Role(self.role.value));
+        let limit = self.wishes.limit.clone().unwrap_or_else(by_role);
+        let share = profile.quota_share_percent;
+        let wanted = percent(limit.value, share);
+        let by_share = if share == 100 {
+            limit.from.to_string()
+        } else {
+            format!("{}, {share} % by profile {}", limit.from, profile.name)
+        };
+        let disk = disk_bytes.map(|bytes| percent(bytes, board.storage_share_percent));
+        match disk.filter(|&disk| disk < wanted) {
+            Some(disk) => {
+                let from = format!("board {}, {} % of the disk", board.name, board.storage_share_percent);
+                Setting { value: disk, from }
+            }
+            None => Setting { value: wanted, from: by_share },
+        }
+    }
+
+    /// The board's size halves until enough segments fit; a configured one is obeyed or refused.
+    fn segment(&self, quota_bytes: u64) -> Result<Setting<u64>, ConfigError> {
+        let most = (quota_bytes / SEGMENTS_MIN).max(SEGMENT_BYTES_MIN);
+        if let Some(wish) = &self.wishes.segment {
+            if wish.value > most {
+                let found = format!("{} bytes with a quota of {quota_bytes}", wish.value);
+                return Err(refused(wish.from.clone(), "storage", "segment", found));
+            }
+            return Ok(wish.clone().into());
+        }
+        let board = &self.board.value;
+        let mut bytes = board.segment_bytes;
+        let mut from = Origin::Board(board.name.clone()).to_string();
+        while bytes > most {
+            bytes = bytes / 2 / SEGMENT_BYTES_UNIT * SEGMENT_BYTES_UNIT;
+            from = format!("an eighth of the quota, below board {}", board.name);
+        }
+        Ok(Setting { value: bytes, from })
+    }
+
+    /// Two segments: one that cleaning fills while the one it empties is still there, one to open with.
+    fn reserve(&self, quota_bytes: u64, segment_bytes: u64) -> Result<Setting<u64>, ConfigError> {
+        match &self.wishes.reserve {
+            Some(wish) if wish.value > quota_bytes / 2 => Err(ConfigError::Value {
+                from: wish.from.clone(),
+                key: super::schema::named("storage", "reserve"),
+                found: format!("{} bytes", wish.value),
+                allowed: format!("at most half of the quota of {quota_bytes} bytes"),
+            }),
+            Some(wish) => Ok(wish.clone().into()),
+            None => Ok(Setting { value: 2 * segment_bytes, from: "two segments".to_owned() }),
+        }
+    }
+
+    /// The profile's wish, no more than the board or a sixteenth of the memory bears.
+    fn cache(&self, machine: &Machine) -> Setting<u64> {
+        if let Some(wish) = &self.wishes.cache {
+            return wish.clone().into();
+        }
+        let (profile, board) = (&self.profile.value, &self.board.value);
+        let memory = machine.memory_bytes.unwrap_or(board.memory_bytes) / MEMORY_PER_CACHE;
+        let candidates = [
+            (profile.cache_bytes, format!("profile {}", profile.name)),
+            (board.cache_bytes_max, format!("board {}", board.name)),
+            (memory.max(CACHE_BYTES_MIN), "a sixteenth of the memory".to_owned()),
+        ];
+        let (value, from) =
+            candidates.into_iter().min_by_key(|&(bytes, _)| bytes).expect("there are three candidates");
+        Setting { value, from }
+    }
+}
+
+fn percent(bytes: u64, share: u64) -> u64 {
+    u64::try_from(u128::from(bytes) * u128::from(share) / 100).unwrap_or(u64::MAX)
+}
