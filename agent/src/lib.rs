@@ -1,0 +1,3 @@
+//! The parts of the agent that tests and benches drive from the outside.
+
+pub mod mqtt;
