@@ -149,7 +149,9 @@ pub enum Refused {
     #[error("too many messages are on their way: send {:?} again after the next one was sent", .0.topic)]
     Full(Box<Outgoing>),
     /// The message can never be sent over this broker.
-    #[error("the message to {topic:?} takes {bytes} bytes, the broker and this node carry at most {bytes_max}")]
+    #[error(
+        "the message to {topic:?} takes {bytes} bytes, the broker and this node carry at most {bytes_max}"
+    )]
     TooLarge {
         /// Where it should have gone.
         topic: String,

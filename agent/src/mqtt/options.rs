@@ -130,13 +130,17 @@ impl fmt::Debug for LinkOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkOptionsError {
     /// Plain TCP would carry the data over a network in the clear.
-    #[error("mqtt.host {host:?} is not this machine and mqtt.tls is not set: set mqtt.tls.ca (and certificate and key), or use 127.0.0.1, ::1 or localhost")]
+    #[error(
+        "mqtt.host {host:?} is not this machine and mqtt.tls is not set: set mqtt.tls.ca (and certificate and key), or use 127.0.0.1, ::1 or localhost"
+    )]
     PlainBeyondLoopback {
         /// The host as given.
         host: String,
     },
     /// The TLS layer of the client library takes names and IPv4 addresses only.
-    #[error("mqtt.host {host:?} is an IPv6 address, which does not work with TLS here: set mqtt.host to the name in the broker's certificate")]
+    #[error(
+        "mqtt.host {host:?} is an IPv6 address, which does not work with TLS here: set mqtt.host to the name in the broker's certificate"
+    )]
     Ipv6WithTls {
         /// The host as given.
         host: String,
@@ -253,7 +257,8 @@ fn whole_seconds(duration: Duration) -> u32 {
 /// 127.0.0.0/8, ::1 and the name that always means them.
 pub(super) fn is_loopback(host: &str) -> bool {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    bare.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn check_host(options: &LinkOptions) -> Result<(), LinkOptionsError> {
@@ -338,7 +343,9 @@ fn client_config(tls: &TlsOptions) -> Result<rustls::ClientConfig, LinkOptionsEr
         (Some(certificate), Some(key)) => {
             let chain = certificates("certificate", certificate)?;
             let secret = private_key("key", key)?;
-            builder.with_client_auth_cert(chain, secret).map_err(|error| pem_error("certificate", certificate, &error))
+            builder
+                .with_client_auth_cert(chain, secret)
+                .map_err(|error| pem_error("certificate", certificate, &error))
         }
         (Some(_), None) | (None, Some(_)) => Err(LinkOptionsError::HalfIdentity),
     }
@@ -362,7 +369,10 @@ pub(super) fn certificates(
 }
 
 /// The first private key of a PEM file.
-pub(super) fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>, LinkOptionsError> {
+pub(super) fn private_key(
+    key: &'static str,
+    path: &Path,
+) -> Result<PrivateKeyDer<'static>, LinkOptionsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|error| pem_error(key, path, &error))
 }
 

@@ -59,15 +59,21 @@ pub(super) fn judge(ending: &Ending, reached: Reached, options: &LinkOptions) ->
     let broker = format!("{}:{}", options.host, options.port);
     match ending {
         Ending::Silent => Verdict::new(
-            format!("the broker at {broker} took and sent nothing for too long: the network between is likely gone"),
+            format!(
+                "the broker at {broker} took and sent nothing for too long: the network between is likely gone"
+            ),
             broken,
         ),
         Ending::Unacknowledged => Verdict::new(
-            format!("the broker at {broker} answers pings but acknowledges no message: look at its log and its limits"),
+            format!(
+                "the broker at {broker} answers pings but acknowledges no message: look at its log and its limits"
+            ),
             broken,
         ),
         Ending::SubscriptionRefused { filter, code } => Verdict::new(
-            format!("the broker at {broker} refuses the subscription to {filter:?} ({code}): allow it in the broker's ACL"),
+            format!(
+                "the broker at {broker} refuses the subscription to {filter:?} ({code}): allow it in the broker's ACL"
+            ),
             Ended::Refused,
         ),
         Ending::Error(error) => judge_error(error, reached, options, &broker),
@@ -78,7 +84,9 @@ fn judge_error(error: &ConnectionError, reached: Reached, options: &LinkOptions,
     let broken = Ended::Broken { up_for: reached.up_for.unwrap_or_default() };
     match error {
         ConnectionError::Timeout(_) => Verdict::new(
-            format!("the broker at {broker} did not answer within {CONNECT_SECONDS_MAX} s: check the address, the firewall, and that mqtt.tls fits the port"),
+            format!(
+                "the broker at {broker} did not answer within {CONNECT_SECONDS_MAX} s: check the address, the firewall, and that mqtt.tls fits the port"
+            ),
             broken,
         ),
         ConnectionError::Tls(error) => Verdict::new(tls_words(error, broker, options), broken),
@@ -106,15 +114,20 @@ fn judge_state(error: &StateError, reached: Reached, options: &LinkOptions, brok
         StateError::Deserialization(PacketError::PayloadSizeLimitExceeded { pkt_size, max }) => Verdict {
             oversized: true,
             ..Verdict::new(
-                format!("the broker at {broker} sent a packet of {pkt_size} bytes although this node takes {max}: its session is dropped; find the sender, and delete the message there if it is retained"),
+                format!(
+                    "the broker at {broker} sent a packet of {pkt_size} bytes although this node takes {max}: its session is dropped; find the sender, and delete the message there if it is retained"
+                ),
                 broken,
             )
         },
-        StateError::AwaitPingResp => {
-            Verdict::new(format!("the broker at {broker} did not answer a ping: the network between is likely gone"), broken)
-        }
+        StateError::AwaitPingResp => Verdict::new(
+            format!("the broker at {broker} did not answer a ping: the network between is likely gone"),
+            broken,
+        ),
         StateError::CollisionTimeout | StateError::Unsolicited(_) => Verdict::new(
-            format!("the broker at {broker} acknowledges messages in a confused order ({error}): the connection is made anew"),
+            format!(
+                "the broker at {broker} acknowledges messages in a confused order ({error}): the connection is made anew"
+            ),
             broken,
         ),
         other @ (StateError::Coversion(_)
@@ -125,9 +138,10 @@ fn judge_state(error: &StateError, reached: Reached, options: &LinkOptions, brok
         | StateError::InvalidAlias { .. }
         | StateError::OutgoingPacketTooLarge { .. }
         | StateError::IncomingPacketTooLarge { .. }
-        | StateError::ConnFail { .. }) => {
-            Verdict::new(format!("the broker at {broker} and this node misunderstand each other ({other})"), broken)
-        }
+        | StateError::ConnFail { .. }) => Verdict::new(
+            format!("the broker at {broker} and this node misunderstand each other ({other})"),
+            broken,
+        ),
     }
 }
 
@@ -135,7 +149,9 @@ fn judge_state(error: &StateError, reached: Reached, options: &LinkOptions, brok
 fn closed(reached: Reached, options: &LinkOptions, broker: &str) -> Verdict {
     let Some(up_for) = reached.up_for else {
         return Verdict::new(
-            format!("the broker at {broker} closed the connection before answering: check the login, that it speaks MQTT 5, and that mqtt.tls fits the port"),
+            format!(
+                "the broker at {broker} closed the connection before answering: check the login, that it speaks MQTT 5, and that mqtt.tls fits the port"
+            ),
             Ended::Broken { up_for: Duration::ZERO },
         );
     };
@@ -168,7 +184,10 @@ fn judge_io(error: &io::Error, reached: Reached, options: &LinkOptions, broker: 
             return closed(reached, options, broker);
         }
         _ if text.contains("lookup") || text.contains("resolve") => {
-            format!("the name {:?} cannot be resolved ({text}): check mqtt.host and the network's DNS", options.host)
+            format!(
+                "the name {:?} cannot be resolved ({text}): check mqtt.host and the network's DNS",
+                options.host
+            )
         }
         _ => format!("the connection to the broker at {broker} failed: {text}"),
     };
@@ -180,7 +199,9 @@ fn tls_words(error: &TlsError, broker: &str, options: &LinkOptions) -> String {
         TlsError::TLS(inner) => rustls_words(inner, broker, options),
         TlsError::Io(io_error) => match io_error.get_ref().and_then(|inner| inner.downcast_ref()) {
             Some(inner) => rustls_words(inner, broker, options),
-            None => format!("TLS with the broker at {broker} failed ({io_error}): check that mqtt.port is its TLS port"),
+            None => format!(
+                "TLS with the broker at {broker} failed ({io_error}): check that mqtt.port is its TLS port"
+            ),
         },
         other => format!("TLS with the broker at {broker} failed: {other}"),
     }
@@ -192,7 +213,8 @@ fn rustls_words(error: &rustls::Error, broker: &str, options: &LinkOptions) -> S
             "its certificate is not signed by the authority in mqtt.tls.ca"
         }
         rustls::Error::InvalidCertificate(
-            rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. },
+            rustls::CertificateError::NotValidForName
+            | rustls::CertificateError::NotValidForNameContext { .. },
         ) => "its certificate is for another name: set mqtt.host to the name in it",
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::Expired
@@ -201,7 +223,9 @@ fn rustls_words(error: &rustls::Error, broker: &str, options: &LinkOptions) -> S
             | rustls::CertificateError::NotValidYetContext { .. },
         ) => "its certificate is out of date: renew it, or set this machine's clock",
         rustls::Error::InvalidCertificate(_) => "its certificate is not acceptable",
-        rustls::Error::AlertReceived(_) if options.tls.as_ref().is_some_and(|tls| tls.certificate.is_none()) => {
+        rustls::Error::AlertReceived(_)
+            if options.tls.as_ref().is_some_and(|tls| tls.certificate.is_none()) =>
+        {
             "it asks for a client certificate: set mqtt.tls.certificate and mqtt.tls.key"
         }
         rustls::Error::AlertReceived(_) => {
@@ -223,11 +247,16 @@ fn refused(code: ConnectReturnCode, options: &LinkOptions, broker: &str) -> Verd
         ConnectReturnCode::BadUserNamePassword
         | ConnectReturnCode::NotAuthorized
         | ConnectReturnCode::BadAuthenticationMethod => (
-            format!("the broker at {broker} refuses the login ({who}): check mqtt.user, mqtt.password and the client certificate"),
+            format!(
+                "the broker at {broker} refuses the login ({who}): check mqtt.user, mqtt.password and the client certificate"
+            ),
             Ended::Refused,
         ),
         ConnectReturnCode::BadClientId | ConnectReturnCode::ClientIdentifierNotValid => (
-            format!("the broker at {broker} refuses the client id {:?}: it must be the name it knows this node by", options.client_id),
+            format!(
+                "the broker at {broker} refuses the client id {:?}: it must be the name it knows this node by",
+                options.client_id
+            ),
             Ended::Refused,
         ),
         ConnectReturnCode::RefusedProtocolVersion | ConnectReturnCode::UnsupportedProtocolVersion => {
@@ -254,7 +283,9 @@ fn refused(code: ConnectReturnCode, options: &LinkOptions, broker: &str) -> Verd
         | ConnectReturnCode::PayloadFormatInvalid
         | ConnectReturnCode::RetainNotSupported
         | ConnectReturnCode::QoSNotSupported => (
-            format!("the broker at {broker} refuses the connection ({code:?}): it must allow QoS 1, retained messages and wills"),
+            format!(
+                "the broker at {broker} refuses the connection ({code:?}): it must allow QoS 1, retained messages and wills"
+            ),
             Ended::Refused,
         ),
     };
@@ -277,7 +308,11 @@ fn disconnected(
         return Verdict::new(words, Ended::TakenOver);
     }
     let said = text.map(|text| format!(", {text:?}")).unwrap_or_default();
-    let advice = if code == DisconnectReasonCode::ServerShuttingDown { "it is shutting down" } else { "look at its log" };
+    let advice = if code == DisconnectReasonCode::ServerShuttingDown {
+        "it is shutting down"
+    } else {
+        "look at its log"
+    };
     Verdict::new(format!("the broker at {broker} ended the connection ({code:?}{said}): {advice}"), broken)
 }
 

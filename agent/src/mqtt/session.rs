@@ -33,8 +33,15 @@ const UP_WITHIN: Duration = Duration::from_secs(2 * CONNECT_SECONDS_MAX);
 
 /// What the task tells the link.
 pub(super) enum Report {
-    Up { client: AsyncClient, session_present: bool, packet_bytes_max: Option<u32> },
-    Down { reason: String, retry_in: Duration },
+    Up {
+        client: AsyncClient,
+        session_present: bool,
+        packet_bytes_max: Option<u32>,
+    },
+    Down {
+        reason: String,
+        retry_in: Duration,
+    },
     Message(LinkEvent),
     /// The next accepted message is on the socket under this packet id; 0 is QoS 0.
     Written(u16),
@@ -215,7 +222,8 @@ impl Connection {
     }
 
     async fn subscribed(&mut self, answer: &SubAck) -> Result<Option<Ending>, Gone> {
-        let refused = answer.return_codes.iter().position(|code| !matches!(code, SubscribeReasonCode::Success(_)));
+        let refused =
+            answer.return_codes.iter().position(|code| !matches!(code, SubscribeReasonCode::Success(_)));
         if let Some(position) = refused {
             let filter = self.plan.options().subscriptions.get(position).cloned().unwrap_or_default();
             let code = format!("{:?}", answer.return_codes[position]);
