@@ -170,6 +170,7 @@ fn closed(reached: Reached, options: &LinkOptions, broker: &str) -> Verdict {
     Verdict { kicked: true, ..Verdict::new(words, Ended::Kicked { progress: reached.progress }) }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "foreign errors without end; the rest is shown as it is")]
 fn judge_io(error: &io::Error, reached: Reached, options: &LinkOptions, broker: &str) -> Verdict {
     let broken = Ended::Broken { up_for: reached.up_for.unwrap_or_default() };
     if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
@@ -194,6 +195,7 @@ fn judge_io(error: &io::Error, reached: Reached, options: &LinkOptions, broker: 
     Verdict::new(words, broken)
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "foreign errors without end; the rest is shown as it is")]
 fn tls_words(error: &TlsError, broker: &str, options: &LinkOptions) -> String {
     match error {
         TlsError::TLS(inner) => rustls_words(inner, broker, options),
@@ -207,11 +209,12 @@ fn tls_words(error: &TlsError, broker: &str, options: &LinkOptions) -> String {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "foreign errors without end; the rest is shown as it is")]
 fn rustls_words(error: &rustls::Error, broker: &str, options: &LinkOptions) -> String {
     let advice = match error {
-        rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
-            "its certificate is not signed by the authority in mqtt.tls.ca"
-        }
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
+        ) => "its certificate is not signed by the authority in mqtt.tls.ca",
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::NotValidForName
             | rustls::CertificateError::NotValidForNameContext { .. },

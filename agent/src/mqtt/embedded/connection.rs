@@ -261,10 +261,8 @@ impl Client {
                     PingResp::write(out).map_err(|_| End::Gone)?;
                 }
                 Packet::Disconnect(goodbye) => {
-                    return Err(match goodbye.reason_code {
-                        DisconnectReasonCode::NormalDisconnection => End::Goodbye,
-                        _ => End::Gone,
-                    });
+                    let normal = goodbye.reason_code == DisconnectReasonCode::NormalDisconnection;
+                    return Err(if normal { End::Goodbye } else { End::Gone });
                 }
                 Packet::Auth(_)
                 | Packet::Connect(..)
@@ -369,5 +367,74 @@ fn next_packet(input: &mut BytesMut) -> Result<Option<Packet>, End> {
     match Packet::read(&mut whole, None) {
         Ok(packet) => Ok(Some(packet)),
         Err(_) => Err(End::Because(DisconnectReasonCode::MalformedPacket)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One packet of each kind a client sends.
+    fn samples() -> Vec<BytesMut> {
+        use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, PingReq, PublishProperties};
+        let properties = PublishProperties {
+            message_expiry_interval: Some(9),
+            response_topic: Some("r".to_owned()),
+            correlation_data: Some(vec![1, 2, 3].into()),
+            user_properties: vec![("k".to_owned(), "v".to_owned())],
+            ..PublishProperties::default()
+        };
+        let mut publish = Publish::new("t/x", QoS::AtLeastOnce, vec![0; 20], Some(properties));
+        publish.pkid = 7;
+        let mut connect_properties = ConnectProperties::new();
+        connect_properties.session_expiry_interval = Some(5);
+        let connect = Connect {
+            keep_alive: 60,
+            client_id: "cam".to_owned(),
+            clean_start: true,
+            properties: Some(connect_properties),
+        };
+        let will = LastWill::new("w", "lost", QoS::AtLeastOnce, true, None);
+        let packets = [
+            Packet::Connect(connect, Some(will), Some(Login::new("user", "password"))),
+            Packet::Publish(publish),
+            Packet::PubAck(PubAck::new(7, None)),
+            Packet::Subscribe(Subscribe::new(Filter::new("t/#", QoS::AtLeastOnce), None)),
+            Packet::Unsubscribe(Unsubscribe::new("t/#", None)),
+            Packet::PingReq(PingReq),
+        ];
+        let encode = |packet: Packet| {
+            let mut bytes = BytesMut::new();
+            packet.write(&mut bytes, None).expect("the sample is valid");
+            bytes
+        };
+        packets.into_iter().map(encode).collect()
+    }
+
+    #[test]
+    fn damaged_packets_are_refused_and_never_panic() {
+        let mut state = 1u64;
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for sample in samples() {
+            assert!(matches!(next_packet(&mut sample.clone()), Ok(Some(_))));
+            for _ in 0..20_000 {
+                let mut damaged = sample.clone();
+                for _ in 0..=random(3) {
+                    let at = random(damaged.len());
+                    damaged[at] = random(256) as u8;
+                }
+                if random(2) == 0 {
+                    // a shorter body whose header says so
+                    let length = 2 + random(damaged.len() - 1);
+                    damaged.truncate(length);
+                    damaged[1] = u8::try_from(length - 2).expect("the samples are short");
+                }
+                // whatever it says, it says it without a panic and comes to an end
+                while let Ok(Some(_)) = next_packet(&mut damaged) {}
+            }
+        }
     }
 }
