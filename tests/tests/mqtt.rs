@@ -326,8 +326,9 @@ async fn certificates_decide_who_may_publish(kind: Kind) {
 
     for (token, topic) in (1..).zip(["hub/sync/cam/data", "hub/cmd/cam", "hub/resp/cam", "cam/state"]) {
         let topic = format!("larder/1/farm/{topic}");
-        cam.send(message(token, &topic, "mine")).expect("there is room");
-        assert_eq!(payload_on(&mut hub, &topic).await, "mine");
+        let block = Bytes::from(vec![token as u8; 120 * 1024]);
+        cam.send(message(token, &topic, block.clone())).expect("there is room");
+        assert!(payload_on(&mut hub, &topic).await == block);
     }
     sent(&mut cam, 4).await;
     for (token, topic) in (10..).zip(["hub/state", "hub/sync/other/data", "hub/cmd/other", "hub/tele"]) {
@@ -586,6 +587,42 @@ async fn the_brokers_own_limit_counts_too() {
     assert!(matches!(refused, Refused::TooLarge { bytes_max: 20_000, .. }), "{refused}");
     link.send(message(2, "t/x", vec![0; 19_000])).expect("there is room");
     sent(&mut link, 2).await;
+}
+
+#[tokio::test]
+async fn clients_without_an_id_do_not_push_each_other_out() {
+    let broker = Broker::start(Kind::Embedded, Setup::default()).await;
+    let connect = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x00";
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, broker.port())).await.expect("it listens");
+        socket.write_all(connect).await.expect("the socket is open");
+        assert_eq!(read_packet(&mut socket).await[0], 0x20);
+        sockets.push(socket);
+    }
+    for socket in &mut sockets {
+        socket.write_all(&[0xc0, 0]).await.expect("the socket is open");
+        assert_eq!(read_packet(socket).await, [0xd0, 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_not_read_for_ever() {
+    let broker = Broker::start(Kind::Embedded, Setup::default()).await;
+    let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, broker.port())).await.expect("it listens");
+    let connect = b"\x10\x10\x00\x04MQTT\x05\x02\x00\x05\x00\x00\x03mad";
+    socket.write_all(connect).await.expect("the socket is open");
+    let pings = [0xc0, 0].repeat(32 * 1024);
+    let flood = async {
+        let mut written = 0;
+        // 64 MiB fit into no socket buffers: either the broker stops reading or it has closed
+        while written < 64 << 20 && socket.write_all(&pings).await.is_ok() {
+            written += pings.len();
+        }
+        written
+    };
+    let written = timeout(SOON, flood).await.expect("the broker closes after one and a half keep-alives");
+    assert!(written < 64 << 20, "{written} bytes of answers are held");
 }
 
 #[tokio::test]

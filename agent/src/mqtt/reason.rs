@@ -334,3 +334,58 @@ pub(super) fn rejection(reason: PubAckReason, topic_advice: &str) -> String {
     };
     format!("the broker rejects {topic_advice} ({reason:?}): {advice}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEVER_UP: Reached = Reached { up_for: None, progress: false, kicks: 0 };
+
+    fn verdict(error: ConnectionError, reached: Reached) -> Verdict {
+        let mut options = LinkOptions::new("localhost", 1883, "cam-1");
+        options.login = Some(("cam".to_owned(), "s3cret".to_owned()));
+        judge(&Ending::Error(Box::new(error)), reached, &options)
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_named() {
+        let error = io::Error::other("failed to lookup address information: Name or service not known");
+        let words = verdict(ConnectionError::Io(error), NEVER_UP).words;
+        assert!(words.contains("\"localhost\" cannot be resolved") && words.contains("DNS"), "{words}");
+    }
+
+    #[test]
+    fn refusals_name_the_user_and_never_the_password() {
+        for code in [ConnectReturnCode::BadUserNamePassword, ConnectReturnCode::NotAuthorized] {
+            let verdict = verdict(ConnectionError::ConnectionRefused(code), NEVER_UP);
+            assert!(verdict.words.contains("refuses the login (user \"cam\")"), "{}", verdict.words);
+            assert!(!verdict.words.contains("s3cret"));
+            assert_eq!(verdict.ended, Ended::Refused);
+        }
+    }
+
+    #[test]
+    fn a_stolen_session_is_told_by_its_reason_code() {
+        let error = StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::SessionTakenOver,
+            reason_string: None,
+        };
+        let verdict = verdict(ConnectionError::MqttState(error), NEVER_UP);
+        assert!(verdict.words.contains("\"cam-1\""), "{}", verdict.words);
+        assert_eq!(verdict.ended, Ended::TakenOver);
+    }
+
+    #[test]
+    fn quick_closes_are_suspicious_only_when_they_repeat() {
+        let closed = |up_for, kicks| {
+            let reached = Reached { up_for: Some(up_for), progress: true, kicks };
+            verdict(ConnectionError::MqttState(StateError::ConnectionAborted), reached)
+        };
+        let first = closed(Duration::from_secs(1), 0);
+        assert!(first.kicked && !first.words.contains("client id"), "{}", first.words);
+        let second = closed(Duration::from_secs(1), 1);
+        assert!(second.kicked && second.words.contains("client id \"cam-1\""), "{}", second.words);
+        assert_eq!(second.ended, Ended::Kicked { progress: true });
+        assert!(!closed(Duration::from_secs(60), 1).kicked);
+    }
+}

@@ -24,6 +24,8 @@ use tokio::sync::Notify;
 use tokio::time::{self, Instant};
 
 const OUT_BYTES_MAX: usize = 256 * 1024;
+/// A client that asks and never reads the answers is not read from beyond this.
+const OUT_BYTES_STOP: usize = 4 * OUT_BYTES_MAX;
 const READ_BYTES: usize = 16 * 1024;
 /// For clients that ask for no keep-alive: a vanished one must not hold its place for ever.
 const KEEP_ALIVE_DEFAULT: u16 = 60;
@@ -96,14 +98,16 @@ where
         return;
     }
     let silence_max = Duration::from_millis(u64::from(keep_alive) * 1500);
-    match client.run(&mut stream, &mut input, silence_max).await {
+    let mut out = BytesMut::new();
+    match client.run(&mut stream, &mut input, &mut out, silence_max).await {
         End::Goodbye => client.goodbye = true,
         End::Gone => {}
         End::Because(code) => {
             tracing::debug!(client = client.key, ?code, "the embedded broker ends a connection");
-            let farewell = [0xe0, 2, code as u8, 0];
+            // behind what is half written already, or it would become part of a payload
+            out.extend_from_slice(&[0xe0, 2, code as u8, 0]);
             let written = async {
-                stream.write_all(&farewell).await?;
+                stream.write_all(&out).await?;
                 stream.shutdown().await
             };
             // the client may be gone already; then there is nobody to tell
@@ -161,7 +165,7 @@ fn enter(
     }
     let properties = connect.properties.as_ref();
     let now = std::time::Instant::now();
-    let assigned = id.is_empty().then(|| format!("anonymous-{}", lock(hub).counters().received));
+    let assigned = id.is_empty().then(|| lock(hub).fresh_id());
     let id = assigned.clone().unwrap_or(id);
     // a certificate's name is part of the key, so that one node cannot take another's session
     let key = format!("{}/{id}", name.as_deref().unwrap_or(""));
@@ -210,34 +214,39 @@ fn welcome(
 }
 
 impl Client {
-    async fn run<S>(&mut self, stream: &mut S, input: &mut BytesMut, silence_max: Duration) -> End
+    async fn run<S>(
+        &mut self,
+        stream: &mut S,
+        input: &mut BytesMut,
+        out: &mut BytesMut,
+        silence_max: Duration,
+    ) -> End
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut out = BytesMut::new();
         let mut unflushed = false;
         let mut deadline = Instant::now() + silence_max;
-        if let Err(end) = self.answer(input, &mut out) {
+        if let Err(end) = self.answer(input, out) {
             return end;
         }
         loop {
-            let taken = lock(&self.hub).take(&self.key, self.connection, &mut out, OUT_BYTES_MAX, now());
+            let taken = lock(&self.hub).take(&self.key, self.connection, out, OUT_BYTES_MAX, now());
             if taken.is_err() {
                 return End::Because(DisconnectReasonCode::SessionTakenOver);
             }
             input.reserve(READ_BYTES);
             tokio::select! {
-                read = reader.read_buf(input) => {
+                read = reader.read_buf(input), if out.len() < OUT_BYTES_STOP => {
                     if !matches!(read, Ok(1..)) {
                         return End::Gone;
                     }
                     deadline = Instant::now() + silence_max;
-                    if let Err(end) = self.answer(input, &mut out) {
+                    if let Err(end) = self.answer(input, out) {
                         return end;
                     }
                 }
-                pushed = push(&mut writer, &mut out), if unflushed || !out.is_empty() => match pushed {
+                pushed = push(&mut writer, out), if unflushed || !out.is_empty() => match pushed {
                     Ok(more) => unflushed = more,
                     Err(_) => return End::Gone,
                 },

@@ -169,6 +169,12 @@ impl Hub {
         self.totals.counters
     }
 
+    /// A client id for one who came without.
+    pub(super) fn fresh_id(&mut self) -> String {
+        self.connection_last += 1;
+        format!("anonymous-{}", self.connection_last)
+    }
+
     /// Gives the session to a new connection; none when there is no room for another session.
     pub(super) fn attach(&mut self, arrival: Arrival, now: Instant) -> Option<Attached> {
         self.expire(now);
