@@ -1,3 +1,7 @@
 //! The parts of the agent that tests and benches drive from the outside.
 
+pub mod cli;
 pub mod config;
+pub mod mqtt;
+pub mod run;
+pub mod socket;
