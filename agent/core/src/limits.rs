@@ -1,8 +1,9 @@
 //! Every bound of the core in one place, each with what happens when it is reached.
 
-/// Bytes of one MQTT payload. Hosted brokers stop at 128 KiB; a block and its envelope fit.
+/// Bytes of one MQTT payload. Hosted brokers stop at packets of 128 KiB, topic and headers included; a
+/// block and its envelope fit.
 /// A larger message is refused by the sender and dropped, counted, by the receiver.
-pub const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+pub const MESSAGE_BYTES_MAX: usize = 127 * 1024;
 
 /// Entries of one announcement. Further changes wait for the next one.
 pub const ANNOUNCE_ENTRIES_MAX: usize = 64;
