@@ -6,9 +6,7 @@
 
 use crate::batch::{Key, Record};
 use crate::disk::DiskFile;
-use crate::format::{
-    COMMIT_RECORD_BYTES, CommitValue, Kind, RECORD_HEADER_BYTES, RecordHeader, array_at, record_bytes,
-};
+use crate::format::{COMMIT_RECORD_BYTES, CommitValue, Kind, RECORD_HEADER_BYTES, RecordHeader, array_at};
 use crate::limits::{PAGE_BYTES, READ_BYTES};
 use bytes::Bytes;
 
@@ -203,12 +201,5 @@ impl<F: DiskFile> Reader<F> {
         }
         self.window.clear();
         None
-    }
-}
-
-impl Found {
-    /// Bytes the record takes in its segment.
-    pub(crate) fn record_bytes(&self) -> u64 {
-        record_bytes(self.record.key.bytes().len(), self.value_length as usize)
     }
 }

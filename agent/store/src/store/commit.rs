@@ -363,7 +363,11 @@ impl<D: Disk> Store<D> {
         }
         self.checkpoint().map_err(|error| match error {
             MaintainError::Full { used, quota } => CommitError::Full { used, quota },
-            other => CommitError::Index { reason: other.to_string() },
+            MaintainError::Stopped { reason } => CommitError::Stopped { reason },
+            MaintainError::Index { .. }
+            | MaintainError::Io { .. }
+            | MaintainError::Read(_)
+            | MaintainError::NotCleaning => CommitError::Index { reason: error.to_string() },
         })
     }
 }

@@ -89,7 +89,8 @@ impl<D: Disk> Store<D> {
         }
         if checkpoint.clean {
             report.clean = true;
-            return Ok(self.end_at(&checkpoint));
+            self.end_at(&checkpoint);
+            return Ok(());
         }
         self.replay(&checkpoint, report)
     }
@@ -197,9 +198,12 @@ fn empty_store<D: Disk>(
 }
 
 fn lock<D: Disk>(disk: &D) -> Result<D::File, OpenError> {
-    disk.lock(LOCK_NAME).map_err(|source| match source.kind() {
-        io::ErrorKind::WouldBlock => OpenError::Locked { directory: disk.location() },
-        _ => io_error(disk, "locking")(source),
+    disk.lock(LOCK_NAME).map_err(|source| {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            OpenError::Locked { directory: disk.location() }
+        } else {
+            io_error(disk, "locking")(source)
+        }
     })
 }
 
@@ -325,10 +329,12 @@ fn index_error<D: Disk>(disk: &D, error: IndexError) -> OpenError {
 
 fn io_error<D: Disk>(disk: &D, doing: &str) -> impl Fn(io::Error) -> OpenError + use<D> {
     let (doing, directory) = (doing.to_owned(), disk.location());
-    move |source| match source.kind() {
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-            OpenError::ReadOnly { directory: directory.clone(), reason: source.to_string() }
+    move |source| {
+        let (doing, directory) = (doing.clone(), directory.clone());
+        if matches!(source.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) {
+            OpenError::ReadOnly { directory, reason: source.to_string() }
+        } else {
+            OpenError::Io { doing, directory, source }
         }
-        _ => OpenError::Io { doing: doing.clone(), directory: directory.clone(), source },
     }
 }
