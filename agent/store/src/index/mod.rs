@@ -230,6 +230,10 @@ impl<D: Disk> Index<D> {
         let _closed = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
 
+    pub(crate) fn is_shut(&self) -> bool {
+        self.database.is_none()
+    }
+
     pub(crate) fn bytes_on_disk(&self) -> u64 {
         self.backend.bytes_on_disk()
     }

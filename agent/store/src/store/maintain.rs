@@ -28,11 +28,12 @@ impl<D: Disk> Store<D> {
     /// No room, or an index that can not be made again. Nothing acknowledged is lost.
     pub fn checkpoint(&mut self) -> Result<(), MaintainError> {
         let now = self.position(false);
-        let nothing_new = now == Checkpoint { clean: false, ..self.checkpoint }
-            && self.table.entries() == 0
-            && self.segments.changed_rows().is_empty()
-            && !self.damaged_changed;
-        if nothing_new { Ok(()) } else { self.checkpoint_at(now) }
+        let known = now == Checkpoint { clean: false, ..self.checkpoint };
+        if known && self.nothing_new() { Ok(()) } else { self.checkpoint_at(now) }
+    }
+
+    fn nothing_new(&self) -> bool {
+        self.table.entries() == 0 && self.segments.changed_rows().is_empty() && !self.damaged_changed
     }
 
     /// Checkpoints and marks the store as closed, so that the next start reads nothing again.
@@ -41,10 +42,8 @@ impl<D: Disk> Store<D> {
     /// As for [`Store::checkpoint`]; the store is closed all the same, and the next start reads the log.
     pub fn close(mut self) -> Result<(), MaintainError> {
         let now = self.position(self.stopped.is_none() && !self.end_untold);
-        if now == self.checkpoint && self.table.entries() == 0 && !self.filter_changed {
-            return Ok(());
-        }
-        self.checkpoint_at(now)
+        let known = now == self.checkpoint && !self.filter_changed;
+        if known && self.nothing_new() { Ok(()) } else { self.checkpoint_at(now) }
     }
 
     /// The end of the log as it is now.
@@ -62,6 +61,9 @@ impl<D: Disk> Store<D> {
     }
 
     fn checkpoint_at(&mut self, checkpoint: Checkpoint) -> Result<(), MaintainError> {
+        if self.index.is_shut() {
+            self.reopen_index();
+        }
         match self.write_index(checkpoint) {
             Ok(()) => {}
             Err(IndexError::Full) => {
@@ -166,18 +168,26 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// After a failed write redb answers nothing until it is opened again.
-    fn reopen_index(&mut self) {
+    /// After a failed write redb answers nothing until it is opened again. True if it is as it was.
+    fn reopen_index(&mut self) -> bool {
         self.index.shut();
-        if let Ok((index, opened)) = Index::open(self.disk.as_ref(), self.options.index_cache_bytes, &self.id)
-            && opened.checkpoint.is_some()
-        {
-            self.index = index;
+        match Index::open(self.disk.as_ref(), self.options.index_cache_bytes, &self.id) {
+            Ok((index, opened)) => {
+                let fits = opened.checkpoint.unwrap_or_default().next_seq >= self.checkpoint.next_seq;
+                if fits {
+                    self.index = index;
+                }
+                fits
+            }
+            Err(_full_or_failed) => false,
         }
     }
 
     /// Sets a failed index aside and makes it again from the log.
     pub(super) fn heal_index(&mut self, reason: String) -> Result<(), IndexError> {
+        if self.index.is_shut() && self.reopen_index() {
+            return Ok(());
+        }
         self.index = fresh_index(self.disk.as_ref(), self.options.index_cache_bytes, &self.id)?;
         self.counters.index_rebuilt = Some(reason);
         self.replay_everything()

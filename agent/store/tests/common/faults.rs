@@ -12,8 +12,10 @@ pub(crate) struct Faults {
     pub(crate) failing_syncs: AtomicU64,
     /// `EROFS` for everything that changes something.
     pub(crate) read_only: AtomicBool,
-    /// Bytes that may still be written; negative for any number.
+    /// Bytes files may still grow by; negative for any number.
     pub(crate) room: AtomicI64,
+    /// `ENOSPC` for writes to the index behind its header, which needs no new room.
+    pub(crate) index_full: AtomicBool,
     /// Syncs asked for on segments.
     pub(crate) segment_syncs: AtomicU64,
     /// Gathered writes to segments.
@@ -56,6 +58,7 @@ impl Faults {
 pub(crate) struct FaultFile {
     inner: <OsDisk as Disk>::File,
     is_segment: bool,
+    is_index: bool,
     faults: Arc<Faults>,
 }
 
@@ -67,7 +70,8 @@ impl Disk for FaultDisk {
             self.faults.changes()?;
         }
         let inner = self.inner.open(name, mode)?;
-        Ok(FaultFile { inner, is_segment: name.starts_with("segment-"), faults: Arc::clone(&self.faults) })
+        let (is_segment, is_index) = (name.starts_with("segment-"), name == "index.redb");
+        Ok(FaultFile { inner, is_segment, is_index, faults: Arc::clone(&self.faults) })
     }
 
     fn list(&self) -> io::Result<Vec<Listed>> {
@@ -92,7 +96,7 @@ impl Disk for FaultDisk {
     fn lock(&self, name: &str) -> io::Result<FaultFile> {
         self.faults.changes()?;
         let inner = self.inner.lock(name)?;
-        Ok(FaultFile { inner, is_segment: false, faults: Arc::clone(&self.faults) })
+        Ok(FaultFile { inner, is_segment: false, is_index: false, faults: Arc::clone(&self.faults) })
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -110,7 +114,11 @@ impl DiskFile for FaultFile {
     }
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        self.faults.takes(buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        self.faults.takes(end.saturating_sub(self.inner.len()?))?;
+        if self.is_index && offset >= 4096 && self.faults.index_full.load(SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.faults.segment_writes.fetch_add(u64::from(self.is_segment), SeqCst);
         self.inner.write_gathered(buffers, offset)
     }
