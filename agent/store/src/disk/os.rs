@@ -1,0 +1,207 @@
+//! The real disk: the only file of the store that does real I/O.
+//!
+//! Duty: map each operation of [`Disk`] to its system call and count writes, syncs and bytes. It refuses
+//! names with a slash. A gathered write longer than the kernel's limit of buffers takes several calls.
+
+use super::{Disk, DiskFile, Listed, OpenMode, Space};
+use rustix::fs::{FallocateFlags, FlockOperation};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Buffers the kernel takes in one call (`UIO_MAXIOV`).
+const BUFFERS_PER_CALL: usize = 1024;
+
+/// A directory of the operating system. Clones share their counters.
+#[derive(Clone, Debug)]
+pub struct OsDisk {
+    directory: PathBuf,
+    counters: Arc<Counters>,
+}
+
+/// What went through an [`OsDisk`] and its files since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskCounts {
+    /// Write calls.
+    pub writes: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// `fdatasync` calls on files.
+    pub file_syncs: u64,
+    /// `fsync` calls on the directory.
+    pub directory_syncs: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    writes: AtomicU64,
+    bytes: AtomicU64,
+    file_syncs: AtomicU64,
+    directory_syncs: AtomicU64,
+}
+
+impl OsDisk {
+    /// A disk in an existing directory.
+    ///
+    /// # Errors
+    /// The directory is missing, is not a directory, or may not be looked at.
+    pub fn new(directory: impl Into<PathBuf>) -> io::Result<Self> {
+        let directory = directory.into();
+        if !std::fs::metadata(&directory)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self { directory, counters: Arc::default() })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What was written and synced so far.
+    pub fn counts(&self) -> DiskCounts {
+        let counters = &self.counters;
+        DiskCounts {
+            writes: counters.writes.load(Relaxed),
+            bytes: counters.bytes.load(Relaxed),
+            file_syncs: counters.file_syncs.load(Relaxed),
+            directory_syncs: counters.directory_syncs.load(Relaxed),
+        }
+    }
+
+    fn path(&self, name: &str) -> io::Result<PathBuf> {
+        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(self.directory.join(name))
+    }
+
+    fn file(&self, file: File) -> OsFile {
+        OsFile { file, counters: Arc::clone(&self.counters) }
+    }
+}
+
+impl Disk for OsDisk {
+    type File = OsFile;
+
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<OsFile> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        match mode {
+            OpenMode::Read => {}
+            OpenMode::ReadWrite => {
+                options.write(true);
+            }
+            OpenMode::Create => {
+                options.write(true).create(true).truncate(true);
+            }
+        }
+        Ok(self.file(options.open(self.path(name)?)?))
+    }
+
+    fn list(&self) -> io::Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+                listed.push(Listed { name, length: metadata.len() });
+            }
+        }
+        Ok(listed)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path(name)?)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path(from)?, self.path(to)?)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.counters.directory_syncs.fetch_add(1, Relaxed);
+        File::open(&self.directory)?.sync_all()
+    }
+
+    fn lock(&self, name: &str) -> io::Result<OsFile> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.path(name)?)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(self.file(file))
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let status = rustix::fs::statvfs(&self.directory)?;
+        Ok(Space {
+            total: status.f_frsize.saturating_mul(status.f_blocks),
+            free: status.f_frsize.saturating_mul(status.f_bavail),
+        })
+    }
+
+    fn location(&self) -> String {
+        self.directory.display().to_string()
+    }
+}
+
+/// An open file of an [`OsDisk`].
+#[derive(Debug)]
+pub struct OsFile {
+    file: File,
+    counters: Arc<Counters>,
+}
+
+impl DiskFile for OsFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut rest = buffers.to_vec();
+        let mut rest = rest.as_mut_slice();
+        let mut offset = offset;
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let wanted = &rest[..rest.len().min(BUFFERS_PER_CALL)];
+            let written = match rustix::io::pwritev(&self.file, wanted, offset) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other?,
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.counters.writes.fetch_add(1, Relaxed);
+            self.counters.bytes.fetch_add(written as u64, Relaxed);
+            offset += written as u64;
+            IoSlice::advance_slices(&mut rest, written);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.counters.file_syncs.fetch_add(1, Relaxed);
+        self.file.sync_data()
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length)?)
+    }
+
+    fn bytes_on_disk(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+}

@@ -1,0 +1,204 @@
+//! What can go wrong, one enum per operation; each message names the thing and the way out.
+
+use crate::Hash;
+use std::fmt::{self, Display, Formatter};
+use std::io;
+use thiserror::Error;
+
+/// Why a store could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{directory} is in use by another process; stop it, or ask it through its socket")]
+    Locked {
+        /// The store's directory.
+        directory: String,
+    },
+    /// It can not be written.
+    #[error("{directory} can not be written ({reason}); mount it read-write or fix its owner")]
+    ReadOnly {
+        /// The store's directory.
+        directory: String,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// There is none, and making one was not asked for.
+    #[error("{directory} holds no store; create one with `larder init`")]
+    Missing {
+        /// The directory.
+        directory: String,
+    },
+    /// A later version of the program wrote it.
+    #[error("{directory} has store format {found}, this program knows up to {supported}; upgrade larder")]
+    NewerFormat {
+        /// The store's directory.
+        directory: String,
+        /// The format found.
+        found: u32,
+        /// The newest format this program reads.
+        supported: u32,
+    },
+    /// There are segments, but neither a superblock nor a segment header that tells whose.
+    #[error(
+        "{directory} has segment files but no readable superblock or segment header; restore one of them"
+    )]
+    Unrecognised {
+        /// The store's directory.
+        directory: String,
+    },
+    /// An option has an impossible value.
+    #[error("option {option} is {found}, allowed is {allowed}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// Its value.
+        found: u64,
+        /// What may stand there.
+        allowed: String,
+    },
+    /// The directory or a file in it could not be read or written.
+    #[error("{doing} in {directory}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// The store's directory.
+        directory: String,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The index could be neither opened nor made again.
+    #[error("the index in {directory} can not be made: {reason}")]
+    Index {
+        /// The store's directory.
+        directory: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a batch was not acknowledged. Nothing of it can be relied on.
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// The quota, or the device, has no room for it.
+    #[error("store full: {used} of {quota} bytes used; delete and clean, or raise the quota")]
+    Full {
+        /// Bytes in the store's directory, and those this batch and its index entries need.
+        used: u64,
+        /// The quota; less what is kept in reserve for batches that put blocks.
+        quota: u64,
+    },
+    /// A part of it, or all of it, is longer than the format takes.
+    #[error("{what} is {found} long, at most {limit} fit; split it")]
+    TooLarge {
+        /// What is too long.
+        what: &'static str,
+        /// Its length, in bytes or operations.
+        found: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// The log could not be written, and the second segment tried neither.
+    #[error("the store refuses writes since {reason}; it still reads; check the device and reopen")]
+    Stopped {
+        /// The first failure.
+        reason: String,
+    },
+    /// The index could not be read or written.
+    #[error("the index failed: {reason}")]
+    Index {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why something stored could not be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The block's bytes do not match its name any more. Put it again to heal it.
+    #[error("block {} is damaged in {file} at {offset}; put it again, or let a peer send it", Hex(hash))]
+    Damaged {
+        /// The block.
+        hash: Hash,
+        /// The segment file.
+        file: String,
+        /// Where its record starts.
+        offset: u64,
+    },
+    /// A segment file could not be opened or read for a reason that says nothing about the block.
+    #[error("reading {file} failed: {source}")]
+    Io {
+        /// The segment file.
+        file: String,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The index could not be read, and not be made again.
+    #[error("the index failed: {reason}")]
+    Index {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a checkpoint, a cleaning step or closing did not finish. Nothing acknowledged is lost.
+#[derive(Debug, Error)]
+pub enum MaintainError {
+    /// Moving records, or the index, found no room.
+    #[error("store full: {used} of {quota} bytes used; free some space on the device, or raise the quota")]
+    Full {
+        /// Bytes in the store's directory.
+        used: u64,
+        /// The quota.
+        quota: u64,
+    },
+    /// The store refuses writes.
+    #[error("the store refuses writes since {reason}; check the device and reopen")]
+    Stopped {
+        /// The first failure.
+        reason: String,
+    },
+    /// The index could not be read or written.
+    #[error("the index failed: {reason}")]
+    Index {
+        /// Why.
+        reason: String,
+    },
+    /// A file could not be removed, renamed or written.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// Something stored could not be read.
+    #[error(transparent)]
+    Read(ReadError),
+    /// `clean_mark` or `clean_step` without `clean_begin`.
+    #[error("no cleaning is under way; begin one first")]
+    NotCleaning,
+}
+
+impl From<CommitError> for MaintainError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Full { used, quota } => Self::Full { used, quota },
+            CommitError::Stopped { reason } | CommitError::Index { reason } => Self::Stopped { reason },
+            CommitError::TooLarge { .. } => Self::Stopped { reason: error.to_string() },
+        }
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
+
+impl Display for Hex<'_> {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+/// Whether the device, not the quota, said that it is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

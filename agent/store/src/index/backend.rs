@@ -1,0 +1,82 @@
+//! redb's storage on a file of the store's disk.
+//!
+//! Duty: pass redb's reads and writes on and count them. It remembers that the device said it was full,
+//! because redb answers later operations with an error that no longer tells.
+
+use crate::disk::DiskFile;
+use crate::error::is_full;
+use redb::StorageBackend;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// Clones share the file and the counters.
+#[derive(Debug)]
+pub(crate) struct Backend<F> {
+    shared: Arc<Shared<F>>,
+}
+
+#[derive(Debug)]
+struct Shared<F> {
+    file: F,
+    bytes: AtomicU64,
+    syncs: AtomicU64,
+    full: AtomicBool,
+}
+
+impl<F: DiskFile> Backend<F> {
+    pub(crate) fn new(file: F) -> Self {
+        let (bytes, syncs, full) = Default::default();
+        Self { shared: Arc::new(Shared { file, bytes, syncs, full }) }
+    }
+
+    pub(crate) fn bytes_on_disk(&self) -> u64 {
+        self.shared.file.bytes_on_disk().unwrap_or(0)
+    }
+
+    pub(crate) fn bytes_written(&self) -> u64 {
+        self.shared.bytes.load(Relaxed)
+    }
+
+    pub(crate) fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Relaxed)
+    }
+
+    pub(crate) fn met_full(&self) -> bool {
+        self.shared.full.load(Relaxed)
+    }
+
+    fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| self.shared.full.store(is_full(error), Relaxed))
+    }
+}
+
+impl<F> Clone for Backend<F> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<F: DiskFile> StorageBackend for Backend<F> {
+    fn len(&self) -> io::Result<u64> {
+        self.shared.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.shared.file.read_at(out, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.noted(self.shared.file.set_len(length))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.shared.syncs.fetch_add(1, Relaxed);
+        self.noted(self.shared.file.sync_data())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.shared.bytes.fetch_add(data.len() as u64, Relaxed);
+        self.noted(self.shared.file.write_gathered(&[IoSlice::new(data)], offset))
+    }
+}

@@ -1,0 +1,205 @@
+//! Reading the log: batches, the end of a segment, and what can be saved of a damaged batch.
+//!
+//! Duty: parse one segment from a given offset without trusting a byte of it. A batch is answered whole or
+//! not at all. Block payloads are checked but not kept, so memory is bounded by the keys of one batch and
+//! one read window. A sector that can not be read counts as damaged bytes; nothing here stops an open.
+
+use crate::batch::{Key, Record};
+use crate::disk::DiskFile;
+use crate::format::{COMMIT_RECORD_BYTES, CommitValue, Kind, RECORD_HEADER_BYTES, RecordHeader, array_at};
+use crate::limits::{PAGE_BYTES, READ_BYTES};
+use bytes::Bytes;
+
+/// A record read from the log. The value of a block stays on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) record: Record,
+    pub(crate) offset: u64,
+    pub(crate) value_length: u32,
+}
+
+/// A batch that passed every check.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) records: Vec<Found>,
+    pub(crate) commit_seq: u64,
+    /// Where the next batch starts.
+    pub(crate) end: u64,
+}
+
+/// What is left of a damaged stretch of the log.
+#[derive(Debug, Default)]
+pub(crate) struct Salvage {
+    /// Records that are whole by themselves.
+    pub(crate) whole: Vec<Found>,
+    /// Blocks whose header is whole and whose bytes are not.
+    pub(crate) broken_blocks: Vec<Found>,
+    /// Bytes of the stretch.
+    pub(crate) bytes: u64,
+}
+
+/// A segment being read, through one window of memory.
+#[derive(Debug)]
+pub(crate) struct Reader<F> {
+    file: F,
+    salt: u32,
+    generation: u64,
+    /// Nothing at or behind this offset belongs to the log.
+    end: u64,
+    window: Vec<u8>,
+    window_start: u64,
+}
+
+impl<F: DiskFile> Reader<F> {
+    pub(crate) fn new(file: F, salt: u32, generation: u64, end: u64) -> Self {
+        Self { file, salt, generation, end, window: Vec::new(), window_start: 0 }
+    }
+
+    /// The next whole batch at or behind `offset` that is newer than `newer_than`, and where it starts.
+    pub(crate) fn next_batch(&mut self, offset: u64, newer_than: u64) -> Option<(u64, Batch)> {
+        let mut at = offset;
+        while at < self.end {
+            if let Some(batch) = self.batch(at).filter(|batch| batch.commit_seq > newer_than) {
+                return Some((at, batch));
+            }
+            at += PAGE_BYTES;
+        }
+        None
+    }
+
+    /// The batch that starts at `offset`, if it is whole.
+    pub(crate) fn batch(&mut self, offset: u64) -> Option<Batch> {
+        let mut records = Vec::new();
+        let mut records_check = 0;
+        let mut at = offset;
+        loop {
+            let header = self.header(at)?;
+            if header.kind == Kind::Commit {
+                let commit = self.commit(at, &header)?;
+                let fits = commit.count as usize == records.len()
+                    && u64::from(commit.batch_bytes) == at + COMMIT_RECORD_BYTES as u64 - offset
+                    && commit.records_check == records_check;
+                let end = (at + COMMIT_RECORD_BYTES as u64).next_multiple_of(PAGE_BYTES);
+                return fits.then_some(Batch { records, commit_seq: header.seq, end });
+            }
+            records_check = crc32c::crc32c_append(records_check, &header.check.to_le_bytes());
+            records.push(self.record(at, &header)?);
+            at += header.record_bytes();
+        }
+    }
+
+    /// Saves what is whole between two offsets.
+    pub(crate) fn salvage(&mut self, from: u64, to: u64) -> Salvage {
+        let mut salvage = Salvage { bytes: to.saturating_sub(from), ..Salvage::default() };
+        let mut at = from;
+        while at < to {
+            let header = self.header(at).filter(|header| at + header.record_bytes() <= to);
+            let Some(header) = header else {
+                at += 8;
+                continue;
+            };
+            match self.record(at, &header) {
+                Some(_) if header.kind == Kind::Commit => {}
+                Some(found) => salvage.whole.push(found),
+                None if header.kind == Kind::Block => salvage.broken_blocks.extend(self.keyed(at, &header)),
+                None => {}
+            }
+            at += header.record_bytes();
+        }
+        salvage
+    }
+
+    /// Generation and sequence number of the first record on a page start; the way out when a segment's
+    /// header page is damaged.
+    pub(crate) fn any_record(file: F, salt: u32, end: u64) -> Option<(u64, u64)> {
+        let mut reader = Reader::new(file, salt, 0, end);
+        let mut at = PAGE_BYTES;
+        while at < end {
+            if let Some(header) = reader.header_of_any_generation(at) {
+                return Some((header.generation, header.seq));
+            }
+            at += PAGE_BYTES;
+        }
+        None
+    }
+
+    /// Whether anything but zeros lies on the page at `offset`.
+    pub(crate) fn has_bytes(&mut self, offset: u64) -> bool {
+        let length = self.end.saturating_sub(offset).min(PAGE_BYTES);
+        self.bytes(offset, length as usize).is_none_or(|page| page.iter().any(|byte| *byte != 0))
+    }
+
+    /// The value of a record that was found.
+    pub(crate) fn value(&mut self, found: &Found) -> Option<Bytes> {
+        let key_bytes = found.record.key.bytes().len();
+        let offset = found.offset + (RECORD_HEADER_BYTES + key_bytes) as u64;
+        self.bytes(offset, found.value_length as usize).map(Bytes::copy_from_slice)
+    }
+
+    fn header(&mut self, at: u64) -> Option<RecordHeader> {
+        let generation = self.generation;
+        self.header_of_any_generation(at).filter(|header| header.generation == generation)
+    }
+
+    fn header_of_any_generation(&mut self, at: u64) -> Option<RecordHeader> {
+        let salt = self.salt;
+        let header = RecordHeader::decode(&array_at(self.bytes(at, RECORD_HEADER_BYTES)?, 0))?;
+        let keyed = self.bytes(at, header.value_offset() as usize)?;
+        header.check_fits(salt, keyed).then_some(header)
+    }
+
+    fn commit(&mut self, at: u64, header: &RecordHeader) -> Option<CommitValue> {
+        let value = self.bytes(at + header.value_offset(), header.value_length as usize)?;
+        (crc32c::crc32c(value) == header.value_check).then(|| CommitValue::decode(&array_at(value, 0)))
+    }
+
+    /// A record whose value passes its check.
+    fn record(&mut self, at: u64, header: &RecordHeader) -> Option<Found> {
+        let value = self.bytes(at + header.value_offset(), header.value_length as usize)?;
+        if crc32c::crc32c(value) != header.value_check {
+            return None;
+        }
+        let kept = if header.kind == Kind::Block { Bytes::new() } else { Bytes::copy_from_slice(value) };
+        let mut found = self.keyed(at, header)?;
+        found.record.value = kept;
+        Some(found)
+    }
+
+    fn keyed(&mut self, at: u64, header: &RecordHeader) -> Option<Found> {
+        let key = self.bytes(at + RECORD_HEADER_BYTES as u64, usize::from(header.key_length))?;
+        let key = match header.kind {
+            Kind::Block | Kind::Delete => Key::Hash(array_at(key, 0)),
+            Kind::Bind | Kind::Unbind | Kind::Setting | Kind::SettingRemoved | Kind::Commit => {
+                Key::Text(String::from_utf8(key.to_vec()).ok()?)
+            }
+        };
+        let record = Record { kind: header.kind, key, value: Bytes::new(), seq: header.seq };
+        Some(Found { record, offset: at, value_length: header.value_length })
+    }
+
+    /// `length` bytes from `offset`, if the log has them and the device reads them.
+    fn bytes(&mut self, offset: u64, length: usize) -> Option<&[u8]> {
+        let stop = offset.checked_add(length as u64).filter(|stop| *stop <= self.end)?;
+        if offset < self.window_start || stop > self.window_start + self.window.len() as u64 {
+            self.fill(offset, length)?;
+        }
+        let start = (offset - self.window_start) as usize;
+        Some(&self.window[start..start + length])
+    }
+
+    fn fill(&mut self, offset: u64, length: usize) -> Option<()> {
+        let ahead = usize::try_from(self.end - offset).unwrap_or(usize::MAX).min(length.max(READ_BYTES));
+        self.window_start = offset;
+        self.window.resize(ahead, 0);
+        if self.file.read_at(&mut self.window, offset).is_ok() {
+            return Some(());
+        }
+        // One bad sector behind what is asked for must not hide what is before it.
+        self.window.truncate(length);
+        if self.file.read_at(&mut self.window, offset).is_ok() {
+            return Some(());
+        }
+        self.window.clear();
+        None
+    }
+}

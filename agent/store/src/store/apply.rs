@@ -1,0 +1,133 @@
+//! What one record means for the state.
+//!
+//! Duty: take a record that is in the log, from a commit, a replay or a move, into table, filter and counts.
+//! The highest sequence number of a key wins; an equal one is a moved copy, and the later place wins. So any
+//! part of the log may be applied again.
+
+use super::Store;
+use crate::Hash;
+use crate::batch::{Key, Record};
+use crate::disk::Disk;
+use crate::format::{Kind, record_bytes};
+use crate::index::{Entry, IndexError, Place};
+
+impl<D: Disk> Store<D> {
+    /// Applies one record that lies at `place`.
+    pub(super) fn apply(&mut self, record: &Record, place: Place) -> Result<(), IndexError> {
+        match (&record.key, record.kind) {
+            (Key::Hash(hash), Kind::Block) => self.apply_block(hash, place),
+            (Key::Hash(hash), Kind::Delete) => self.apply_delete(hash, place.seq),
+            (Key::Text(name), Kind::Bind) => {
+                self.apply_name(name, place.seq, Some(Entry { place, value: record.value.clone() }))
+            }
+            (Key::Text(name), Kind::Unbind) => self.apply_name(name, place.seq, None),
+            (Key::Text(key), Kind::Setting) => {
+                self.apply_setting(key, place.seq, Some(Entry { place, value: record.value.clone() }))
+            }
+            (Key::Text(key), Kind::SettingRemoved) => self.apply_setting(key, place.seq, None),
+            (
+                _,
+                Kind::Block
+                | Kind::Delete
+                | Kind::Bind
+                | Kind::Unbind
+                | Kind::Setting
+                | Kind::SettingRemoved
+                | Kind::Commit,
+            ) => Ok(()),
+        }
+    }
+
+    fn apply_block(&mut self, hash: &Hash, place: Place) -> Result<(), IndexError> {
+        let old = self.find_block(hash)?;
+        match old {
+            Some(old) if old.seq > place.seq => return Ok(()),
+            Some(old) => self.account(32, &old, false),
+            None => self.blocks += 1,
+        }
+        self.account(32, &place, true);
+        self.filter.insert(hash);
+        self.filter_changed = true;
+        self.table.put_block(*hash, Some(place));
+        if old.is_some_and(|old| old != place) {
+            self.release(hash);
+        }
+        Ok(())
+    }
+
+    fn apply_delete(&mut self, hash: &Hash, seq: u64) -> Result<(), IndexError> {
+        if let Some(old) = self.find_block(hash)?.filter(|old| old.seq < seq) {
+            self.forget_block(hash, &old);
+        }
+        Ok(())
+    }
+
+    /// Takes a block out of the index.
+    pub(super) fn forget_block(&mut self, hash: &Hash, old: &Place) {
+        self.account(32, old, false);
+        self.blocks = self.blocks.saturating_sub(1);
+        self.table.put_block(*hash, None);
+        self.cache.remove(hash);
+        self.release(hash);
+    }
+
+    fn apply_name(&mut self, name: &str, seq: u64, entry: Option<Entry>) -> Result<(), IndexError> {
+        let old = self.find_name(name)?;
+        if old.as_ref().is_some_and(|old| old.place.seq > seq) {
+            return Ok(());
+        }
+        match (&old, &entry) {
+            (None, None) => return Ok(()),
+            (None, Some(_)) => self.names += 1,
+            (Some(_), None) => self.names = self.names.saturating_sub(1),
+            (Some(_), Some(_)) => {}
+        }
+        self.replace_accounts(name.len(), old.as_ref(), entry.as_ref());
+        self.table.put_name(name.to_owned(), entry);
+        Ok(())
+    }
+
+    fn apply_setting(&mut self, key: &str, seq: u64, entry: Option<Entry>) -> Result<(), IndexError> {
+        let old = self.find_setting(key)?;
+        let known = old.as_ref().is_some_and(|old| old.place.seq > seq);
+        if known || (old.is_none() && entry.is_none()) {
+            return Ok(());
+        }
+        self.replace_accounts(key.len(), old.as_ref(), entry.as_ref());
+        self.table.put_setting(key.to_owned(), entry);
+        Ok(())
+    }
+
+    pub(super) fn find_name(&self, name: &str) -> Result<Option<Entry>, IndexError> {
+        match self.table.names().get(name) {
+            Some(entry) => Ok(entry.clone()),
+            None => self.index.name(name),
+        }
+    }
+
+    pub(super) fn find_setting(&self, key: &str) -> Result<Option<Entry>, IndexError> {
+        match self.table.settings().get(key) {
+            Some(entry) => Ok(entry.clone()),
+            None => self.index.setting(key),
+        }
+    }
+
+    fn replace_accounts(&mut self, key_length: usize, old: Option<&Entry>, new: Option<&Entry>) {
+        if let Some(old) = old {
+            self.account(key_length, &old.place, false);
+        }
+        if let Some(new) = new {
+            self.account(key_length, &new.place, true);
+        }
+    }
+
+    /// Keeps the live bytes of a segment. They are an estimate for choosing what to clean, no more.
+    fn account(&mut self, key_length: usize, place: &Place, live: bool) {
+        let bytes = record_bytes(key_length, place.length as usize);
+        if let Some(segment) = self.segments.get_mut(place.segment) {
+            let old = segment.row.live;
+            segment.row.live = if live { old.saturating_add(bytes) } else { old.saturating_sub(bytes) };
+            segment.changed = true;
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! Writing: one batch, one gathered write, one sync; returning `Ok` is the acknowledgement.
+//!
+//! Duty: leave out what is stored already, keep within quota and limits, and put the rest into the open
+//! segment. A failed sync is never retried: the segment is closed where it last was acknowledged and the
+//! batch goes once more into a new one; if that fails too the store refuses writes and goes on reading.
+
+use super::Store;
+use crate::Hash;
+use crate::batch::{Encoded, Key, Record, encode, padded_length};
+use crate::disk::Disk;
+use crate::error::{CommitError, MaintainError, is_full};
+use crate::format::Kind;
+use crate::index::{IndexError, Place};
+use crate::limits::{BATCH_OPS_MAX, KEY_BYTES_MAX, PAGE_BYTES, TABLE_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::options::Prepare;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::io;
+
+/// What the index may grow by for each new entry until the next checkpoint, redb's copies included.
+const INDEX_BYTES_PER_ENTRY: u64 = 256;
+/// What a checkpoint may need whatever it holds.
+const INDEX_BYTES_MIN: u64 = 64 << 10;
+
+/// One change. The store does not look into values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Stores a block. The caller computed the hash; the store checks it when it reads.
+    Put {
+        /// BLAKE3 of `bytes`.
+        hash: Hash,
+        /// The content.
+        bytes: Bytes,
+    },
+    /// Forgets a block.
+    Delete {
+        /// Which.
+        hash: Hash,
+    },
+    /// Binds a name to a value, in place of any older one.
+    Bind {
+        /// The name.
+        name: String,
+        /// The value.
+        value: Bytes,
+    },
+    /// Takes a name away.
+    Unbind {
+        /// The name.
+        name: String,
+    },
+    /// Sets or removes a setting.
+    Set {
+        /// Its key.
+        key: String,
+        /// Its value, or none to remove it.
+        value: Option<Bytes>,
+    },
+}
+
+/// An acknowledged batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Sequence number of the first operation that was written; if none was, of the newest one there is.
+    pub first_seq: u64,
+    /// Sequence number of the last operation that was written; likewise.
+    pub last_seq: u64,
+    /// Blocks written.
+    pub stored: usize,
+    /// Blocks that were there.
+    pub already_there: usize,
+    /// Bytes written to the log.
+    pub bytes_written: u64,
+}
+
+/// What of a batch has to be written.
+struct Plan {
+    records: Vec<Record>,
+    already_there: Vec<Hash>,
+    payload_bytes: u64,
+    stored: usize,
+}
+
+impl<D: Disk> Store<D> {
+    /// Makes all operations durable together, or none of them.
+    ///
+    /// Blocks that are there and not quarantined are left out, and so are deletions of what is not there; a
+    /// batch with nothing left does no I/O.
+    ///
+    /// # Errors
+    /// Full, too large, stopped after a failed device, or an index that can not be made again.
+    pub fn commit(&mut self, ops: Vec<Op>) -> Result<Committed, CommitError> {
+        self.refuse_if_stopped()?;
+        check_limits(&ops)?;
+        self.make_room_in_table()?;
+        let plan = self.plan(ops).map_err(index_error)?;
+        if self.end_untold {
+            self.tell_end()?;
+        }
+        let mut committed = Committed { already_there: plan.already_there.len(), ..Committed::default() };
+        (committed.first_seq, committed.last_seq) = (self.next_seq - 1, self.next_seq - 1);
+        if !plan.records.is_empty() {
+            committed.first_seq = self.next_seq;
+            committed.last_seq = self.next_seq + plan.records.len() as u64 - 1;
+            committed.stored = plan.stored;
+            committed.bytes_written = self.append(&plan.records, plan.stored > 0)?;
+            self.counters.payload_bytes_written += plan.payload_bytes;
+        }
+        self.note_used(&plan.already_there);
+        Ok(committed)
+    }
+
+    /// Writes a batch of new or moved records and applies it. Returns the bytes written to the log.
+    pub(super) fn append(&mut self, records: &[Record], keeps_reserve: bool) -> Result<u64, CommitError> {
+        let length = padded_length(records.iter());
+        let limit = self.options.segment_bytes - PAGE_BYTES;
+        if length > limit {
+            return Err(CommitError::TooLarge { what: "the batch", found: length, limit });
+        }
+        self.check_quota(length, records.len() as u64, keeps_reserve)?;
+        self.clear_clean_mark()?;
+        let newest = records.last().map_or(self.next_seq, |record| record.seq);
+        let commit_seq = self.next_seq.max(newest + 1);
+        let encoded = self.write_batch(records, commit_seq, length)?;
+        let Some((segment, _, start)) = self.segments.open_segment() else {
+            return Err(CommitError::Stopped { reason: "no segment is open".into() });
+        };
+        self.segments.acknowledge(encoded.length);
+        self.next_seq = commit_seq + 1;
+        self.counters.batches += 1;
+        self.counters.log_bytes_written += encoded.length;
+        self.log_since_checkpoint += encoded.length;
+        self.apply_all(records, &encoded, segment, start).map_err(index_error)?;
+        Ok(encoded.length)
+    }
+
+    fn apply_all(
+        &mut self,
+        records: &[Record],
+        encoded: &Encoded,
+        segment: u32,
+        start: u64,
+    ) -> Result<(), IndexError> {
+        for (record, offset) in records.iter().zip(&encoded.offsets) {
+            let place = Place {
+                seq: record.seq,
+                segment,
+                offset: u32::try_from(start + offset).unwrap_or(u32::MAX),
+                length: u32::try_from(record.value.len()).unwrap_or(u32::MAX),
+            };
+            self.asked(|store| store.apply(record, place))?;
+        }
+        Ok(())
+    }
+
+    /// One write and one sync, tried once more in a new segment.
+    fn write_batch(
+        &mut self,
+        records: &[Record],
+        commit_seq: u64,
+        length: u64,
+    ) -> Result<Encoded, CommitError> {
+        let mut failure = String::new();
+        for _attempt in 0..2 {
+            if let Err(error) = self.open_for(length) {
+                if is_full(&error) {
+                    return Err(self.full());
+                }
+                failure = error.to_string();
+                continue;
+            }
+            let generation = self.segments.open_segment().map_or(0, |(_, generation, _)| generation);
+            let encoded = encode(records, commit_seq, generation, self.salt());
+            match self.segments.write(&encoded.slices()) {
+                Err(error) if is_full(&error) => {
+                    self.segments.cut();
+                    return Err(self.full());
+                }
+                Err(error) => failure = self.close_failed_segment(&error),
+                Ok(()) => match self.sync_log() {
+                    Ok(()) => {
+                        self.end_untold = false;
+                        return Ok(encoded);
+                    }
+                    Err(error) => {
+                        failure = self.close_failed_segment(&error);
+                        if is_full(&error) {
+                            return Err(self.full());
+                        }
+                    }
+                },
+            }
+        }
+        self.stopped = Some(failure.clone());
+        Err(CommitError::Stopped { reason: failure })
+    }
+
+    fn sync_log(&mut self) -> io::Result<()> {
+        self.counters.log_syncs += 1;
+        self.segments.sync()
+    }
+
+    fn close_failed_segment(&mut self, error: &io::Error) -> String {
+        let name = self.segments.open_segment().map(|(id, _, _)| crate::format::segment_name(id));
+        let failure = format!("writing {} failed: {error}", name.unwrap_or_default());
+        self.segments.seal();
+        self.end_untold = true;
+        self.counters.write_faults += 1;
+        self.counters.last_fault = Some(failure.clone());
+        failure
+    }
+
+    /// Sees to an open segment with room for `length` bytes.
+    fn open_for(&mut self, length: u64) -> io::Result<()> {
+        if let Some((_, _, end)) = self.segments.open_segment() {
+            if end + length <= self.options.segment_bytes {
+                return Ok(());
+            }
+            self.segments.seal();
+        }
+        self.create_segment()
+    }
+
+    fn create_segment(&mut self) -> io::Result<()> {
+        let bytes = self.options.segment_bytes;
+        let fits = self.used_bytes() + bytes <= self.options.quota_bytes;
+        let prepare = if fits { self.options.prepare } else { Prepare::None };
+        match self.segments.create(self.next_seq, prepare, bytes) {
+            Err(error) if is_full(&error) && prepare != Prepare::None => {
+                self.segments.create(self.next_seq, Prepare::None, bytes)
+            }
+            other => other,
+        }
+    }
+
+    /// Makes the header durable that says where the segment before it ended.
+    fn tell_end(&mut self) -> Result<(), CommitError> {
+        let told = match self.segments.open_segment() {
+            Some(_) => Ok(()),
+            None => self.create_segment(),
+        };
+        match told.and_then(|()| self.sync_log()) {
+            Ok(()) => {
+                self.end_untold = false;
+                Ok(())
+            }
+            Err(error) if is_full(&error) => Err(self.full()),
+            Err(error) => {
+                let reason = self.close_failed_segment(&error);
+                self.stopped = Some(reason.clone());
+                Err(CommitError::Stopped { reason })
+            }
+        }
+    }
+
+    fn plan(&mut self, ops: Vec<Op>) -> Result<Plan, IndexError> {
+        let mut plan = Plan { records: Vec::new(), already_there: Vec::new(), payload_bytes: 0, stored: 0 };
+        let mut blocks: BTreeMap<Hash, bool> = BTreeMap::new();
+        let mut texts: BTreeMap<(Text, String), bool> = BTreeMap::new();
+        let mut seq = self.next_seq;
+        for op in ops {
+            let Some((kind, key, value)) = self.wanted(op, &mut blocks, &mut texts, &mut plan)? else {
+                continue;
+            };
+            plan.payload_bytes += value.len() as u64;
+            plan.stored += usize::from(kind == Kind::Block);
+            plan.records.push(Record { kind, key, value, seq });
+            seq += 1;
+        }
+        Ok(plan)
+    }
+
+    /// What an operation has to write, given what the operations before it in the batch do.
+    fn wanted(
+        &mut self,
+        op: Op,
+        blocks: &mut BTreeMap<Hash, bool>,
+        texts: &mut BTreeMap<(Text, String), bool>,
+        plan: &mut Plan,
+    ) -> Result<Option<(Kind, Key, Bytes)>, IndexError> {
+        match op {
+            Op::Put { hash, bytes } => {
+                debug_assert_eq!(blake3::hash(&bytes).as_bytes(), &hash, "the caller computed the hash");
+                let there = match blocks.get(&hash) {
+                    Some(there) => *there,
+                    None => self.asked(|s| s.find_block(&hash))?.is_some() && !self.is_quarantined(&hash),
+                };
+                blocks.insert(hash, true);
+                if there {
+                    plan.already_there.push(hash);
+                    return Ok(None);
+                }
+                Ok(Some((Kind::Block, Key::Hash(hash), bytes)))
+            }
+            Op::Delete { hash } => {
+                let there = match blocks.get(&hash) {
+                    Some(there) => *there,
+                    None => self.asked(|s| s.find_block(&hash))?.is_some(),
+                };
+                blocks.insert(hash, false);
+                Ok(there.then_some((Kind::Delete, Key::Hash(hash), Bytes::new())))
+            }
+            Op::Bind { name, value } => {
+                texts.insert((Text::Name, name.clone()), true);
+                Ok(Some((Kind::Bind, Key::Text(name), value)))
+            }
+            Op::Set { key, value: Some(value) } => {
+                texts.insert((Text::Setting, key.clone()), true);
+                Ok(Some((Kind::Setting, Key::Text(key), value)))
+            }
+            Op::Unbind { name } => {
+                let there = match texts.insert((Text::Name, name.clone()), false) {
+                    Some(there) => there,
+                    None => self.asked(|s| s.find_name(&name))?.is_some(),
+                };
+                Ok(there.then_some((Kind::Unbind, Key::Text(name), Bytes::new())))
+            }
+            Op::Set { key, value: None } => {
+                let there = match texts.insert((Text::Setting, key.clone()), false) {
+                    Some(there) => there,
+                    None => self.asked(|s| s.find_setting(&key))?.is_some(),
+                };
+                Ok(there.then_some((Kind::SettingRemoved, Key::Text(key), Bytes::new())))
+            }
+        }
+    }
+
+    fn check_quota(&self, length: u64, entries: u64, keeps_reserve: bool) -> Result<(), CommitError> {
+        let segment = self.options.segment_bytes;
+        let log = match self.segments.open_segment() {
+            Some((_, _, end)) if end + length <= segment => {
+                (end + length).saturating_sub(self.segments.open_disk_bytes())
+            }
+            Some(_) | None => match self.options.prepare {
+                Prepare::Allocate | Prepare::Zero if keeps_reserve => segment,
+                Prepare::None | Prepare::Allocate | Prepare::Zero => length + PAGE_BYTES,
+            },
+        };
+        let pending = self.table.entries() as u64 + entries;
+        let index = INDEX_BYTES_MIN + pending * INDEX_BYTES_PER_ENTRY + self.filter.bytes();
+        let used = self.used_bytes() + log + index;
+        let kept = if keeps_reserve { self.options.reserve_bytes } else { 0 };
+        let quota = self.options.quota_bytes - kept;
+        if used > quota { Err(CommitError::Full { used, quota }) } else { Ok(()) }
+    }
+
+    pub(super) fn full(&self) -> CommitError {
+        CommitError::Full { used: self.used_bytes(), quota: self.options.quota_bytes }
+    }
+
+    pub(super) fn refuse_if_stopped(&self) -> Result<(), CommitError> {
+        match &self.stopped {
+            Some(reason) => Err(CommitError::Stopped { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn make_room_in_table(&mut self) -> Result<(), CommitError> {
+        let crowded = self.table.entries() >= 2 * self.options.table_entries
+            || self.table.text_bytes() >= 2 * TABLE_BYTES_MAX;
+        if !crowded {
+            return Ok(());
+        }
+        self.checkpoint().map_err(|error| match error {
+            MaintainError::Full { used, quota } => CommitError::Full { used, quota },
+            MaintainError::Stopped { reason } => CommitError::Stopped { reason },
+            MaintainError::Index { .. }
+            | MaintainError::Io { .. }
+            | MaintainError::Read(_)
+            | MaintainError::NotCleaning => CommitError::Index { reason: error.to_string() },
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Text {
+    Name,
+    Setting,
+}
+
+fn index_error(error: IndexError) -> CommitError {
+    CommitError::Index { reason: error.reason() }
+}
+
+fn check_limits(ops: &[Op]) -> Result<(), CommitError> {
+    let bounded = |what, found: usize, limit: usize| {
+        if found > limit {
+            Err(CommitError::TooLarge { what, found: found as u64, limit: limit as u64 })
+        } else {
+            Ok(())
+        }
+    };
+    bounded("the number of operations", ops.len(), BATCH_OPS_MAX)?;
+    for op in ops {
+        match op {
+            Op::Put { bytes, .. } => bounded("a block", bytes.len(), VALUE_BYTES_MAX)?,
+            Op::Delete { .. } => {}
+            Op::Bind { name, value } => {
+                bounded("a name", name.len(), KEY_BYTES_MAX)?;
+                bounded("a binding", value.len(), VALUE_BYTES_MAX)?;
+            }
+            Op::Unbind { name } => bounded("a name", name.len(), KEY_BYTES_MAX)?,
+            Op::Set { key, value } => {
+                bounded("a setting's key", key.len(), KEY_BYTES_MAX)?;
+                bounded("a setting", value.as_ref().map_or(0, Bytes::len), VALUE_BYTES_MAX)?;
+            }
+        }
+    }
+    Ok(())
+}

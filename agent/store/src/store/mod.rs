@@ -1,0 +1,132 @@
+//! The store itself: its state, and the look-ups all its parts share.
+
+mod apply;
+mod clean;
+mod commit;
+mod maintain;
+mod names;
+mod open;
+mod read;
+mod replay;
+mod status;
+mod verify;
+
+pub use clean::CleanProgress;
+pub use commit::{Committed, Op};
+pub use names::Binding;
+pub use open::{OpenReport, rebuild_index};
+pub use status::StoreStatus;
+pub use verify::{VerifyPosition, VerifyStep};
+
+use crate::Hash;
+use crate::disk::Disk;
+use crate::filter::Filter;
+use crate::format::{StoreId, salt};
+use crate::index::{Checkpoint, Index, IndexError, Place, Table};
+use crate::options::Options;
+use crate::segments::Segments;
+use bytes::Bytes;
+use clean::Cleaning;
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
+use status::Counters;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A store; see the crate's own page.
+#[derive(Debug)]
+pub struct Store<D: Disk> {
+    disk: Arc<D>,
+    /// Held for the lock on it.
+    _lock: D::File,
+    options: Options,
+    id: StoreId,
+    segments: Segments<D>,
+    index: Index<D>,
+    table: Table,
+    filter: Filter,
+    cache: Cache<Hash, Bytes, ByBytes>,
+    /// The next sequence number.
+    next_seq: u64,
+    blocks: u64,
+    names: u64,
+    /// Blocks that failed their check and were not put again.
+    damaged: BTreeSet<Hash>,
+    damaged_changed: bool,
+    checkpoint: Checkpoint,
+    /// Bytes a start would have to read again.
+    log_since_checkpoint: u64,
+    /// Blocks changed since the filter was saved.
+    filter_changed: bool,
+    cleaning: Option<Cleaning>,
+    /// Why writes are refused.
+    stopped: Option<String>,
+    /// A batch failed behind the newest segment's end; nothing is acknowledged before the next header, which
+    /// tells where that end is, is durable.
+    end_untold: bool,
+    /// Bytes of files that are neither segments nor the index.
+    other_bytes: u64,
+    counters: Counters,
+}
+
+#[derive(Clone, Debug)]
+struct ByBytes;
+
+impl Weighter<Hash, Bytes> for ByBytes {
+    fn weight(&self, hash: &Hash, bytes: &Bytes) -> u64 {
+        (hash.len() + bytes.len()) as u64
+    }
+}
+
+impl<D: Disk> Store<D> {
+    fn salt(&self) -> u32 {
+        salt(&self.id)
+    }
+
+    /// Where the newest record of a block lies: filter, memory table, redb.
+    fn find_block(&mut self, hash: &Hash) -> Result<Option<Place>, IndexError> {
+        if !self.filter.contains(hash) {
+            self.counters.filter_negatives += 1;
+            return Ok(None);
+        }
+        if let Some(place) = self.table.blocks().get(hash) {
+            return Ok(*place);
+        }
+        let place = self.index.block(hash)?;
+        if place.is_none() {
+            self.counters.filter_false_positives += 1;
+        }
+        Ok(place)
+    }
+
+    /// Asks the index; if it fails it is made again from the log, and asked once more.
+    fn asked<T>(&mut self, question: impl Fn(&mut Self) -> Result<T, IndexError>) -> Result<T, IndexError> {
+        match question(self) {
+            Err(IndexError::Failed(reason)) => {
+                self.heal_index(reason)?;
+                question(self)
+            }
+            other => other,
+        }
+    }
+
+    /// What the directory takes on the device.
+    fn used_bytes(&self) -> u64 {
+        self.segments.disk_bytes() + self.index.bytes_on_disk() + self.other_bytes
+    }
+
+    fn is_quarantined(&self, hash: &Hash) -> bool {
+        self.damaged.contains(hash)
+    }
+
+    fn quarantine(&mut self, hash: Hash) {
+        if self.damaged.len() < crate::limits::DAMAGED_MAX && self.damaged.insert(hash) {
+            self.damaged_changed = true;
+        }
+        self.cache.remove(&hash);
+    }
+
+    fn release(&mut self, hash: &Hash) {
+        self.damaged_changed |= self.damaged.remove(hash);
+    }
+}

@@ -1,0 +1,340 @@
+//! Opening: find out whose directory it is, get an index that fits the segments, read the rest of the log.
+//!
+//! Duty: start on whatever a power cut or a bad device left. It refuses a directory that another process
+//! holds, that can not be written, or that a newer program wrote; damage it reports. An index that does
+//! not open, belongs to another store or does not fit the segments is set aside and made again.
+
+use super::maintain::{fresh_index, other_bytes};
+use super::status::Counters;
+use super::{ByBytes, Store};
+use crate::disk::{Disk, DiskFile, Listed, OpenMode};
+use crate::error::OpenError;
+use crate::filter::Filter;
+use crate::format::{
+    Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, SUPERBLOCK_BYTES, SUPERBLOCK_NAME, StoreId,
+    TEMPORARY_NAME, decode_superblock, encode_superblock,
+};
+use crate::index::{Checkpoint, Index, IndexError, Opened, SegmentRow, Table};
+use crate::limits::FILTER_KEYS_MIN;
+use crate::options::Options;
+use crate::segments::{SegmentFile, Segments, list_files};
+use quick_cache::unsync::Cache;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+/// What opening found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// The store is new.
+    pub created: bool,
+    /// It had been closed; nothing had to be read again.
+    pub clean: bool,
+    /// Batches read behind the last checkpoint.
+    pub replayed_batches: u64,
+    /// Records in them.
+    pub replayed_records: u64,
+    /// The newest segment ended in a batch that was never acknowledged; it was dropped.
+    pub torn: bool,
+    /// Bytes of the log that are not what was written.
+    pub damaged_bytes: u64,
+    /// Records saved from them.
+    pub salvaged_records: u64,
+    /// Blocks among them that can not be read until they are put again.
+    pub damaged_blocks: u64,
+    /// Why the index was made again from the log.
+    pub index_rebuilt: Option<String>,
+    /// The filter was made again from the index.
+    pub filter_rebuilt: bool,
+    /// The superblock was written again from a segment's header.
+    pub superblock_restored: bool,
+    /// Segment files in which nothing of this store was found; they are left alone.
+    pub unreadable_files: Vec<String>,
+}
+
+/// Makes the index again from the log alone, and says what the log held.
+///
+/// # Errors
+/// As for [`Store::open`].
+pub fn rebuild_index<D: Disk>(disk: D, options: Options) -> Result<OpenReport, OpenError> {
+    let (store, report) = open(disk, options, Some("a rebuild was asked for"))?;
+    let directory = store.disk.location();
+    store.close().map_err(|error| OpenError::Index { directory, reason: error.to_string() })?;
+    Ok(report)
+}
+
+impl<D: Disk> Store<D> {
+    /// Opens a store, or makes one if the options say so.
+    ///
+    /// # Errors
+    /// Locked, read-only, missing, of a newer format, an impossible option, or failing I/O. Damage to what is
+    /// stored is none of them.
+    pub fn open(disk: D, options: Options) -> Result<(Self, OpenReport), OpenError> {
+        open(disk, options, None)
+    }
+
+    /// Brings index, filter and log together.
+    fn start(&mut self, opened: Opened, report: &mut OpenReport) -> Result<(), IndexError> {
+        let checkpoint = opened.checkpoint.unwrap_or_default();
+        self.checkpoint = checkpoint;
+        self.next_seq = self.next_seq.max(checkpoint.next_seq);
+        (self.blocks, self.names) = (checkpoint.blocks, checkpoint.names);
+        self.damaged = opened.damaged;
+        match Filter::load(self.disk.as_ref(), &self.id, checkpoint.next_seq) {
+            Some(filter) => self.filter = filter,
+            None => {
+                self.rebuild_filter(self.blocks.saturating_add(self.blocks / 2))?;
+                report.filter_rebuilt = self.blocks > 0;
+            }
+        }
+        if checkpoint.clean {
+            report.clean = true;
+            self.end_at(&checkpoint);
+            return Ok(());
+        }
+        self.replay(&checkpoint, report)
+    }
+
+    /// The log ends where the closing checkpoint says.
+    fn end_at(&mut self, checkpoint: &Checkpoint) {
+        let newest = self.segments.newest().map(|(id, _)| id);
+        if let Some(segment) = newest.and_then(|id| self.segments.get_mut(id)) {
+            (segment.row.end, segment.end_known) = (checkpoint.offset, true);
+        }
+    }
+
+    /// What is read must be durable before anything is built on it: a process may have died between write and
+    /// sync, and a put of what it wrote would otherwise be acknowledged without a sync.
+    fn settle(&mut self, report: &OpenReport) -> io::Result<()> {
+        if report.replayed_batches > 0
+            && let Some((id, _)) = self.segments.newest()
+        {
+            self.counters.log_syncs += 1;
+            if let Err(error) = self.segments.reader(id).and_then(DiskFile::sync_data) {
+                self.stopped = Some(format!("syncing {} failed: {error}", crate::format::segment_name(id)));
+            }
+        }
+        self.segments.remove_retired()?;
+        self.segments.resume(self.options.segment_bytes)
+    }
+}
+
+fn open<D: Disk>(
+    disk: D,
+    options: Options,
+    rebuild: Option<&str>,
+) -> Result<(Store<D>, OpenReport), OpenError> {
+    options.check()?;
+    let disk = Arc::new(disk);
+    let failed = |doing: &str| io_error(disk.as_ref(), doing);
+    let lock = lock(disk.as_ref())?;
+    let listed = disk.list().map_err(failed("listing files"))?;
+    let files = list_files(disk.as_ref(), &listed).map_err(failed("reading segment headers"))?;
+    let mut report = OpenReport::default();
+    let id = identify(disk.as_ref(), &listed, &files, options.create, &mut report)?;
+    if listed.iter().any(|file| file.name == TEMPORARY_NAME) {
+        disk.remove(TEMPORARY_NAME).map_err(failed("removing an unfinished filter"))?;
+    }
+    let (index, opened, rebuilt) = fitting_index(disk.as_ref(), &options, &id, &files, &listed, rebuild)?;
+    report.index_rebuilt = rebuilt;
+    let rows: BTreeMap<u32, SegmentRow> = opened.segments.iter().copied().collect();
+    let generation = opened.checkpoint.map_or(0, |checkpoint| checkpoint.generation);
+    let (mut segments, unreadable) = Segments::load(Arc::clone(&disk), id, &files, &rows, generation)
+        .map_err(failed("reading segments"))?;
+    report.unreadable_files = unreadable;
+    segments.forgotten = rows.keys().copied().filter(|id| segments.get(*id).is_none()).collect();
+    let mut store = empty_store(Arc::clone(&disk), lock, options, id, segments, index);
+    match store.start(opened, &mut report) {
+        Ok(()) => {}
+        Err(IndexError::Failed(reason)) => {
+            store.heal_index(reason.clone()).map_err(|error| index_error(disk.as_ref(), error))?;
+            report.index_rebuilt = Some(reason);
+        }
+        Err(IndexError::Full) => return Err(index_error(disk.as_ref(), IndexError::Full)),
+    }
+    store.settle(&report).map_err(failed("opening the newest segment"))?;
+    store.counters.index_rebuilt = report.index_rebuilt.clone();
+    store.counters.add_damage(&report);
+    if report.index_rebuilt.is_some() || store.needs_checkpoint() {
+        // Without room for it the log is read again at the next start.
+        let _tried = store.checkpoint();
+    }
+    Ok((store, report))
+}
+
+fn empty_store<D: Disk>(
+    disk: Arc<D>,
+    lock: D::File,
+    options: Options,
+    id: StoreId,
+    segments: Segments<D>,
+    index: Index<D>,
+) -> Store<D> {
+    let items = usize::try_from(options.cache_bytes / 16_384).unwrap_or(usize::MAX).max(16);
+    Store {
+        other_bytes: other_bytes(disk.as_ref()),
+        cache: Cache::with_weighter(items, options.cache_bytes, ByBytes),
+        disk,
+        _lock: lock,
+        options,
+        id,
+        segments,
+        index,
+        table: Table::default(),
+        filter: Filter::sized_for(FILTER_KEYS_MIN),
+        next_seq: 1,
+        blocks: 0,
+        names: 0,
+        damaged: BTreeSet::new(),
+        damaged_changed: false,
+        checkpoint: Checkpoint::default(),
+        log_since_checkpoint: 0,
+        filter_changed: false,
+        cleaning: None,
+        stopped: None,
+        end_untold: false,
+        counters: Counters::default(),
+    }
+}
+
+fn lock<D: Disk>(disk: &D) -> Result<D::File, OpenError> {
+    disk.lock(LOCK_NAME).map_err(|source| {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            OpenError::Locked { directory: disk.location() }
+        } else {
+            io_error(disk, "locking")(source)
+        }
+    })
+}
+
+/// The store's id: from the superblock, or from a segment if the superblock is gone, or a new one.
+fn identify<D: Disk>(
+    disk: &D,
+    listed: &[Listed],
+    files: &[SegmentFile],
+    create: bool,
+    report: &mut OpenReport,
+) -> Result<StoreId, OpenError> {
+    let directory = disk.location();
+    let newer =
+        |found| OpenError::NewerFormat { directory: disk.location(), found, supported: FORMAT_VERSION };
+    let superblock = read_superblock(disk, listed).map_err(io_error(disk, "reading the superblock"))?;
+    match superblock {
+        Some(Decoded::Whole(id)) => return Ok(id),
+        Some(Decoded::Newer(found)) => return Err(newer(found)),
+        Some(Decoded::Damaged) | None => {}
+    }
+    for file in files {
+        match file.header {
+            Decoded::Whole(header) => {
+                report.superblock_restored = true;
+                write_superblock(disk, &header.store)?;
+                return Ok(header.store);
+            }
+            Decoded::Newer(found) => return Err(newer(found)),
+            Decoded::Damaged => {}
+        }
+    }
+    if !files.is_empty() {
+        return Err(OpenError::Unrecognised { directory });
+    }
+    if !create {
+        return Err(OpenError::Missing { directory });
+    }
+    let mut id = [0; 16];
+    let unsupported = |error| io_error(disk, "asking for random bytes")(io::Error::other(error));
+    getrandom::fill(&mut id).map_err(unsupported)?;
+    write_superblock(disk, &id)?;
+    report.created = true;
+    Ok(id)
+}
+
+fn read_superblock<D: Disk>(disk: &D, listed: &[Listed]) -> io::Result<Option<Decoded<StoreId>>> {
+    if !listed.iter().any(|file| file.name == SUPERBLOCK_NAME) {
+        return Ok(None);
+    }
+    let mut bytes = [0; SUPERBLOCK_BYTES];
+    let file = disk.open(SUPERBLOCK_NAME, OpenMode::Read)?;
+    Ok(Some(match file.read_at(&mut bytes, 0) {
+        Ok(()) => decode_superblock(&bytes),
+        Err(_short_or_unreadable) => Decoded::Damaged,
+    }))
+}
+
+fn write_superblock<D: Disk>(disk: &D, id: &StoreId) -> Result<(), OpenError> {
+    let written = disk.open(SUPERBLOCK_NAME, OpenMode::Create).and_then(|file| {
+        file.write_gathered(&[IoSlice::new(&encode_superblock(id))], 0)?;
+        file.sync_data()?;
+        disk.sync_dir()
+    });
+    written.map_err(io_error(disk, "writing the superblock"))
+}
+
+type Fitting<D> = (Index<D>, Opened, Option<String>);
+
+/// The index, made anew if it does not open or does not fit the segments; and why.
+fn fitting_index<D: Disk>(
+    disk: &D,
+    options: &Options,
+    id: &StoreId,
+    files: &[SegmentFile],
+    listed: &[Listed],
+    rebuild: Option<&str>,
+) -> Result<Fitting<D>, OpenError> {
+    let missing = !files.is_empty() && !listed.iter().any(|file| file.name == INDEX_NAME);
+    let found = match rebuild {
+        Some(reason) => Err(IndexError::Failed(reason.into())),
+        None if missing => Err(IndexError::Failed(format!("{INDEX_NAME} was missing"))),
+        None => Index::open(disk, options.index_cache_bytes, id),
+    };
+    let reason = match found {
+        Ok((index, opened)) => match misfit(&opened, files) {
+            None => return Ok((index, opened, None)),
+            Some(reason) => reason,
+        },
+        Err(IndexError::Failed(reason)) => reason,
+        Err(full @ IndexError::Full) => return Err(index_error(disk, full)),
+    };
+    let index = fresh_index(disk, options.index_cache_bytes, id).map_err(|error| index_error(disk, error))?;
+    Ok((index, Opened::default(), Some(reason)))
+}
+
+/// Why index and segments do not belong together.
+fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
+    let Some(checkpoint) = opened.checkpoint else {
+        // A store that was never checkpointed has nothing in its index, and its whole log is read.
+        return None;
+    };
+    let rows: BTreeMap<u32, SegmentRow> = opened.segments.iter().copied().collect();
+    for (id, row) in rows.iter().filter(|(_, row)| !row.retired) {
+        let name = crate::format::segment_name(*id);
+        match files.iter().find(|file| file.id == *id).map(|file| file.header) {
+            None => return Some(format!("it refers to {name}, which is not there")),
+            Some(Decoded::Whole(header)) if header.generation != row.generation => {
+                return Some(format!("it knows another {name}"));
+            }
+            Some(Decoded::Whole(_) | Decoded::Newer(_) | Decoded::Damaged) => {}
+        }
+    }
+    let unknown = files.iter().find(|file| match file.header {
+        Decoded::Whole(header) => header.generation <= checkpoint.generation && !rows.contains_key(&file.id),
+        Decoded::Newer(_) | Decoded::Damaged => false,
+    });
+    unknown.map(|file| format!("it does not know {}", crate::format::segment_name(file.id)))
+}
+
+fn index_error<D: Disk>(disk: &D, error: IndexError) -> OpenError {
+    OpenError::Index { directory: disk.location(), reason: error.reason() }
+}
+
+fn io_error<D: Disk>(disk: &D, doing: &str) -> impl Fn(io::Error) -> OpenError + use<D> {
+    let (doing, directory) = (doing.to_owned(), disk.location());
+    move |source| {
+        let (doing, directory) = (doing.clone(), directory.clone());
+        if matches!(source.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) {
+            OpenError::ReadOnly { directory, reason: source.to_string() }
+        } else {
+            OpenError::Io { doing, directory, source }
+        }
+    }
+}

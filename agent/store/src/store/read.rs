@@ -1,0 +1,109 @@
+//! Reading blocks: filter, cache, memory table, redb, one read, BLAKE3, caller.
+//!
+//! Duty: hand out a block's bytes, or an error that names it; never wrong bytes. A block that fails its check
+//! is quarantined until it is put again. Memory is one block and the bounded cache.
+
+use super::Store;
+use super::names::read_error;
+use crate::Hash;
+use crate::disk::{Disk, DiskFile};
+use crate::error::ReadError;
+use crate::format::{RECORD_HEADER_BYTES, segment_name};
+use crate::index::Place;
+use crate::limits::VALUE_BYTES_MAX;
+use bytes::Bytes;
+use std::io;
+use std::ops::Range;
+
+impl<D: Disk> Store<D> {
+    /// A block's bytes; none if it is not stored.
+    ///
+    /// # Errors
+    /// The block is damaged, or its file or the index can not be read.
+    pub fn get(&mut self, hash: &Hash) -> Result<Option<Bytes>, ReadError> {
+        if let Some(bytes) = self.cache.get(hash) {
+            self.counters.cache_hits += 1;
+            return Ok(Some(bytes.clone()));
+        }
+        let Some(place) = self.asked(|store| store.find_block(hash)).map_err(read_error)? else {
+            return Ok(None);
+        };
+        self.counters.cache_misses += 1;
+        let bytes = self.read_checked(hash, &place)?;
+        if self.options.cache_bytes > 0 {
+            self.cache.insert(*hash, bytes.clone());
+        }
+        Ok(Some(bytes))
+    }
+
+    /// A part of a block, cut to its length. The whole block is read and checked.
+    ///
+    /// # Errors
+    /// As for [`Store::get`].
+    pub fn read_range(&mut self, hash: &Hash, range: Range<u32>) -> Result<Option<Bytes>, ReadError> {
+        let Some(bytes) = self.get(hash)? else { return Ok(None) };
+        let end = (range.end as usize).min(bytes.len());
+        Ok(Some(bytes.slice((range.start as usize).min(end)..end)))
+    }
+
+    /// Whether a block is stored and, as far as is known, whole.
+    ///
+    /// # Errors
+    /// The index failed and could not be made again.
+    pub fn has(&mut self, hash: &Hash) -> Result<bool, ReadError> {
+        let found = self.asked(|store| store.find_block(hash)).map_err(read_error)?;
+        let has = found.is_some() && !self.is_quarantined(hash);
+        if has {
+            self.note_used(std::slice::from_ref(hash));
+        }
+        Ok(has)
+    }
+
+    /// [`Store::has`] for many.
+    ///
+    /// # Errors
+    /// The index failed and could not be made again.
+    pub fn has_many(&mut self, hashes: &[Hash]) -> Result<Vec<bool>, ReadError> {
+        hashes.iter().map(|hash| self.has(hash)).collect()
+    }
+
+    /// Reads a block from its segment and checks it.
+    pub(super) fn read_checked(&mut self, hash: &Hash, place: &Place) -> Result<Bytes, ReadError> {
+        if self.is_quarantined(hash) {
+            return Err(damaged(hash, place));
+        }
+        match self.read_value(32, place) {
+            Ok(bytes) if blake3::hash(&bytes).as_bytes() == hash => Ok(bytes),
+            Err(source) if says_nothing_of_the_block(&source) => {
+                Err(ReadError::Io { file: segment_name(place.segment), source })
+            }
+            Ok(_) | Err(_) => {
+                self.quarantine(*hash);
+                self.counters.blocks_found_damaged += 1;
+                Err(damaged(hash, place))
+            }
+        }
+    }
+
+    /// The value of the record at a place, unchecked.
+    pub(super) fn read_value(&mut self, key_length: usize, place: &Place) -> io::Result<Bytes> {
+        if place.length as usize > VALUE_BYTES_MAX {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut bytes = vec![0; place.length as usize];
+        let offset = u64::from(place.offset) + (RECORD_HEADER_BYTES + key_length) as u64;
+        self.segments.reader(place.segment)?.read_at(&mut bytes, offset)?;
+        Ok(bytes.into())
+    }
+}
+
+fn damaged(hash: &Hash, place: &Place) -> ReadError {
+    ReadError::Damaged { hash: *hash, file: segment_name(place.segment), offset: u64::from(place.offset) }
+}
+
+/// Errors of the process or the mount rather than of the sectors asked for. `EMFILE` and `ENFILE` are 24 and
+/// 23 on every Linux.
+fn says_nothing_of_the_block(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::OutOfMemory)
+        || matches!(error.raw_os_error(), Some(23 | 24))
+}

@@ -1,0 +1,171 @@
+//! Cleaning gives space back and loses nothing.
+mod common;
+
+use common::*;
+use larder_store::{Hash, MaintainError, Op, Options, OsDisk, Store, rebuild_index};
+use std::path::Path;
+
+/// 300 blocks of 4000 bytes; only every third is worth keeping.
+fn mixed(directory: &Path) -> Store<OsDisk> {
+    let (mut store, _) = open(directory);
+    for batch in 0..30 {
+        store.commit(puts(batch * 10..batch * 10 + 10, 4000)).unwrap();
+        store.commit(vec![bind(&format!("n{}", batch % 7), &batch.to_string())]).unwrap();
+    }
+    store.commit(vec![set("key", Some("value")), unbind("n0")]).unwrap();
+    store
+}
+
+fn kept() -> Vec<Hash> {
+    (0..300).step_by(3).map(|number| hash(&content(number, 4000))).collect()
+}
+
+fn assert_kept(store: &mut Store<OsDisk>) {
+    for number in (0..300).step_by(3) {
+        assert_all_there(store, number..number + 1, 4000);
+    }
+    let names = store.bindings("", None, 100).unwrap();
+    assert_eq!(
+        names.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["n1", "n2", "n3", "n4", "n5", "n6"]
+    );
+    assert_eq!(&names[0].1.value[..], b"29");
+    assert_eq!(store.changes(0, 100).unwrap().len(), 6);
+    assert_eq!(store.setting("key").unwrap().as_deref(), Some(&b"value"[..]));
+}
+
+#[test]
+fn space_is_given_back_and_what_was_marked_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = mixed(directory.path());
+    let changes = store.changes(0, 100).unwrap();
+    let before = store.status();
+    store.clean_begin();
+    kept().chunks(7).for_each(|hashes| store.clean_mark(hashes).unwrap());
+    let (mut freed, mut dropped) = (0, 0);
+    loop {
+        let progress = store.clean_step(100_000).unwrap();
+        assert!(progress.bytes_read <= 200_000, "{progress:?}");
+        (freed, dropped) = (freed + progress.bytes_freed, dropped + progress.blocks_dropped);
+        if progress.done {
+            break;
+        }
+    }
+    let after = store.status();
+    assert!(freed > 700_000 && dropped >= 150, "{freed} bytes, {dropped} blocks");
+    assert!(after.used_bytes + 400_000 < before.used_bytes);
+    assert_kept(&mut store);
+    assert_eq!(store.changes(0, 100).unwrap(), changes, "moved names keep their sequence numbers");
+    assert!(matches!(store.clean_step(1), Err(MaintainError::NotCleaning)));
+    store.close().unwrap();
+    assert_kept(&mut open(directory.path()).0);
+    rebuild_index(disk(directory.path()), options()).unwrap();
+    let (mut store, report) = open(directory.path());
+    assert_eq!(report.damaged_bytes, 0);
+    assert_kept(&mut store);
+    assert_eq!(store.changes(0, 100).unwrap(), changes);
+}
+
+#[test]
+fn killed_between_any_two_steps_nothing_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = mixed(directory.path());
+    store.clean_begin();
+    store.clean_mark(&kept()).unwrap();
+    loop {
+        let done = store.clean_step(30_000).unwrap().done;
+        let killed = copy(directory.path());
+        let (mut other, _) = open(killed.path());
+        assert_kept(&mut other);
+        drop(other);
+        std::fs::remove_file(killed.path().join("index.redb")).unwrap();
+        assert_kept(&mut open(killed.path()).0);
+        if done {
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_is_written_or_found_present_meanwhile_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = mixed(directory.path());
+    store.clean_begin();
+    store.clean_mark(&kept()).unwrap();
+    let found = content(1, 4000);
+    let put_again = content(4, 4000);
+    assert!(store.has(&hash(&found)).unwrap());
+    assert_eq!(store.commit(vec![put(&put_again)]).unwrap().already_there, 1);
+    let mut number = 1000;
+    while !store.clean_step(20_000).unwrap().done {
+        store.commit(puts(number..number + 1, 4000)).unwrap();
+        number += 1;
+    }
+    assert!(number > 1010);
+    assert_all_there(&mut store, 1..2, 4000);
+    assert_all_there(&mut store, 4..5, 4000);
+    assert_all_there(&mut store, 1000..number, 4000);
+    assert_kept(&mut store);
+    let gone = (0..300).filter(|number| !store.has(&hash(&content(*number, 4000))).unwrap()).count();
+    assert!(gone > 150, "{gone}");
+}
+
+#[test]
+fn deletions_are_not_forgotten_while_what_they_delete_is_on_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(directory.path());
+    // A first segment that is nearly all live, so it is not cleaned, with one block that is deleted later.
+    store.commit(puts(0..55, 4000)).unwrap();
+    store.commit([puts(100..150, 4000), vec![bind("name", "old")]].concat()).unwrap();
+    let mut ops: Vec<Op> =
+        (100..150).map(|number| Op::Delete { hash: hash(&content(number, 4000)) }).collect();
+    ops.extend([Op::Delete { hash: hash(&content(7, 4000)) }, unbind("name")]);
+    store.commit(ops).unwrap();
+    store.commit(puts(200..255, 4000)).unwrap();
+    let marked: Vec<Hash> = (0..55).chain(200..255).map(|number| hash(&content(number, 4000))).collect();
+    for _ in 0..3 {
+        store.clean_begin();
+        store.clean_mark(&marked).unwrap();
+        while !store.clean_step(1 << 20).unwrap().done {}
+        store.commit(puts(300..301, 4000)).unwrap();
+    }
+    drop(store);
+    rebuild_index(disk(directory.path()), options()).unwrap();
+    let (mut store, _) = open(directory.path());
+    assert!(!store.has(&hash(&content(7, 4000))).unwrap());
+    assert_eq!(store.binding("name").unwrap(), None);
+    assert_all_there(&mut store, 0..7, 4000);
+    assert_all_there(&mut store, 200..255, 4000);
+}
+
+#[test]
+fn an_aborted_cleaning_keeps_everything_marked() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = mixed(directory.path());
+    store.clean_begin();
+    store.clean_mark(&kept()).unwrap();
+    store.clean_step(50_000).unwrap();
+    store.clean_abort();
+    assert_kept(&mut store);
+    store.close().unwrap();
+    assert_kept(&mut open(directory.path()).0);
+}
+
+#[test]
+fn a_segment_with_damage_is_left_alone_and_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = mixed(directory.path());
+    store.close().unwrap();
+    let first = segments(directory.path())[0].clone();
+    let mut bytes = std::fs::read(&first).unwrap();
+    let at = bytes.windows(4000).position(|window| window == &content(2, 4000)[..]).unwrap();
+    bytes[at - 40] ^= 1;
+    std::fs::write(&first, bytes).unwrap();
+    let (mut store, _) =
+        Store::open(disk(directory.path()), Options { cache_bytes: 0, ..options() }).unwrap();
+    store.clean_begin();
+    store.clean_mark(&kept()).unwrap();
+    while !store.clean_step(1 << 20).unwrap().done {}
+    assert!(first.exists());
+    assert_kept(&mut store);
+}

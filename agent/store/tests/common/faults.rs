@@ -1,0 +1,156 @@
+//! A disk that fails on demand, around a real one.
+
+use larder_store::{Disk, DiskFile, Listed, OpenMode, OsDisk, Space};
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
+
+/// Which operations on which files fail; a name matches by its beginning.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    /// Syncs of segments that fail from now on; counted down.
+    pub(crate) failing_syncs: AtomicU64,
+    /// `EROFS` for everything that changes something.
+    pub(crate) read_only: AtomicBool,
+    /// Bytes files may still grow by; negative for any number.
+    pub(crate) room: AtomicI64,
+    /// `ENOSPC` for writes to the index behind its header, which needs no new room.
+    pub(crate) index_full: AtomicBool,
+    /// Syncs asked for on segments.
+    pub(crate) segment_syncs: AtomicU64,
+    /// Gathered writes to segments.
+    pub(crate) segment_writes: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct FaultDisk {
+    inner: OsDisk,
+    pub(crate) faults: Arc<Faults>,
+}
+
+impl FaultDisk {
+    pub(crate) fn new(inner: OsDisk) -> Self {
+        let faults = Faults { room: AtomicI64::new(-1), ..Faults::default() };
+        Self { inner, faults: Arc::new(faults) }
+    }
+}
+
+impl Faults {
+    fn changes(&self) -> io::Result<()> {
+        if self.read_only.load(SeqCst) { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+    }
+
+    fn takes(&self, bytes: u64) -> io::Result<()> {
+        self.changes()?;
+        let room = self.room.load(SeqCst);
+        if room < 0 {
+            return Ok(());
+        }
+        if (room as u64) < bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.room.fetch_sub(bytes as i64, SeqCst);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct FaultFile {
+    inner: <OsDisk as Disk>::File,
+    is_segment: bool,
+    is_index: bool,
+    faults: Arc<Faults>,
+}
+
+impl Disk for FaultDisk {
+    type File = FaultFile;
+
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<FaultFile> {
+        if mode != OpenMode::Read {
+            self.faults.changes()?;
+        }
+        let inner = self.inner.open(name, mode)?;
+        let (is_segment, is_index) = (name.starts_with("segment-"), name == "index.redb");
+        Ok(FaultFile { inner, is_segment, is_index, faults: Arc::clone(&self.faults) })
+    }
+
+    fn list(&self) -> io::Result<Vec<Listed>> {
+        self.inner.list()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.faults.changes()?;
+        self.inner.remove(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.faults.changes()?;
+        self.inner.rename(from, to)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.faults.changes()?;
+        self.inner.sync_dir()
+    }
+
+    fn lock(&self, name: &str) -> io::Result<FaultFile> {
+        self.faults.changes()?;
+        let inner = self.inner.lock(name)?;
+        Ok(FaultFile { inner, is_segment: false, is_index: false, faults: Arc::clone(&self.faults) })
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.inner.space()
+    }
+
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+}
+
+impl DiskFile for FaultFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_at(buffer, offset)
+    }
+
+    fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        self.faults.takes(end.saturating_sub(self.inner.len()?))?;
+        if self.is_index && offset >= 4096 && self.faults.index_full.load(SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.faults.segment_writes.fetch_add(u64::from(self.is_segment), SeqCst);
+        self.inner.write_gathered(buffers, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.faults.changes()?;
+        self.inner.set_len(length)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.faults.changes()?;
+        if self.is_segment {
+            self.faults.segment_syncs.fetch_add(1, SeqCst);
+            let left = self.faults.failing_syncs.load(SeqCst);
+            if left > 0 {
+                self.faults.failing_syncs.store(left - 1, SeqCst);
+                return Err(io::Error::from_raw_os_error(5));
+            }
+        }
+        self.inner.sync_data()
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.faults.takes(length)?;
+        self.inner.allocate(offset, length)
+    }
+
+    fn bytes_on_disk(&self) -> io::Result<u64> {
+        self.inner.bytes_on_disk()
+    }
+}
