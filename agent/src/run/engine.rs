@@ -1,0 +1,454 @@
+//! The helper thread: owns the store and the open files, takes jobs, gives results back in order.
+//!
+//! Everything slow happens here, so that the loop never waits for a disk. Bound: the core hands over no
+//! more than [`JOBS_HELD_MAX`] jobs at once. A job that fails answers with a [`Failure`]; the thread itself
+//! ends only when it is told to, after a checkpoint.
+
+use super::files::Files;
+use larder_core::id::BlockId;
+use larder_core::message::{
+    Answer, Bound, Change, ChangeDone, FileDone, FileId, FileJob, Input, Job, JobDone, JobId, Question,
+};
+use larder_core::name::Name;
+use larder_core::request::{Failure, FailureKind, StoreNumbers};
+use larder_store::{
+    CommitError, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, ReadError, Store, StoreStatus,
+    VerifyPosition, rebuild_index,
+};
+use std::path::PathBuf;
+use std::sync::mpsc as blocking;
+use std::thread::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
+
+/// Jobs waiting for the thread; the core's own bounds stay below it.
+const JOBS_HELD_MAX: usize = 512;
+
+/// What the thread is told.
+enum Order {
+    Job(JobId, Job),
+    File(FileId, FileJob),
+    Close,
+}
+
+/// The loop's side of the thread.
+pub(super) struct Engine {
+    orders: blocking::SyncSender<Order>,
+    done: mpsc::Receiver<Input>,
+    thread: Option<JoinHandle<Result<(), MaintainError>>>,
+}
+
+/// What opening the store has shown.
+pub(super) struct Opened {
+    /// The store's id, shortened to a number.
+    pub(super) id: u64,
+    /// What was found and done.
+    pub(super) report: OpenReport,
+}
+
+impl Engine {
+    /// Starts the thread, which opens the store.
+    pub(super) async fn start(
+        directory: PathBuf,
+        options: Options,
+        files: Files,
+    ) -> Result<(Self, Opened), OpenError> {
+        let (orders, taken) = blocking::sync_channel(JOBS_HELD_MAX);
+        let (give, done) = mpsc::channel(JOBS_HELD_MAX);
+        let (opened, is_open) = oneshot::channel();
+        let location = directory.display().to_string();
+        let body = move || run(directory, options, files, &taken, &give, opened);
+        let thread = std::thread::Builder::new().name("larder-disk".into()).spawn(body);
+        let failed = |source| OpenError::Io { doing: "starting the helper thread".into(), directory: location, source };
+        let thread = thread.map_err(failed)?;
+        let ended = |_| OpenError::Index { directory: String::new(), reason: "the helper thread ended".into() };
+        let opened = is_open.await.map_err(ended)??;
+        Ok((Engine { orders, done, thread: Some(thread) }, opened))
+    }
+
+    pub(super) fn job(&self, job: JobId, what: Job) {
+        self.order(Order::Job(job, what));
+    }
+
+    pub(super) fn file(&self, file: FileId, what: FileJob) {
+        self.order(Order::File(file, what));
+    }
+
+    fn order(&self, order: Order) {
+        // A full channel would mean that the core broke its own bounds; waiting is then the lesser evil.
+        if self.orders.send(order).is_err() {
+            tracing::error!("the helper thread has ended; restart the agent");
+        }
+    }
+
+    /// The next result. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Input> {
+        self.done.recv().await
+    }
+
+    /// Makes the index whole and closes the store.
+    pub(super) fn close(mut self) -> Result<(), MaintainError> {
+        self.order(Order::Close);
+        // The thread may be waiting to hand over a last result.
+        self.done.close();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(closed)) => closed,
+            Some(Err(_)) | None => Err(MaintainError::Stopped { reason: "the helper thread failed".into() }),
+        }
+    }
+}
+
+fn run(
+    directory: PathBuf,
+    options: Options,
+    mut files: Files,
+    orders: &blocking::Receiver<Order>,
+    done: &mpsc::Sender<Input>,
+    opened: oneshot::Sender<Result<Opened, OpenError>>,
+) -> Result<(), MaintainError> {
+    let keeper = match StoreKeeper::open(directory, options) {
+        Ok((keeper, report)) => {
+            let id = store_number(&keeper.status());
+            let _ = opened.send(Ok(Opened { id, report }));
+            keeper
+        }
+        Err(error) => {
+            let _ = opened.send(Err(error));
+            return Ok(());
+        }
+    };
+    let mut keeper = keeper;
+    while let Ok(order) = orders.recv() {
+        let input = match order {
+            Order::Job(job, what) => Input::JobDone { job, done: keeper.work(what) },
+            Order::File(file, what) => match files.work(file, what) {
+                Some(done) => Input::FileDone { file, done },
+                None => continue,
+            },
+            Order::Close => break,
+        };
+        if done.blocking_send(input).is_err() {
+            break;
+        }
+    }
+    keeper.close()
+}
+
+/// The store, and what it takes to make its index anew.
+struct StoreKeeper {
+    store: Option<Store<OsDisk>>,
+    disk: OsDisk,
+    options: Options,
+    notes: Vec<String>,
+    offered_bytes: u64,
+    stored_bytes: u64,
+    quarantined: u64,
+    verify: Option<(u64, VerifyPosition)>,
+}
+
+impl StoreKeeper {
+    fn open(directory: PathBuf, options: Options) -> Result<(Self, OpenReport), OpenError> {
+        let location = directory.display().to_string();
+        if options.create {
+            let failed = |source| OpenError::Io { doing: "creating it".into(), directory: location.clone(), source };
+            std::fs::create_dir_all(&directory).map_err(failed)?;
+        }
+        let looking = |source| OpenError::Io { doing: "looking at it".into(), directory: location.clone(), source };
+        let disk = OsDisk::new(&directory).map_err(looking)?;
+        let (store, report) = Store::open(disk.clone(), options.clone())?;
+        let keeper = StoreKeeper {
+            store: Some(store),
+            disk,
+            options,
+            notes: notes(&report),
+            offered_bytes: 0,
+            stored_bytes: 0,
+            quarantined: report.damaged_blocks,
+            verify: None,
+        };
+        Ok((keeper, report))
+    }
+
+    fn store(&mut self) -> Result<&mut Store<OsDisk>, Failure> {
+        let gone = || Failure::new(FailureKind::Disk, "the store could not be opened again; restart the agent");
+        self.store.as_mut().ok_or_else(gone)
+    }
+
+    fn status(&self) -> StoreStatus {
+        self.store.as_ref().expect("the store is open until it is closed").status()
+    }
+
+    fn close(self) -> Result<(), MaintainError> {
+        self.store.map_or(Ok(()), Store::close)
+    }
+
+    fn work(&mut self, job: Job) -> JobDone {
+        match job {
+            Job::Commit(changes) => JobDone::Committed(self.commit(changes)),
+            Job::Ask(question) => JobDone::Answered(self.answer(question).unwrap_or_else(Answer::Failed)),
+        }
+    }
+
+    /// One batch: changes whose writer was outrun are left out, the rest is durable together.
+    fn commit(&mut self, changes: Vec<Change>) -> Result<Vec<ChangeDone>, Failure> {
+        let mut ops = Vec::with_capacity(changes.len());
+        let mut done = Vec::with_capacity(changes.len());
+        let mut bound = std::collections::BTreeMap::new();
+        let mut offered = 0;
+        for change in changes {
+            let (op, outcome) = match change {
+                Change::Put { id, bytes } => {
+                    offered += bytes.len() as u64;
+                    (Some(Op::Put { hash: id.0, bytes }), ChangeDone::Done)
+                }
+                Change::Set { key, value } => (Some(Op::Set { key, value: Some(value) }), ChangeDone::Done),
+                Change::Bind { name, value, expected_seq } => {
+                    let name = name.as_str().to_owned();
+                    if bound.contains_key(&name) || self.seq(&name)? != expected_seq {
+                        (None, ChangeDone::Outrun)
+                    } else {
+                        bound.insert(name.clone(), done.len());
+                        (Some(Op::Bind { name, value }), ChangeDone::Done)
+                    }
+                }
+                Change::Unbind { name, expected_seq } => {
+                    let name = name.as_str().to_owned();
+                    if bound.contains_key(&name) || self.seq(&name)? != Some(expected_seq) {
+                        (None, ChangeDone::Outrun)
+                    } else {
+                        (Some(Op::Unbind { name }), ChangeDone::Done)
+                    }
+                }
+            };
+            ops.extend(op);
+            done.push(outcome);
+        }
+        let sizes: Vec<u64> = ops.iter().map(put_bytes).collect();
+        let store = self.store()?;
+        let before = store.status().payload_bytes_written;
+        store.commit(ops).map_err(of_commit)?;
+        let written = store.status().payload_bytes_written - before;
+        self.offered_bytes += offered;
+        self.stored_bytes += written.min(sizes.iter().sum());
+        for (name, index) in bound {
+            let seq = self.seq(&name)?.unwrap_or_default();
+            done[index] = ChangeDone::Bound { seq };
+        }
+        let store = self.store()?;
+        if store.needs_checkpoint() {
+            store.checkpoint().unwrap_or_else(|error| tracing::warn!("checkpoint put off: {error}"));
+        }
+        Ok(done)
+    }
+
+    fn seq(&mut self, name: &str) -> Result<Option<u64>, Failure> {
+        Ok(self.store()?.binding(name).map_err(of_read)?.map(|binding| binding.seq))
+    }
+
+    fn answer(&mut self, question: Question) -> Result<Answer, Failure> {
+        let store = self.store()?;
+        Ok(match question {
+            Question::Read(id) => Answer::Block(store.get(&id.0).map_err(of_read)?),
+            Question::Has(ids) => {
+                let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
+                Answer::Has(store.has_many(&hashes).map_err(of_read)?)
+            }
+            Question::Lookup(names) => {
+                let found = names.iter().map(|name| store.binding(name.as_str()));
+                let found = found.map(|binding| Ok(binding.map_err(of_read)?.map(bound_of)));
+                Answer::Bindings(found.collect::<Result<_, Failure>>()?)
+            }
+            Question::List { prefix, after, limit } => {
+                let after = after.as_ref().map(Name::as_str);
+                let page = store.bindings(&prefix, after, limit).map_err(of_read)?;
+                Answer::Page(page.into_iter().filter_map(named).collect())
+            }
+            Question::Changes { after, limit } => {
+                let page = store.changes(after, limit).map_err(of_read)?;
+                let bound = |(seq, name, value)| named((name, larder_store::Binding { seq, value }));
+                Answer::Page(page.into_iter().filter_map(bound).collect())
+            }
+            Question::Find { root, after } => self.find(root, after)?,
+            Question::Settings(prefix) => Answer::Settings(store.settings(&prefix).map_err(of_read)?),
+            Question::Numbers => Answer::Numbers(Box::new(self.numbers())),
+            Question::CleanBegin => {
+                store.clean_begin();
+                Answer::Done
+            }
+            Question::CleanMark(ids) => {
+                let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
+                store.clean_mark(&hashes).map_err(of_maintain)?;
+                Answer::Done
+            }
+            Question::CleanStep(bytes) => {
+                let step = store.clean_step(bytes).map_err(of_maintain)?;
+                Answer::Cleaned { done: step.done, bytes_freed: step.bytes_freed }
+            }
+            Question::CleanAbort => {
+                store.clean_abort();
+                Answer::Done
+            }
+            Question::Verify { position, bytes } => self.verify(position, bytes)?,
+            Question::Rebuild => self.rebuild()?,
+            Question::Checkpoint => {
+                store.checkpoint().map_err(of_maintain)?;
+                Answer::Done
+            }
+        })
+    }
+
+    /// One page of the names, looked through for a root.
+    fn find(&mut self, root: BlockId, after: Option<Name>) -> Result<Answer, Failure> {
+        const PAGE: usize = 1024;
+        let after = after.as_ref().map(Name::as_str);
+        let page = self.store()?.bindings("", after, PAGE).map_err(of_read)?;
+        let next = if page.len() == PAGE { page.last().and_then(|(name, _)| Name::parse(name).ok()) } else { None };
+        let is_it = |bound: &Bound| {
+            use larder_core::binding::{Content, Stored};
+            Stored::decode(&bound.value)
+                .is_ok_and(|stored| matches!(stored.binding.content, Content::Object { root: of, .. } if of == root))
+        };
+        let binding = page.into_iter().filter_map(named).find(|(_, bound)| is_it(bound));
+        Ok(Answer::Found { binding, next })
+    }
+
+    /// A step of a verification; one at a time is under way, and its position is a plain number outside.
+    fn verify(&mut self, position: u64, bytes: u64) -> Result<Answer, Failure> {
+        let at = match self.verify.take() {
+            Some((number, at)) if number == position && position > 0 => Some(at),
+            _ if position == 0 => None,
+            _ => return Err(Failure::new(FailureKind::Busy, "another verification began; verify again")),
+        };
+        let step = self.store()?.verify_step(at, bytes).map_err(of_maintain)?;
+        let next = step.next.is_some().then_some(position + 1);
+        self.verify = step.next.map(|at| (position + 1, at));
+        let damaged = step.damaged.into_iter().map(BlockId).collect();
+        Ok(Answer::Verified { next, blocks: step.blocks, bytes: step.bytes, damaged })
+    }
+
+    fn rebuild(&mut self) -> Result<Answer, Failure> {
+        if let Some(store) = self.store.take() {
+            store.close().unwrap_or_else(|error| tracing::warn!("closing before the rebuild: {error}"));
+        }
+        let rebuilt = rebuild_index(self.disk.clone(), self.options.clone());
+        let (store, report) = Store::open(self.disk.clone(), self.options.clone()).map_err(of_open)?;
+        self.store = Some(store);
+        self.notes.extend(notes(&report));
+        rebuilt.map_err(of_open)?;
+        let status = self.status();
+        Ok(Answer::Rebuilt { blocks: status.blocks, names: status.names })
+    }
+
+    fn numbers(&self) -> StoreNumbers {
+        let status = self.status();
+        let disk = self.disk.counts();
+        StoreNumbers {
+            blocks: status.blocks,
+            names: status.names,
+            segments: status.segments,
+            used_bytes: status.used_bytes,
+            quota_bytes: status.quota_bytes,
+            reserve_bytes: status.reserve_bytes,
+            offered_bytes: self.offered_bytes,
+            stored_bytes: self.stored_bytes,
+            written_bytes: disk.bytes,
+            batches: status.batches,
+            syncs: disk.file_syncs + disk.directory_syncs,
+            cache_hits: status.cache_hits,
+            cache_misses: status.cache_misses,
+            filter_skips: status.filter_negatives,
+            damaged: status.quarantined,
+            quarantined: self.quarantined,
+            notes: self.notes.clone(),
+        }
+    }
+}
+
+fn put_bytes(op: &Op) -> u64 {
+    match op {
+        Op::Put { bytes, .. } => bytes.len() as u64,
+        Op::Delete { .. } | Op::Bind { .. } | Op::Unbind { .. } | Op::Set { .. } => 0,
+    }
+}
+
+fn bound_of(binding: larder_store::Binding) -> Bound {
+    Bound { seq: binding.seq, value: binding.value }
+}
+
+/// A name that came out of the store is checked again; one that does not pass is not handed on.
+fn named((name, binding): (String, larder_store::Binding)) -> Option<(Name, Bound)> {
+    match Name::parse(&name) {
+        Ok(name) => Some((name, bound_of(binding))),
+        Err(error) => {
+            tracing::warn!("a name in the store is refused: {error}");
+            None
+        }
+    }
+}
+
+/// A number that changes with the store; its peers forget what they knew of another.
+fn store_number(status: &StoreStatus) -> u64 {
+    let hash = blake3::hash(status.store.as_bytes());
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+}
+
+/// What opening found, for people.
+fn notes(report: &OpenReport) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(why) = &report.index_rebuilt {
+        notes.push(format!("the index was made again from the log: {why}"));
+    }
+    if report.torn {
+        notes.push("the last batch was torn and never acknowledged; it was dropped".into());
+    }
+    if report.damaged_bytes > 0 {
+        notes.push(format!(
+            "{} bytes of the log are damaged: {} records were saved from them, {} blocks can not be read until they are put again",
+            report.damaged_bytes, report.salvaged_records, report.damaged_blocks
+        ));
+    }
+    if report.superblock_restored {
+        notes.push("the superblock was written again from a segment".into());
+    }
+    for file in &report.unreadable_files {
+        notes.push(format!("nothing of this store was found in {file}; it was left alone"));
+    }
+    notes
+}
+
+fn of_commit(error: CommitError) -> Failure {
+    let kind = match &error {
+        CommitError::Full { .. } => FailureKind::Full,
+        CommitError::TooLarge { .. } => FailureKind::Invalid,
+        CommitError::Stopped { .. } | CommitError::Index { .. } => FailureKind::Disk,
+    };
+    Failure::new(kind, error.to_string())
+}
+
+fn of_read(error: ReadError) -> Failure {
+    match &error {
+        ReadError::Damaged { hash, file, offset } => Failure::new(
+            FailureKind::Damaged,
+            format!(
+                "block {} is damaged in {file} at {offset}; put the object again, or fetch it from a peer",
+                BlockId(*hash)
+            ),
+        ),
+        ReadError::Io { .. } | ReadError::Index { .. } => Failure::new(FailureKind::Disk, error.to_string()),
+    }
+}
+
+fn of_maintain(error: MaintainError) -> Failure {
+    let kind = match &error {
+        MaintainError::Full { .. } => FailureKind::Full,
+        MaintainError::NotCleaning => FailureKind::Busy,
+        MaintainError::Stopped { .. }
+        | MaintainError::Index { .. }
+        | MaintainError::Io { .. }
+        | MaintainError::Read(_) => FailureKind::Disk,
+    };
+    Failure::new(kind, error.to_string())
+}
+
+fn of_open(error: OpenError) -> Failure {
+    Failure::new(FailureKind::Disk, error.to_string())
+}

@@ -1,0 +1,260 @@
+//! Between the core's inboxes and the broker's topics. See `docs/protocol.md`.
+//!
+//! Refused: topics that are no inbox of this node. Messages that find the link full wait here, at most
+//! [`WAITING_MAX`]; beyond it they are dropped, counted as sent, and repeated by the core's own timers.
+
+use crate::config::{Config, ConfigError, Effective, KeyError, read_password};
+use crate::mqtt::embedded::{Embedded, EmbeddedError, EmbeddedOptions, EmbeddedTls};
+use crate::mqtt::{
+    Link, LinkEvent, LinkOptions, LinkOptionsError, Outgoing, Plan, Qos, Refused, TlsOptions, Transport, Will,
+};
+use bytes::Bytes;
+use larder_core::id::NodeName;
+use larder_core::message::{Channel, Input, Presence};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+const WAITING_MAX: usize = 1024;
+/// Small messages may be on their way beside the blocks the core counts.
+const SMALL_MESSAGES: u16 = 64;
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The options do not make a link.
+    #[error(transparent)]
+    Options(#[from] LinkOptionsError),
+    /// The embedded broker does not start.
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    /// The password can not be read.
+    #[error(transparent)]
+    Password(#[from] KeyError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// The node's end of the link.
+pub(super) struct Wire {
+    link: Link,
+    topics: Topics,
+    epoch: u64,
+    waiting: VecDeque<Outgoing>,
+}
+
+/// How topics are made and read.
+struct Topics {
+    fleet: String,
+    me: NodeName,
+}
+
+impl Wire {
+    pub(super) fn start(config: &Config, effective: &Effective, epoch: u64) -> Result<Option<Self>, LinkError> {
+        let Some(mqtt) = &config.mqtt else { return Ok(None) };
+        let topics = Topics { fleet: config.fleet.to_string(), me: config.name.clone() };
+        let own = mqtt.tls.as_ref().and_then(|tls| tls.own.clone());
+        let mut options =
+            LinkOptions::new(mqtt.host.clone(), mqtt.port, format!("larder-{}-{}", config.fleet, config.name));
+        options.tls = mqtt.tls.as_ref().map(|tls| TlsOptions {
+            ca: tls.ca.clone(),
+            certificate: own.as_ref().map(|(certificate, _)| certificate.clone()),
+            key: own.as_ref().map(|(_, key)| key.clone()),
+        });
+        options.login = login(config)?;
+        options.keep_alive = Duration::from_secs(effective.keep_alive_s.value);
+        options.in_flight_max = effective.in_flight_max.value.saturating_add(SMALL_MESSAGES);
+        options.subscriptions = topics.subscriptions(config);
+        options.backoff.seed = epoch;
+        options.will = Some(Will {
+            topic: topics.state(&topics.me),
+            payload: Bytes::from(state_text("lost", epoch)),
+            retain: true,
+        });
+        let link = Link::start(Plan::new(options)?);
+        Ok(Some(Wire { link, topics, epoch, waiting: VecDeque::new() }))
+    }
+
+    pub(super) fn send(&mut self, token: u64, to: &NodeName, channel: Channel, payload: Bytes) -> Option<Input> {
+        let topic = self.topics.inbox(to, channel);
+        self.offer(Outgoing::new(token, topic, payload, Qos::AtLeastOnce))
+    }
+
+    pub(super) fn presence(&mut self, presence: Presence) -> Option<Input> {
+        let farewell = self.state_message(presence);
+        match presence {
+            Presence::Online => self.offer(farewell),
+            Presence::Offline => None, // said by `close`, as the last message
+        }
+    }
+
+    fn state_message(&self, presence: Presence) -> Outgoing {
+        let state = match presence {
+            Presence::Online => "online",
+            Presence::Offline => "offline",
+        };
+        let topic = self.topics.state(&self.topics.me);
+        Outgoing { retain: true, ..Outgoing::new(0, topic, state_text(state, self.epoch), Qos::AtLeastOnce) }
+    }
+
+    fn offer(&mut self, message: Outgoing) -> Option<Input> {
+        let token = message.token;
+        if !self.waiting.is_empty() {
+            return self.wait(message);
+        }
+        match self.link.send(message) {
+            Ok(()) => None,
+            Err(Refused::Full(message)) => self.wait(*message),
+            Err(Refused::Down(_)) => None, // the core forgets it with the link
+            Err(refused @ (Refused::TooLarge { .. } | Refused::Topic { .. })) => {
+                tracing::warn!("{refused}");
+                Some(Input::Sent { token })
+            }
+        }
+    }
+
+    fn wait(&mut self, message: Outgoing) -> Option<Input> {
+        let token = message.token;
+        if self.waiting.len() >= WAITING_MAX {
+            tracing::warn!("more than {WAITING_MAX} messages wait for the broker; one was dropped");
+            return Some(Input::Sent { token });
+        }
+        self.waiting.push_back(message);
+        None
+    }
+
+    fn send_waiting(&mut self) {
+        while self.link.room() > 0
+            && let Some(message) = self.waiting.pop_front()
+        {
+            if let Err(Refused::Full(message)) = self.link.send(message) {
+                self.waiting.push_front(*message);
+                break;
+            }
+        }
+    }
+
+    /// The next thing the core must hear of. Cancel safe.
+    pub(super) async fn next(&mut self) -> Input {
+        loop {
+            match self.link.next().await {
+                LinkEvent::Up { .. } => {
+                    tracing::info!("the link to the broker is up");
+                    return Input::LinkUp;
+                }
+                LinkEvent::Down { reason, retry_in } => {
+                    self.waiting.clear();
+                    tracing::warn!("the link is down: {reason}; trying again in {} s", retry_in.as_secs());
+                    return Input::LinkDown { reason };
+                }
+                LinkEvent::Sent { token } => {
+                    self.send_waiting();
+                    return Input::Sent { token };
+                }
+                LinkEvent::Rejected { token, reason } => {
+                    tracing::warn!("the broker will not carry a message: {reason}");
+                    self.send_waiting();
+                    return Input::Sent { token };
+                }
+                LinkEvent::Message { topic, payload, .. } => match self.topics.read(&topic) {
+                    Some((from, channel)) => return Input::Wire { from, channel, payload },
+                    None => tracing::debug!("{topic} is no inbox of this node"),
+                },
+            }
+        }
+    }
+
+    /// Says goodbye.
+    pub(super) async fn close(self) {
+        let last = self.state_message(Presence::Offline);
+        self.link.close(Some(last), FAREWELL).await;
+    }
+}
+
+impl Topics {
+    fn node(&self, node: &NodeName) -> String {
+        format!("larder/1/{}/{node}", self.fleet)
+    }
+
+    fn state(&self, node: &NodeName) -> String {
+        format!("{}/state", self.node(node))
+    }
+
+    fn inbox(&self, to: &NodeName, channel: Channel) -> String {
+        let (node, me) = (self.node(to), &self.me);
+        match channel {
+            Channel::Sync => format!("{node}/sync/{me}/c"),
+            Channel::Blocks => format!("{node}/sync/{me}/b"),
+            Channel::Command | Channel::Answer | Channel::State => format!("{node}/{}/{me}", channel.level()),
+        }
+    }
+
+    fn subscriptions(&self, config: &Config) -> Vec<String> {
+        let me = self.node(&self.me);
+        let mut topics = vec![format!("{me}/sync/+/+"), format!("{me}/cmd/+"), format!("{me}/resp/+")];
+        let masters = config.peers.iter().filter(|peer| peer.role == larder_core::role::Role::Master);
+        topics.extend(masters.map(|master| self.state(&master.name)));
+        topics
+    }
+
+    fn read(&self, topic: &str) -> Option<(NodeName, Channel)> {
+        let rest = topic.strip_prefix("larder/1/")?.strip_prefix(&self.fleet)?.strip_prefix('/')?;
+        let levels: Vec<&str> = rest.split('/').collect();
+        let mine = levels.first().is_some_and(|node| *node == self.me.as_str());
+        let (from, channel) = match levels[..] {
+            [_, "sync", from, "c"] if mine => (from, Channel::Sync),
+            [_, "sync", from, "b"] if mine => (from, Channel::Blocks),
+            [_, "cmd", from] if mine => (from, Channel::Command),
+            [_, "resp", from] if mine => (from, Channel::Answer),
+            [from, "state"] => (from, Channel::State),
+            _ => return None,
+        };
+        Some((from.parse().ok()?, channel))
+    }
+}
+
+fn state_text(state: &str, epoch: u64) -> String {
+    format!("{{\"state\":\"{state}\",\"epoch\":{epoch}}}")
+}
+
+fn login(config: &Config) -> Result<Option<(String, String)>, LinkError> {
+    let Some(login) = config.mqtt.as_ref().and_then(|mqtt| mqtt.login.as_ref()) else { return Ok(None) };
+    Ok(Some((login.user.clone(), read_password(&login.password_file)?)))
+}
+
+/// The broker inside the process, where the configuration asks for one.
+pub(super) async fn embedded(config: &Config) -> Result<Option<Embedded>, LinkError> {
+    let Some(mqtt) = &config.mqtt else { return Ok(None) };
+    let Some(listen) = mqtt.embedded else { return Ok(None) };
+    let tls = mqtt.tls.as_ref().and_then(|tls| {
+        let (certificate, key) = tls.own.clone()?;
+        Some(EmbeddedTls { ca: tls.ca.clone(), certificate, key })
+    });
+    let options = EmbeddedOptions { listen, tls, login: login(config)? };
+    let broker = Embedded::start(options).await?;
+    let address: SocketAddr = broker.address();
+    tracing::info!("the embedded broker listens on {address}");
+    Ok(Some(broker))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_inbox_reads_back_and_foreign_topics_do_not() {
+        let topics = |me: &str| Topics { fleet: "home".into(), me: me.parse().unwrap() };
+        let (cam, hub) = (topics("cam"), topics("hub"));
+        for channel in [Channel::Sync, Channel::Blocks, Channel::Command, Channel::Answer] {
+            let topic = cam.inbox(&hub.me, channel);
+            assert_eq!(hub.read(&topic), Some((cam.me.clone(), channel)), "{topic}");
+            assert_eq!(cam.read(&topic), None, "{topic} is not cam's");
+        }
+        assert_eq!(cam.read("larder/1/home/hub/state"), Some((hub.me.clone(), Channel::State)));
+        for foreign in ["larder/1/away/cam/cmd/hub", "larder/2/home/cam/cmd/hub", "larder/1/home/cam/cmd/a/b", ""] {
+            assert_eq!(cam.read(foreign), None, "{foreign}");
+        }
+    }
+}
