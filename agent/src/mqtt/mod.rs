@@ -23,7 +23,7 @@
 //! | a collision with a lost session livelocks | `session`: fresh state per connection, and a watchdog that ends a connection on which nothing was acknowledged for three keep-alives |
 //! | a blocked write stops its keep-alive too | `session`: a poll that returns nothing for two keep-alives ends the connection |
 //! | `poll` loses packets when cancelled | `session` is a task of its own and never cancels a poll it goes on with |
-//! | a DISCONNECT without a property length (Mosquitto's) is swallowed, so "session taken over" never arrives | `session` counts quick closes without a reason and `reason` names the likely cause |
+//! | a DISCONNECT without a property length (the form Mosquitto writes) is swallowed, and Mosquitto 2.0 tells a client nothing when another takes its session | `session` counts quick closes without a reason, `reason` names the likely cause |
 //! | keep-alives under 5 s and IPv6 addresses panic or do not resolve | `options` refuses or brackets them |
 //! | a server keep-alive of 0 makes it ping without pause | `session` puts the configured one back |
 
