@@ -1,1 +1,3 @@
+//! The agent and its command line.
+
 fn main() {}

@@ -7,7 +7,7 @@
 use super::files::Files;
 use larder_core::id::BlockId;
 use larder_core::message::{
-    Answer, Bound, Change, ChangeDone, FileDone, FileId, FileJob, Input, Job, JobDone, JobId, Question,
+    Answer, Bound, Change, ChangeDone, FileId, FileJob, Input, Job, JobDone, JobId, Question,
 };
 use larder_core::name::Name;
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
@@ -58,9 +58,14 @@ impl Engine {
         let location = directory.display().to_string();
         let body = move || run(directory, options, files, &taken, &give, opened);
         let thread = std::thread::Builder::new().name("larder-disk".into()).spawn(body);
-        let failed = |source| OpenError::Io { doing: "starting the helper thread".into(), directory: location, source };
+        let failed = |source| OpenError::Io {
+            doing: "starting the helper thread".into(),
+            directory: location,
+            source,
+        };
         let thread = thread.map_err(failed)?;
-        let ended = |_| OpenError::Index { directory: String::new(), reason: "the helper thread ended".into() };
+        let ended =
+            |_| OpenError::Index { directory: String::new(), reason: "the helper thread ended".into() };
         let opened = is_open.await.map_err(ended)??;
         Ok((Engine { orders, done, thread: Some(thread) }, opened))
     }
@@ -149,10 +154,12 @@ impl StoreKeeper {
     fn open(directory: PathBuf, options: Options) -> Result<(Self, OpenReport), OpenError> {
         let location = directory.display().to_string();
         if options.create {
-            let failed = |source| OpenError::Io { doing: "creating it".into(), directory: location.clone(), source };
+            let failed =
+                |source| OpenError::Io { doing: "creating it".into(), directory: location.clone(), source };
             std::fs::create_dir_all(&directory).map_err(failed)?;
         }
-        let looking = |source| OpenError::Io { doing: "looking at it".into(), directory: location.clone(), source };
+        let looking =
+            |source| OpenError::Io { doing: "looking at it".into(), directory: location.clone(), source };
         let disk = OsDisk::new(&directory).map_err(looking)?;
         let (store, report) = Store::open(disk.clone(), options.clone())?;
         let keeper = StoreKeeper {
@@ -169,7 +176,8 @@ impl StoreKeeper {
     }
 
     fn store(&mut self) -> Result<&mut Store<OsDisk>, Failure> {
-        let gone = || Failure::new(FailureKind::Disk, "the store could not be opened again; restart the agent");
+        let gone =
+            || Failure::new(FailureKind::Disk, "the store could not be opened again; restart the agent");
         self.store.as_mut().ok_or_else(gone)
     }
 
@@ -301,11 +309,13 @@ impl StoreKeeper {
         const PAGE: usize = 1024;
         let after = after.as_ref().map(Name::as_str);
         let page = self.store()?.bindings("", after, PAGE).map_err(of_read)?;
-        let next = if page.len() == PAGE { page.last().and_then(|(name, _)| Name::parse(name).ok()) } else { None };
+        let next =
+            if page.len() == PAGE { page.last().and_then(|(name, _)| Name::parse(name).ok()) } else { None };
         let is_it = |bound: &Bound| {
             use larder_core::binding::{Content, Stored};
-            Stored::decode(&bound.value)
-                .is_ok_and(|stored| matches!(stored.binding.content, Content::Object { root: of, .. } if of == root))
+            Stored::decode(&bound.value).is_ok_and(
+                |stored| matches!(stored.binding.content, Content::Object { root: of, .. } if of == root),
+            )
         };
         let binding = page.into_iter().filter_map(named).find(|(_, bound)| is_it(bound));
         Ok(Answer::Found { binding, next })
@@ -356,7 +366,7 @@ impl StoreKeeper {
             cache_hits: status.cache_hits,
             cache_misses: status.cache_misses,
             filter_skips: status.filter_negatives,
-            damaged: status.quarantined,
+            damaged: status.damaged,
             quarantined: self.quarantined,
             notes: self.notes.clone(),
         }
@@ -392,7 +402,7 @@ fn store_number(status: &StoreStatus) -> u64 {
 }
 
 /// What opening found, for people.
-fn notes(report: &OpenReport) -> Vec<String> {
+pub(super) fn notes(report: &OpenReport) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(why) = &report.index_rebuilt {
         notes.push(format!("the index was made again from the log: {why}"));

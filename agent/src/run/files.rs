@@ -4,7 +4,7 @@
 //! the folder; one that is no longer a regular file is refused.
 
 use crate::config::Watch;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use larder_core::limits::{FRAME_BYTES_MAX, SCAN_PAGE};
 use larder_core::message::{FileDone, FileId, FileJob, FileStat};
 use std::collections::BTreeMap;

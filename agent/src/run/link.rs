@@ -52,12 +52,21 @@ struct Topics {
 }
 
 impl Wire {
-    pub(super) fn start(config: &Config, effective: &Effective, epoch: u64) -> Result<Option<Self>, LinkError> {
+    /// Starts the link; to the broker in this process where there is one.
+    pub(super) fn start(
+        config: &Config,
+        effective: &Effective,
+        epoch: u64,
+        broker: Option<SocketAddr>,
+    ) -> Result<Option<Self>, LinkError> {
         let Some(mqtt) = &config.mqtt else { return Ok(None) };
         let topics = Topics { fleet: config.fleet.to_string(), me: config.name.clone() };
         let own = mqtt.tls.as_ref().and_then(|tls| tls.own.clone());
-        let mut options =
-            LinkOptions::new(mqtt.host.clone(), mqtt.port, format!("larder-{}-{}", config.fleet, config.name));
+        let mut options = LinkOptions::new(
+            mqtt.host.clone(),
+            broker.map_or(mqtt.port, |broker| broker.port()),
+            format!("larder-{}-{}", config.fleet, config.name),
+        );
         options.tls = mqtt.tls.as_ref().map(|tls| TlsOptions {
             ca: tls.ca.clone(),
             certificate: own.as_ref().map(|(certificate, _)| certificate.clone()),
@@ -77,7 +86,13 @@ impl Wire {
         Ok(Some(Wire { link, topics, epoch, waiting: VecDeque::new() }))
     }
 
-    pub(super) fn send(&mut self, token: u64, to: &NodeName, channel: Channel, payload: Bytes) -> Option<Input> {
+    pub(super) fn send(
+        &mut self,
+        token: u64,
+        to: &NodeName,
+        channel: Channel,
+        payload: Bytes,
+    ) -> Option<Input> {
         let topic = self.topics.inbox(to, channel);
         self.offer(Outgoing::new(token, topic, payload, Qos::AtLeastOnce))
     }
@@ -221,7 +236,11 @@ fn state_text(state: &str, epoch: u64) -> String {
 
 fn login(config: &Config) -> Result<Option<(String, String)>, LinkError> {
     let Some(login) = config.mqtt.as_ref().and_then(|mqtt| mqtt.login.as_ref()) else { return Ok(None) };
-    Ok(Some((login.user.clone(), read_password(&login.password_file)?)))
+    let password = match &login.password_file {
+        Some(file) => read_password(file)?,
+        None => String::new(),
+    };
+    Ok(Some((login.user.clone(), password)))
 }
 
 /// The broker inside the process, where the configuration asks for one.
@@ -253,7 +272,9 @@ mod tests {
             assert_eq!(cam.read(&topic), None, "{topic} is not cam's");
         }
         assert_eq!(cam.read("larder/1/home/hub/state"), Some((hub.me.clone(), Channel::State)));
-        for foreign in ["larder/1/away/cam/cmd/hub", "larder/2/home/cam/cmd/hub", "larder/1/home/cam/cmd/a/b", ""] {
+        for foreign in
+            ["larder/1/away/cam/cmd/hub", "larder/2/home/cam/cmd/hub", "larder/1/home/cam/cmd/a/b", ""]
+        {
             assert_eq!(cam.read(foreign), None, "{foreign}");
         }
     }

@@ -1,1 +1,434 @@
-//! The loop.
+//! The agent: one thread, one loop, the core's actors in the middle and the world around them.
+//!
+//! The loop waits for whatever comes first (a result of the helper thread, the link, a connection, a
+//! watched folder, a signal, the core's deadline), hands it to the core, and carries out what the core
+//! wants. It decides nothing. A turn over 20 ms is counted as a stall; systemd's watchdog is fed here, by
+//! the loop itself, so that a loop that hangs is ended. One shell adapter knows nothing of another.
+
+mod engine;
+mod files;
+mod link;
+mod notes;
+mod service;
+mod settings;
+mod watcher;
+
+use crate::config::{Config, ConfigError, Effective, KeyError, NodeKey};
+use crate::mqtt::embedded::Embedded;
+use crate::socket::Frame;
+use crate::socket::server::{Server, SocketError};
+use engine::Engine;
+use files::Files;
+use larder_core::message::{Effect, Effects, Input};
+use larder_core::node::Node;
+use larder_core::request::ProcessNumbers;
+use larder_core::settings::Settings;
+use larder_core::time::Time;
+use larder_hal::board::Machine;
+use larder_store::{MaintainError, OpenError};
+pub use link::LinkError;
+use link::Wire;
+use service::Service;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::io::DuplexStream;
+use tokio::sync::{mpsc, oneshot};
+use watcher::Watcher;
+
+const IN_PROCESS_BYTES: usize = 512 * 1024;
+const ORDERS_MAX: usize = 16;
+
+/// Why an agent does not start, or does not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration leaves no room.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The node's key can not be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store can not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store could not be closed; what was acknowledged is safe in its log.
+    #[error("closing the store: {0}")]
+    Close(#[from] MaintainError),
+    /// The local socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The link or the embedded broker.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// No random numbers from the kernel.
+    #[error("the kernel gave no random numbers: {0}")]
+    Random(getrandom::Error),
+    /// Watching folders failed.
+    #[error("watching folders: {0}")]
+    Watch(std::io::Error),
+}
+
+/// What a running agent can be told from outside.
+enum Order {
+    Stop,
+    Reload(Box<Config>),
+    Connect(DuplexStream),
+    CutBroker(oneshot::Sender<()>),
+    RestoreBroker(oneshot::Sender<()>),
+}
+
+/// A way to tell a running agent things.
+#[derive(Clone)]
+pub struct Handle(mpsc::Sender<Order>);
+
+impl Handle {
+    /// Ends the agent: everything is flushed, its going is published, the store closed.
+    pub async fn stop(&self) {
+        let _ = self.0.send(Order::Stop).await;
+    }
+
+    /// Puts another configuration in force, as far as it may change while running.
+    pub async fn reload(&self, config: Config) {
+        let _ = self.0.send(Order::Reload(Box::new(config))).await;
+    }
+
+    /// A connection, as if by the socket.
+    pub async fn connect(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(IN_PROCESS_BYTES);
+        let _ = self.0.send(Order::Connect(theirs)).await;
+        ours
+    }
+
+    /// Cuts every link to the embedded broker, until [`Handle::restore_broker`].
+    pub async fn cut_broker(&self) {
+        self.order_and_wait(Order::CutBroker).await;
+    }
+
+    /// Lets links be made again.
+    pub async fn restore_broker(&self) {
+        self.order_and_wait(Order::RestoreBroker).await;
+    }
+
+    async fn order_and_wait(&self, order: fn(oneshot::Sender<()>) -> Order) {
+        let (done, is_done) = oneshot::channel();
+        if self.0.send(order(done)).await.is_ok() {
+            let _ = is_done.await;
+        }
+    }
+}
+
+/// An agent that has opened its store and is about to run.
+pub struct Agent {
+    node: Node,
+    core: Settings,
+    machine: Machine,
+    started: Instant,
+    effects: Effects,
+    engine: Engine,
+    wire: Option<Wire>,
+    broker: Option<Embedded>,
+    server: Server,
+    watcher: Option<Watcher>,
+    service: Service,
+    orders: mpsc::Receiver<Order>,
+    stopped: bool,
+}
+
+/// What an agent takes part in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A service: socket, link, watched folders, systemd.
+    Service,
+    /// An agent beside others in one process: link and watched folders, connections inside the process.
+    Guest,
+    /// One command's own: the store and a connection inside the process.
+    Command,
+}
+
+impl Agent {
+    /// Opens the store and everything the mode has beside it.
+    pub async fn start(config: &Config, machine: &Machine, mode: Mode) -> Result<(Self, Handle), RunError> {
+        let effective = settings::effective(config, machine)?;
+        let epoch = random()?;
+        let key = node_key(config, mode)?;
+        let mut service = Service::new(mode == Mode::Service);
+        let files = Files::new(config.watches.clone());
+        let options = settings::store_options(&effective);
+        let opening = Engine::start(config.store.clone(), options, files);
+        let (engine, opened) = service.while_starting(opening).await?;
+        for note in engine::notes(&opened.report) {
+            tracing::warn!("{note}");
+        }
+        let mut core = settings::core(config, &effective, key, epoch, opened.id);
+        let is_alone = mode == Mode::Command;
+        if is_alone {
+            core.watches.clear();
+        }
+        let broker = if is_alone { None } else { link::embedded(config).await? };
+        let wire = if is_alone { None } else { start_wire(config, &effective, epoch, broker.as_ref())? };
+        let server = match mode {
+            Mode::Service => Server::listen(&config.socket).await?,
+            Mode::Guest | Mode::Command => Server::without_socket(),
+        };
+        let watches = if is_alone { &[][..] } else { &config.watches };
+        let watcher = Watcher::start(watches).map_err(RunError::Watch)?;
+        let (give, orders) = mpsc::channel(ORDERS_MAX);
+        let agent = Agent {
+            node: Node::new(&core),
+            core,
+            machine: machine.clone(),
+            started: Instant::now(),
+            effects: Effects::default(),
+            engine,
+            wire,
+            broker,
+            server,
+            watcher,
+            service,
+            orders,
+            stopped: false,
+        };
+        Ok((agent, Handle(give)))
+    }
+
+    /// Runs until it is told to stop.
+    pub async fn run(mut self) -> Result<(), RunError> {
+        self.turn(Input::Start, None);
+        self.service.ready();
+        while !self.stopped {
+            let deadline = self.node.deadline();
+            let at = deadline.map(|(at_ms, _)| self.started + Duration::from_millis(at_ms));
+            let (input, woken_for) = tokio::select! {
+                input = self.engine.next() => match input {
+                    Some(input) => (input, None),
+                    None => return Err(MaintainError::Stopped { reason: "the helper thread ended".into() }.into()),
+                },
+                input = next_of_wire(&mut self.wire) => (input, None),
+                input = self.server.next() => (input, None),
+                input = next_of_watcher(&mut self.watcher) => (input, None),
+                order = self.orders.recv() => match order {
+                    Some(order) => match self.obey(order).await {
+                        Some(input) => (input, None),
+                        None => continue,
+                    },
+                    None => (Input::Stop, None),
+                },
+                signal = self.service.next() => match signal {
+                    service::Event::Stop => {
+                        self.service.stopping();
+                        (Input::Stop, None)
+                    }
+                    service::Event::Reload => {
+                        self.service.reloading();
+                        continue;
+                    }
+                    service::Event::Fed => continue,
+                },
+                () = sleep_until(at) => (Input::Wake, deadline.map(|(_, why)| why)),
+            };
+            self.turn(input, woken_for);
+        }
+        if let Some(wire) = self.wire.take() {
+            wire.close().await;
+        }
+        self.server.close().await;
+        self.engine.close()?;
+        Ok(())
+    }
+
+    async fn obey(&mut self, order: Order) -> Option<Input> {
+        match order {
+            Order::Stop => Some(Input::Stop),
+            Order::Connect(stream) => Some(self.server.connect(stream)),
+            Order::Reload(config) => {
+                self.reload(&config);
+                None
+            }
+            Order::CutBroker(done) => {
+                if let Some(broker) = &mut self.broker {
+                    broker.cut().await;
+                }
+                let _ = done.send(());
+                None
+            }
+            Order::RestoreBroker(done) => {
+                if let Some(broker) = &mut self.broker
+                    && let Err(error) = broker.restore().await
+                {
+                    tracing::error!("the embedded broker does not come back: {error}");
+                }
+                let _ = done.send(());
+                None
+            }
+        }
+    }
+
+    /// Puts in force what may change while running; the rest waits for a restart.
+    fn reload(&mut self, config: &Config) {
+        let effective = match settings::effective(config, &self.machine) {
+            Ok(effective) => effective,
+            Err(error) => return tracing::error!("not reloaded: {error}"),
+        };
+        let old = &self.core;
+        if config.name != old.me || config.fleet.as_str() != old.fleet || config.role.value != old.role {
+            return tracing::error!("not reloaded: name, fleet and role need a restart");
+        }
+        let new = settings::core(config, &effective, old.key.clone(), old.epoch, old.store);
+        if new.watches != old.watches {
+            tracing::warn!("changed [[watch]] folders need a restart");
+        }
+        let new = Settings { watches: old.watches.clone(), ..new };
+        self.node.reload(&new);
+        self.core = new;
+        tracing::info!(
+            "the configuration was reloaded; store, broker and socket keep theirs until a restart"
+        );
+    }
+
+    /// One turn: the core decides, the shell carries out. What that brings at once is handled too.
+    fn turn(&mut self, input: Input, woken_for: Option<&'static str>) {
+        let began = Instant::now();
+        let now = self.now(began);
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            self.node.handle(now, input, &mut self.effects);
+            while let Some(effect) = self.effects.next_effect() {
+                if let Some(input) = self.carry_out(effect) {
+                    self.node.handle(now, input, &mut self.effects);
+                }
+            }
+        }
+        let took = began.elapsed();
+        self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), woken_for);
+    }
+
+    fn now(&self, instant: Instant) -> Time {
+        let mono = instant.saturating_duration_since(self.started).as_millis();
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        Time {
+            mono_ms: u64::try_from(mono).unwrap_or(u64::MAX),
+            wall_ms: i64::try_from(wall).unwrap_or(i64::MAX),
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Job { job, what } => self.engine.job(job, what),
+            Effect::File { file, what } => self.engine.file(file, what),
+            Effect::Send { token, to, channel, payload } => {
+                return self.wire.as_mut()?.send(token, &to, channel, payload);
+            }
+            Effect::Presence(presence) => return self.wire.as_mut()?.presence(presence),
+            Effect::Pull(client) => self.server.pull(client),
+            Effect::Reply { caller, response } => self.server.answer(caller, Frame::Message(*response)),
+            Effect::ReplyData { caller, bytes } => self.server.answer(caller, Frame::Data(bytes)),
+            Effect::ReplyDataEnd { caller } => self.server.answer(caller, Frame::End),
+            Effect::Note(note) => notes::write(&note),
+            Effect::Measure => return Some(Input::Measured(measure())),
+            Effect::Stopped => self.stopped = true,
+        }
+        None
+    }
+}
+
+/// Runs the agent as a service until a signal ends it; `reread` gives the configuration anew on SIGHUP.
+pub async fn agent(
+    config: &Config,
+    machine: &Machine,
+    reread: impl Fn() -> Result<Config, ConfigError> + Send + 'static,
+) -> Result<(), RunError> {
+    let (agent, handle) = Agent::start(config, machine, Mode::Service).await?;
+    let mut hangups = service::hangups();
+    let reloader = tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            match reread() {
+                Ok(config) => handle.reload(config).await,
+                Err(error) => tracing::error!("not reloaded: {error}"),
+            }
+            service::reloaded();
+        }
+    });
+    let result = agent.run().await;
+    reloader.abort();
+    result
+}
+
+/// An agent in this process, for one command.
+pub struct InProcess {
+    handle: Handle,
+    task: tokio::task::JoinHandle<Result<(), RunError>>,
+}
+
+impl InProcess {
+    /// Another connection to it.
+    pub async fn connect(&self) -> DuplexStream {
+        self.handle.connect().await
+    }
+
+    /// Flushes, checkpoints, and gives the store free.
+    pub async fn finish(self) -> Result<(), RunError> {
+        self.handle.stop().await;
+        self.task.await.unwrap_or_else(|error| {
+            Err(MaintainError::Stopped { reason: format!("the agent failed: {error}") }.into())
+        })
+    }
+}
+
+/// Starts an agent of its own for one command, where none is running.
+pub async fn in_process(config: &Config, machine: &Machine) -> Result<(DuplexStream, InProcess), RunError> {
+    let (agent, handle) = Agent::start(config, machine, Mode::Command).await?;
+    let task = tokio::spawn(agent.run());
+    let stream = handle.connect().await;
+    Ok((stream, InProcess { handle, task }))
+}
+
+fn start_wire(
+    config: &Config,
+    effective: &Effective,
+    epoch: u64,
+    broker: Option<&Embedded>,
+) -> Result<Option<Wire>, LinkError> {
+    Wire::start(config, effective, epoch, broker.map(Embedded::address))
+}
+
+async fn next_of_wire(wire: &mut Option<Wire>) -> Input {
+    match wire {
+        Some(wire) => wire.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_of_watcher(watcher: &mut Option<Watcher>) -> Input {
+    match watcher {
+        Some(watcher) => watcher.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The node's key; a command that talks to nobody needs none.
+fn node_key(config: &Config, mode: Mode) -> Result<ed25519_dalek::SigningKey, KeyError> {
+    if mode == Mode::Command || (config.mqtt.is_none() && !config.key.exists()) {
+        return Ok(NodeKey::generate()?.signing().clone());
+    }
+    Ok(NodeKey::load(&config.key)?.signing().clone())
+}
+
+fn random() -> Result<u64, RunError> {
+    getrandom::u64().map_err(RunError::Random)
+}
+
+fn measure() -> ProcessNumbers {
+    let usage = larder_hal::usage::read(Path::new("/"));
+    ProcessNumbers {
+        resident_bytes: usage.resident_bytes,
+        wake_ups: usage.wakeups,
+        cpu_ms: usage.cpu_ms,
+        disk_bytes: usage.written_bytes,
+    }
+}

@@ -1,0 +1,26 @@
+//! The core's notes as lines of the log.
+
+use larder_core::message::Note;
+
+/// Writes one note, at the level a service's operator would want it.
+pub(super) fn write(note: &Note) {
+    match note {
+        Note::Dropped { from, why } => tracing::warn!("a message of {from} was dropped: {why}"),
+        Note::Conflict { name, kept_as: Some(kept) } => {
+            tracing::warn!(
+                "{} was written on two nodes: the other version is {}",
+                name.as_str(),
+                kept.as_str()
+            );
+        }
+        Note::Conflict { name, kept_as: None } => {
+            tracing::warn!("{} was written on two nodes: the peer keeps both versions", name.as_str());
+        }
+        Note::Refused { by, name, why } => tracing::warn!("{by} refused {}: {why}", name.as_str()),
+        Note::File { path, what } => tracing::warn!("{path}: {what}"),
+        Note::Store { what } => tracing::warn!("store: {what}"),
+        Note::Received { from, name } => tracing::debug!("{} was taken from {from}", name.as_str()),
+        Note::Cleaned { bytes } => tracing::info!("cleaning gave {bytes} bytes back"),
+        Note::Evicted { name } => tracing::info!("{} was dropped to make room", name.as_str()),
+    }
+}

@@ -1,0 +1,112 @@
+//! systemd and signals: readiness, the watchdog, stop and reload.
+//!
+//! The watchdog is fed by the loop's own turns: this only says when it is time. Outside systemd every
+//! message is dropped, as the protocol wants it.
+
+use sd_notify::NotifyState;
+use std::future::Future;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Interval, MissedTickBehavior};
+
+/// What happened.
+pub(super) enum Event {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP was seen; the configuration is being read again.
+    Reload,
+    /// The watchdog was fed.
+    Fed,
+}
+
+/// The service manager's and the kernel's wishes.
+pub(super) struct Service {
+    signals: Option<[Signal; 3]>,
+    watchdog: Option<Interval>,
+}
+
+impl Service {
+    /// For a process that is the agent; a guest in another process hears no signals.
+    pub(super) fn new(is_service: bool) -> Self {
+        if !is_service {
+            return Service { signals: None, watchdog: None };
+        }
+        let watchdog = sd_notify::watchdog_enabled().map(|period| {
+            let mut interval = tokio::time::interval(period / 2);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        });
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let signals = kinds.map(|kind| signal(kind).expect("these signals can be listened to"));
+        Service { signals: Some(signals), watchdog }
+    }
+
+    /// Waits for a start that may take longer than systemd would wait by itself.
+    pub(super) async fn while_starting<T>(&mut self, starting: impl Future<Output = T>) -> T {
+        const EXTENSION: Duration = Duration::from_secs(30);
+        let mut starting = std::pin::pin!(starting);
+        loop {
+            tokio::select! {
+                started = &mut starting => return started,
+                () = tokio::time::sleep(EXTENSION / 2), if self.signals.is_some() => {
+                    say(&[NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros().try_into().unwrap_or(u32::MAX))]);
+                }
+            }
+        }
+    }
+
+    /// Everything is open.
+    pub(super) fn ready(&self) {
+        if self.signals.is_some() {
+            say(&[NotifyState::Ready]);
+        }
+    }
+
+    pub(super) fn stopping(&self) {
+        say(&[NotifyState::Stopping]);
+    }
+
+    pub(super) fn reloading(&self) {
+        tracing::debug!("reload asked for");
+    }
+
+    /// The next event. Cancel safe.
+    pub(super) async fn next(&mut self) -> Event {
+        let Service { signals, watchdog } = self;
+        let Some([terminate, interrupt, hangup]) = signals else { return std::future::pending().await };
+        tokio::select! {
+            _ = terminate.recv() => Event::Stop,
+            _ = interrupt.recv() => Event::Stop,
+            _ = hangup.recv() => Event::Reload,
+            () = tick(watchdog) => {
+                say(&[NotifyState::Watchdog]);
+                Event::Fed
+            }
+        }
+    }
+}
+
+async fn tick(watchdog: &mut Option<Interval>) {
+    match watchdog {
+        Some(watchdog) => {
+            watchdog.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// SIGHUPs, for whoever reads the configuration again.
+pub(super) fn hangups() -> Signal {
+    signal(SignalKind::hangup()).expect("this signal can be listened to")
+}
+
+/// The configuration has been read again.
+pub(super) fn reloaded() {
+    say(&[NotifyState::Ready]);
+}
+
+fn say(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("systemd was not told: {error}");
+    }
+}
