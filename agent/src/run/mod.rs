@@ -11,6 +11,8 @@ mod link;
 mod notes;
 mod service;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod watcher;
 
 use crate::config::{Config, ConfigError, Effective, KeyError, NodeKey};
