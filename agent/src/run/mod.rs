@@ -192,6 +192,11 @@ impl Agent {
         Ok((agent, Handle(give)))
     }
 
+    /// The port of the broker in this process, if there is one.
+    pub fn broker_port(&self) -> Option<u16> {
+        self.broker.as_ref().map(|broker| broker.address().port())
+    }
+
     /// Runs until it is told to stop.
     pub async fn run(mut self) -> Result<(), RunError> {
         self.turn(Input::Start, None);

@@ -5,6 +5,7 @@
 //! [`larder_core::request`]; the data of a put or get follows in data frames and ends with an empty end
 //! frame. A body over [`FRAME_BYTES_MAX`] ends the connection.
 
+pub mod client;
 pub mod server;
 
 use bytes::{Bytes, BytesMut};
