@@ -183,7 +183,8 @@ impl From<CommitError> for MaintainError {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Full { used, quota } => Self::Full { used, quota },
-            CommitError::Stopped { reason } | CommitError::Index { reason } => Self::Stopped { reason },
+            CommitError::Stopped { reason } => Self::Stopped { reason },
+            CommitError::Index { reason } => Self::Index { reason },
             CommitError::TooLarge { .. } => Self::Stopped { reason: error.to_string() },
         }
     }

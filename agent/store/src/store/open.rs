@@ -281,10 +281,10 @@ fn fitting_index<D: Disk>(
     listed: &[Listed],
     rebuild: Option<&str>,
 ) -> Result<Fitting<D>, OpenError> {
-    let missing = !files.is_empty() && !listed.iter().any(|file| file.name == INDEX_NAME);
+    let missing = !files.is_empty() && !listed.iter().any(|file| file.name == INDEX_NAME && file.length > 0);
     let found = match rebuild {
         Some(reason) => Err(IndexError::Failed(reason.into())),
-        None if missing => Err(IndexError::Failed(format!("{INDEX_NAME} was missing"))),
+        None if missing => Err(IndexError::Failed(format!("{INDEX_NAME} was missing or empty"))),
         None => Index::open(disk, options.index_cache_bytes, id),
     };
     let reason = match found {
