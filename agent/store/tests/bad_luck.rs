@@ -489,3 +489,24 @@ fn an_index_page_that_rots_while_open_costs_no_answer() {
     let (mut store, _) = open(directory.path());
     assert_all_there(&mut store, 0..5000, 64);
 }
+
+#[test]
+fn a_sector_that_can_not_be_read_stops_neither_opening_nor_the_other_blocks() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, mut store) = faulty(directory.path(), Prepare::None);
+    for batch in 0..3 {
+        store.commit(puts(batch * 10..batch * 10 + 10, 2000)).unwrap();
+    }
+    drop(store);
+    let (_, at) = find(directory.path(), &content(14, 2000));
+    disk.faults.bad_sector.store(at + 100, SeqCst);
+    let (mut store, report) = Store::open(disk, options()).unwrap();
+    assert_eq!((report.replayed_batches, report.salvaged_records), (2, 9), "{report:?}");
+    for number in 0..30 {
+        let bytes = content(number, 2000);
+        match store.get(&hash(&bytes)) {
+            Err(ReadError::Damaged { .. }) => assert_eq!(number, 14),
+            found => assert_eq!(found.unwrap(), Some(bytes)),
+        }
+    }
+}

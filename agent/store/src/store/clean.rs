@@ -17,6 +17,7 @@ use crate::format::{Kind, record_bytes};
 use crate::index::IndexError;
 use crate::limits::{CLEAN_LIVE_PERCENT_MAX, MOVE_BYTES, PAGE_BYTES, WALK_ENTRIES};
 use crate::scan::{Found, Reader};
+use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 
 /// A cleaning under way.
@@ -32,7 +33,7 @@ pub(super) struct Cleaning {
 }
 
 /// What a step of cleaning did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CleanProgress {
     /// Nothing is left to clean; the marks are gone.
     pub done: bool,
