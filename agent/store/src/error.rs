@@ -80,7 +80,7 @@ pub enum OpenError {
 #[derive(Debug, Error)]
 pub enum CommitError {
     /// The quota, or the device, has no room for it.
-    #[error("store full: {used} of {quota} bytes used; delete and clean, or raise the quota")]
+    #[error("store or device full: {used} of {quota} bytes used; delete and clean, or raise the quota")]
     Full {
         /// Bytes in the store's directory, and those this batch and its index entries need.
         used: u64,
@@ -144,7 +144,9 @@ pub enum ReadError {
 #[derive(Debug, Error)]
 pub enum MaintainError {
     /// Moving records, or the index, found no room.
-    #[error("store full: {used} of {quota} bytes used; free some space on the device, or raise the quota")]
+    #[error(
+        "store or device full: {used} of {quota} bytes used; free space on the device, or raise the quota"
+    )]
     Full {
         /// Bytes in the store's directory.
         used: u64,
@@ -183,7 +185,8 @@ impl From<CommitError> for MaintainError {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Full { used, quota } => Self::Full { used, quota },
-            CommitError::Stopped { reason } | CommitError::Index { reason } => Self::Stopped { reason },
+            CommitError::Stopped { reason } => Self::Stopped { reason },
+            CommitError::Index { reason } => Self::Index { reason },
             CommitError::TooLarge { .. } => Self::Stopped { reason: error.to_string() },
         }
     }

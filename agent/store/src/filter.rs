@@ -2,7 +2,7 @@
 //!
 //! Duty: say for certain that a block is not there, without asking redb. It is a split-block bloom filter; it
 //! never forgets, so deletions make it say "maybe" more often until it is made again. Its file belongs to
-//! one checkpoint: any other is ignored and the filter is made from the index. Memory: 10.5 bits per key it
+//! one checkpoint: any other is ignored and the filter is made from the index. Memory: 10.8 bits per key it
 //! is sized for.
 
 use crate::Hash;

@@ -24,7 +24,7 @@ pub(crate) const READ_BYTES: usize = 256 << 10;
 pub(crate) const MOVE_BYTES: usize = 1 << 20;
 /// Sealed segments are cleaned when at most this share of their bytes is live.
 pub(crate) const CLEAN_LIVE_PERCENT_MAX: u64 = 80;
-/// Keys the smallest filter is sized for (86 kB).
+/// Keys the smallest filter is sized for (88 kB).
 pub(crate) const FILTER_KEYS_MIN: u64 = 65_536;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.
 pub(crate) const LOG_BYTES_PER_CHECKPOINT: u64 = 128 << 20;

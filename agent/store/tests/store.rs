@@ -1,4 +1,6 @@
 //! What the store promises when nothing goes wrong.
+#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
 mod common;
 
 use bytes::Bytes;
@@ -213,4 +215,15 @@ fn the_cache_stays_within_its_bytes() {
         assert_all_there(&mut store, 0..1, 8192);
     }
     assert!(store.status().cache_hits >= hits + 4);
+}
+
+#[test]
+fn a_store_can_be_given_to_a_helper_thread() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(directory.path());
+    let store = std::thread::spawn(move || {
+        store.commit(puts(0..3, 100)).unwrap();
+        store
+    });
+    assert_all_there(&mut store.join().unwrap(), 0..3, 100);
 }

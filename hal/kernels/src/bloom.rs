@@ -13,8 +13,8 @@ pub type Block = [u32; 8];
 /// Bytes of one block.
 pub const BLOCK_BYTES: usize = 32;
 
-/// Tenths of a bit per key: 10.5 bits give at most 1 % false positives.
-const DECIBITS_PER_KEY: u64 = 105;
+/// Tenths of a bit per key: 10.8 bits give at most 1 % false positives.
+const DECIBITS_PER_KEY: u64 = 108;
 
 /// Odd multipliers that pick a bit in each lane; the constants of the Parquet specification.
 const SALTS: Block =

@@ -11,12 +11,13 @@ use super::names::read_error;
 use crate::Hash;
 use crate::batch::{Key, Record};
 use crate::disk::Disk;
-use crate::error::{CommitError, MaintainError};
+use crate::error::MaintainError;
 use crate::filter::Filter;
 use crate::format::{Kind, record_bytes};
 use crate::index::IndexError;
 use crate::limits::{CLEAN_LIVE_PERCENT_MAX, MOVE_BYTES, PAGE_BYTES, WALK_ENTRIES};
 use crate::scan::{Found, Reader};
+use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 
 /// A cleaning under way.
@@ -32,7 +33,7 @@ pub(super) struct Cleaning {
 }
 
 /// What a step of cleaning did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CleanProgress {
     /// Nothing is left to clean; the marks are gone.
     pub done: bool,
@@ -59,7 +60,7 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// No cleaning is under way.
     pub fn clean_mark(&mut self, hashes: &[Hash]) -> Result<(), MaintainError> {
-        let cleaning = self.cleaning.as_mut().ok_or(MaintainError::NotCleaning)?;
+        let cleaning = self.under_way()?;
         hashes.iter().for_each(|hash| cleaning.marks.insert(hash));
         Ok(())
     }
@@ -75,25 +76,29 @@ impl<D: Disk> Store<D> {
     /// No cleaning is under way, no room to move, or failing I/O; the step may be tried again.
     pub fn clean_step(&mut self, budget_bytes: u64) -> Result<CleanProgress, MaintainError> {
         self.refuse_if_stopped()?;
+        self.choose_victims()?;
         let mut progress = CleanProgress::default();
-        let mut victims = self.victims()?;
         while progress.bytes_read < budget_bytes.max(1)
-            && let Some(victim) = victims.front().copied()
+            && let Some(victim) =
+                self.under_way()?.victims.as_ref().and_then(|victims| victims.front().copied())
         {
             let left = budget_bytes.saturating_sub(progress.bytes_read);
             if self.clean_segment(victim, left, &mut progress)? {
-                victims.pop_front();
-                self.cleaning.as_mut().ok_or(MaintainError::NotCleaning)?.position = PAGE_BYTES;
+                let cleaning = self.under_way()?;
+                cleaning.victims.as_mut().and_then(VecDeque::pop_front);
+                cleaning.position = PAGE_BYTES;
             }
         }
         progress.bytes_freed = self.remove_emptied()?;
-        progress.done = victims.is_empty();
-        match &mut self.cleaning {
-            Some(_) if progress.done => self.cleaning = None,
-            Some(cleaning) => cleaning.victims = Some(victims),
-            None => {}
+        progress.done = self.under_way()?.victims.as_ref().is_none_or(VecDeque::is_empty);
+        if progress.done {
+            self.cleaning = None;
         }
         Ok(progress)
+    }
+
+    fn under_way(&mut self) -> Result<&mut Cleaning, MaintainError> {
+        self.cleaning.as_mut().ok_or(MaintainError::NotCleaning)
     }
 
     /// Blocks that are in use although the walk over the names may have missed them.
@@ -103,10 +108,10 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn victims(&mut self) -> Result<VecDeque<u32>, MaintainError> {
-        let cleaning = self.cleaning.as_ref().ok_or(MaintainError::NotCleaning)?;
-        if let Some(victims) = &cleaning.victims {
-            return Ok(victims.clone());
+    /// Sealed segments with enough garbage, those with most of it first.
+    fn choose_victims(&mut self) -> Result<(), MaintainError> {
+        if self.under_way()?.victims.is_some() {
+            return Ok(());
         }
         let live = self.asked(Self::live_bytes).map_err(index_error)?;
         let open = self.segments.open_segment().map(|(id, _, _)| id);
@@ -120,7 +125,8 @@ impl<D: Disk> Store<D> {
             }
         }
         shares.sort_unstable();
-        Ok(shares.into_iter().map(|(_, id)| id).collect())
+        self.under_way()?.victims = Some(shares.into_iter().map(|(_, id)| id).collect());
+        Ok(())
     }
 
     /// Bytes of live records in each segment.
@@ -168,7 +174,7 @@ impl<D: Disk> Store<D> {
         budget: u64,
         progress: &mut CleanProgress,
     ) -> Result<bool, MaintainError> {
-        let start = self.cleaning.as_ref().ok_or(MaintainError::NotCleaning)?.position;
+        let start = self.under_way()?.position;
         let end = self.segments.get(victim).map_or(0, |segment| segment.row.end);
         let reading = |source| MaintainError::Io { doing: "reading a segment", source };
         let mut parser = self.segments.parser(victim).map_err(reading)?;
@@ -186,7 +192,7 @@ impl<D: Disk> Store<D> {
             at = batch.end;
         }
         self.move_records(&mut moving, progress)?;
-        self.cleaning.as_mut().ok_or(MaintainError::NotCleaning)?.position = at;
+        self.under_way()?.position = at;
         let Some(segment) = self.segments.get_mut(victim) else { return Ok(true) };
         if at >= end {
             (segment.row.retired, segment.changed) = (true, true);
@@ -261,7 +267,7 @@ impl<D: Disk> Store<D> {
         if self.table.entries() + moving.len() > 2 * self.options.table_entries {
             self.checkpoint()?;
         }
-        progress.bytes_moved += self.append(moving, false).map_err(|error: CommitError| error)?;
+        progress.bytes_moved += self.append(moving, false)?;
         moving.clear();
         Ok(())
     }

@@ -17,8 +17,10 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
 
-/// What the index may grow by for each new entry until the next checkpoint, redb's copies included.
+/// What the index may grow by for each new entry.
 const INDEX_BYTES_PER_ENTRY: u64 = 256;
+/// A leaf of redb's tree and its share of the branches above it.
+const INDEX_LEAF_BYTES: u64 = 4608;
 /// What a checkpoint may need whatever it holds.
 const INDEX_BYTES_MIN: u64 = 64 << 10;
 
@@ -337,7 +339,9 @@ impl<D: Disk> Store<D> {
             },
         };
         let pending = self.table.entries() as u64 + entries;
-        let index = INDEX_BYTES_MIN + pending * INDEX_BYTES_PER_ENTRY + self.filter.bytes();
+        // Hashes are random: each new entry may copy a leaf, but no leaf is copied twice in a checkpoint.
+        let copied = (pending * INDEX_LEAF_BYTES).min(self.index.bytes_on_disk());
+        let index = INDEX_BYTES_MIN + pending * INDEX_BYTES_PER_ENTRY + copied + self.filter.bytes();
         let used = self.used_bytes() + log + index;
         let kept = if keeps_reserve { self.options.reserve_bytes } else { 0 };
         let quota = self.options.quota_bytes - kept;

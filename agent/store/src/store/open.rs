@@ -19,12 +19,13 @@ use crate::limits::FILTER_KEYS_MIN;
 use crate::options::Options;
 use crate::segments::{SegmentFile, Segments, list_files};
 use quick_cache::unsync::Cache;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 /// What opening found and did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OpenReport {
     /// The store is new.
     pub created: bool,
@@ -92,6 +93,7 @@ impl<D: Disk> Store<D> {
             self.end_at(&checkpoint);
             return Ok(());
         }
+        self.settle();
         self.replay(&checkpoint, report)
     }
 
@@ -103,19 +105,24 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// What is read must be durable before anything is built on it: a process may have died between write and
-    /// sync, and a put of what it wrote would otherwise be acknowledged without a sync.
-    fn settle(&mut self, report: &OpenReport) -> io::Result<()> {
-        if report.replayed_batches > 0
-            && let Some((id, _)) = self.segments.newest()
-        {
-            self.counters.log_syncs += 1;
-            if let Err(error) = self.segments.reader(id).and_then(DiskFile::sync_data) {
-                self.stopped = Some(format!("syncing {} failed: {error}", crate::format::segment_name(id)));
-            }
+    /// What will be read must be durable before anything is built on it: a process may have died between write
+    /// and sync, and a put of what it wrote would otherwise be acknowledged without a sync.
+    fn settle(&mut self) {
+        let Some((id, _)) = self.segments.newest() else { return };
+        self.counters.log_syncs += 1;
+        if let Err(error) = self.segments.reader(id).and_then(DiskFile::sync_data) {
+            self.stopped = Some(format!("syncing {} failed: {error}", crate::format::segment_name(id)));
         }
+    }
+
+    /// Goes on where the log ends.
+    fn resume(&mut self, report: &OpenReport) -> io::Result<()> {
         self.segments.remove_retired()?;
-        self.segments.resume(self.options.segment_bytes)
+        self.segments.resume(self.options.segment_bytes)?;
+        if report.torn {
+            self.segments.cut();
+        }
+        Ok(())
     }
 }
 
@@ -152,7 +159,7 @@ fn open<D: Disk>(
         }
         Err(IndexError::Full) => return Err(index_error(disk.as_ref(), IndexError::Full)),
     }
-    store.settle(&report).map_err(failed("opening the newest segment"))?;
+    store.resume(&report).map_err(failed("opening the newest segment"))?;
     store.counters.index_rebuilt = report.index_rebuilt.clone();
     store.counters.add_damage(&report);
     if report.index_rebuilt.is_some() || store.needs_checkpoint() {
@@ -281,10 +288,10 @@ fn fitting_index<D: Disk>(
     listed: &[Listed],
     rebuild: Option<&str>,
 ) -> Result<Fitting<D>, OpenError> {
-    let missing = !files.is_empty() && !listed.iter().any(|file| file.name == INDEX_NAME);
+    let missing = !files.is_empty() && !listed.iter().any(|file| file.name == INDEX_NAME && file.length > 0);
     let found = match rebuild {
         Some(reason) => Err(IndexError::Failed(reason.into())),
-        None if missing => Err(IndexError::Failed(format!("{INDEX_NAME} was missing"))),
+        None if missing => Err(IndexError::Failed(format!("{INDEX_NAME} was missing or empty"))),
         None => Index::open(disk, options.index_cache_bytes, id),
     };
     let reason = match found {

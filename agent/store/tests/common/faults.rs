@@ -14,6 +14,8 @@ pub(crate) struct Faults {
     pub(crate) read_only: AtomicBool,
     /// Bytes files may still grow by; negative for any number.
     pub(crate) room: AtomicI64,
+    /// `EIO` for reads of segments that touch this offset; 0 for none.
+    pub(crate) bad_sector: AtomicU64,
     /// `ENOSPC` for writes to the index behind its header, which needs no new room.
     pub(crate) index_full: AtomicBool,
     /// Syncs asked for on segments.
@@ -110,6 +112,10 @@ impl Disk for FaultDisk {
 
 impl DiskFile for FaultFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let bad = self.faults.bad_sector.load(SeqCst);
+        if self.is_segment && bad > 0 && (offset..offset + buffer.len() as u64).contains(&bad) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         self.inner.read_at(buffer, offset)
     }
 
