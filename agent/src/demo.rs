@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use summary::Summary;
 
 /// Nothing may stand still for so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(25);
 const LOOK: Duration = Duration::from_millis(150);
 /// How long the link stays cut.
 const CUT: Duration = Duration::from_millis(1500);
@@ -203,7 +203,7 @@ async fn carry(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result
         if moved != last.0 {
             last = (moved, Instant::now());
         } else if last.1.elapsed() > PATIENCE {
-            return Err(DemoError::Stuck(progress));
+            eprintln!("{master:#?}\n{worker:#?}\n{leecher:#?}"); return Err(DemoError::Stuck(progress));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -241,7 +241,9 @@ async fn verify_member(member: &mut Member, expected: &BTreeMap<Name, blake3::Ha
     for (name, hash) in expected {
         let mut hasher = blake3::Hasher::new();
         let target = Target::Name(name.clone());
-        member.client.get(target, |bytes| drop(hasher.update(bytes))).await?;
+        member.client.get(target, |bytes| {
+            hasher.update(bytes);
+        }).await?;
         if hasher.finalize() != *hash {
             return Err(DemoError::Wrong(format!("{role}: {} differs from its file", name.as_str())));
         }
