@@ -105,8 +105,8 @@ pub(super) struct InGroup {
     pub(super) nodes: Vec<Node>,
     /// The manifest being looked at and its children; none while roots are received.
     pub(super) node: Option<(Node, Vec<Child>)>,
-    /// The first question about the roots has been answered.
-    pub(super) roots_known: bool,
+    /// What is expected is known: no question about it is open.
+    pub(super) expected_known: bool,
     pub(super) window: u32,
     pub(super) received: u32,
     pub(super) stored: u32,
@@ -131,7 +131,7 @@ impl InGroup {
             walking: None,
             nodes: Vec::new(),
             node: None,
-            roots_known: false,
+            expected_known: false,
             window,
             received: 0,
             stored: 0,

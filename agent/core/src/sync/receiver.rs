@@ -133,7 +133,7 @@ impl Sync {
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
                 if roots.is_empty() {
-                    group.roots_known = true;
+                    group.expected_known = true;
                     return self.roots_here(key, group, out);
                 }
                 self.ask_for(key, Step::Roots, Question::Has(roots), out);
@@ -143,7 +143,7 @@ impl Sync {
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
                 let missing = roots.into_iter().zip(here).filter(|(_, here)| !here).map(|(root, _)| root);
                 group.expected = missing.collect();
-                group.roots_known = true;
+                group.expected_known = true;
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -152,6 +152,7 @@ impl Sync {
                 let Some((_, children)) = &group.node else { return Ok(()) };
                 let missing = children.iter().zip(here).filter(|(_, here)| !here).map(|(child, _)| child.id);
                 group.expected = missing.collect();
+                group.expected_known = true;
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -228,7 +229,7 @@ impl Sync {
         group: &mut InGroup,
         out: &mut Effects,
     ) -> Result<(), GivenUp> {
-        if !group.expected.is_empty() || !group.roots_known {
+        if !group.expected.is_empty() || !group.expected_known {
             return Ok(());
         }
         match group.node.take() {
@@ -293,7 +294,7 @@ impl Sync {
         group.node = Some((node, Vec::new()));
         self.ask_for(key, Step::Manifest, Question::Read(node.id), out);
         // Nothing is expected while the manifest is read: the round must not seem to be over.
-        group.roots_known = false;
+        group.expected_known = false;
         Ok(())
     }
 
@@ -304,7 +305,6 @@ impl Sync {
         bytes: Option<Bytes>,
         out: &mut Effects,
     ) -> Result<(), GivenUp> {
-        group.roots_known = true;
         let Some((node, _)) = group.node else { return Ok(()) };
         let bytes =
             bytes.ok_or_else(|| GivenUp(format!("manifest {} was cleaned away meanwhile", node.id)))?;
@@ -313,6 +313,7 @@ impl Sync {
         let Some(manifest) = manifest.filter(fits) else {
             group.node = None;
             group.nodes.clear();
+            group.expected_known = true;
             if let Some(index) = group.walking.take() {
                 group.settle(index, Outcome::Refused(Refusal::Content));
             }
@@ -320,7 +321,6 @@ impl Sync {
         };
         let ids = manifest.children().iter().map(|child| child.id).collect();
         group.node = Some((node, manifest.into_children()));
-        group.roots_known = false;
         self.ask_for(key, Step::Children, Question::Has(ids), out);
         Ok(())
     }

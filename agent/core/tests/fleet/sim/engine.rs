@@ -1,0 +1,282 @@
+//! The store as the core sees it: carries out jobs, keeps what is durable, forgets nothing else.
+//!
+//! A job is carried out whole or not at all, so what is here is what a crash leaves; a crash takes the jobs
+//! that were not carried out, and the marks of a cleaning.
+
+use bytes::Bytes;
+use larder_core::binding::{Binding, Content, Stored};
+use larder_core::id::BlockId;
+use larder_core::message::{Answer, Bound, Change, ChangeDone, Job, JobDone, Question};
+use larder_core::name::Name;
+use larder_core::object::reach::{Page, Reach};
+use larder_core::request::{Failure, FailureKind, StoreNumbers};
+use std::collections::{BTreeMap, BTreeSet};
+
+const FIND_PAGE: usize = 256;
+
+/// What one node has on flash.
+#[derive(Default)]
+pub(crate) struct Engine {
+    pub(crate) blocks: BTreeMap<BlockId, Bytes>,
+    pub(crate) names: BTreeMap<Name, Bound>,
+    pub(crate) settings: BTreeMap<String, Bytes>,
+    pub(crate) damaged: BTreeSet<BlockId>,
+    pub(crate) quota_bytes: u64,
+    /// Every name and root that was ever bound, to judge acknowledgements by.
+    pub(crate) ever_bound: BTreeSet<(Name, BlockId)>,
+    pub(crate) commits: u64,
+    /// Blocks a cleaning has removed.
+    pub(crate) cleaned: u64,
+    /// The next so many commits fail.
+    pub(crate) failing_commits: u32,
+    by_seq: BTreeMap<u64, Name>,
+    last_seq: u64,
+    used_bytes: u64,
+    marks: Option<BTreeSet<BlockId>>,
+}
+
+impl Engine {
+    pub(crate) fn new(quota_bytes: u64) -> Engine {
+        Engine { quota_bytes, ..Engine::default() }
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.marks = None;
+    }
+
+    pub(crate) fn run(&mut self, job: Job) -> JobDone {
+        match job {
+            Job::Commit(changes) => JobDone::Committed(self.commit(changes)),
+            Job::Ask(question) => JobDone::Answered(self.answer(question)),
+        }
+    }
+
+    fn commit(&mut self, changes: Vec<Change>) -> Result<Vec<ChangeDone>, Failure> {
+        self.commits += 1;
+        if self.failing_commits > 0 {
+            self.failing_commits -= 1;
+            return Err(Failure::new(FailureKind::Disk, "the simulated disk failed"));
+        }
+        let new = |change: &Change| match change {
+            Change::Put { id, bytes } if !self.blocks.contains_key(id) => bytes.len() as u64,
+            Change::Put { .. } | Change::Bind { .. } | Change::Unbind { .. } | Change::Set { .. } => 0,
+        };
+        let grows: u64 = changes.iter().map(new).sum();
+        if grows > 0 && self.used_bytes + grows > self.quota_bytes {
+            return Err(Failure::new(FailureKind::Full, "the simulated quota is full"));
+        }
+        Ok(changes.into_iter().map(|change| self.change(change)).collect())
+    }
+
+    fn change(&mut self, change: Change) -> ChangeDone {
+        match change {
+            Change::Put { id, bytes } => {
+                assert_eq!(id, BlockId::of(&bytes), "a block is put under its own name");
+                self.mark(&[id]);
+                self.damaged.remove(&id);
+                let length = bytes.len() as u64;
+                if self.blocks.insert(id, bytes).is_none() {
+                    self.used_bytes += length;
+                }
+                ChangeDone::Done
+            }
+            Change::Bind { name, value, expected_seq } => self.bind(name, value, expected_seq),
+            Change::Unbind { name, expected_seq } => {
+                if self.seq_of(&name) != Some(expected_seq) {
+                    return ChangeDone::Outrun;
+                }
+                self.names.remove(&name);
+                self.by_seq.remove(&expected_seq);
+                ChangeDone::Done
+            }
+            Change::Set { key, value } => {
+                self.settings.insert(key, value);
+                ChangeDone::Done
+            }
+        }
+    }
+
+    fn bind(&mut self, name: Name, value: Bytes, expected_seq: Option<u64>) -> ChangeDone {
+        let seq_now = self.seq_of(&name);
+        if seq_now != expected_seq {
+            return ChangeDone::Outrun;
+        }
+        if let Some(old) = seq_now {
+            self.by_seq.remove(&old);
+        }
+        self.last_seq += 1;
+        let binding = Stored::decode(&value).expect("the core writes bindings that can be read").binding;
+        if let Content::Object { root, .. } = binding.content {
+            self.ever_bound.insert((name.clone(), root));
+        }
+        self.by_seq.insert(self.last_seq, name.clone());
+        self.names.insert(name, Bound { seq: self.last_seq, value });
+        ChangeDone::Bound { seq: self.last_seq }
+    }
+
+    fn seq_of(&self, name: &Name) -> Option<u64> {
+        self.names.get(name).map(|bound| bound.seq)
+    }
+
+    fn mark(&mut self, ids: &[BlockId]) {
+        if let Some(marks) = &mut self.marks {
+            marks.extend(ids);
+        }
+    }
+
+    fn answer(&mut self, question: Question) -> Answer {
+        match question {
+            Question::Read(id) if self.damaged.contains(&id) => {
+                Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
+            }
+            Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
+            Question::Has(ids) => {
+                self.mark(&ids);
+                Answer::Has(ids.iter().map(|id| self.is_whole(id)).collect())
+            }
+            Question::Lookup(names) => {
+                Answer::Bindings(names.iter().map(|name| self.names.get(name).cloned()).collect())
+            }
+            Question::List { prefix, after, limit } => Answer::Page(self.list(&prefix, after.as_ref(), limit)),
+            Question::Changes { after, limit } => {
+                let page = self.by_seq.range(after + 1..).take(limit);
+                Answer::Page(page.map(|(_, name)| (name.clone(), self.names[name].clone())).collect())
+            }
+            Question::Find { root, after } => self.find(root, after.as_ref()),
+            Question::Settings(prefix) => {
+                let fits = |(key, _): &(&String, &Bytes)| key.starts_with(&prefix);
+                let found = self.settings.iter().filter(fits);
+                Answer::Settings(found.map(|(key, value)| (key.clone(), value.clone())).collect())
+            }
+            Question::Numbers => Answer::Numbers(Box::new(self.numbers())),
+            Question::CleanBegin => {
+                self.marks = Some(BTreeSet::new());
+                Answer::Done
+            }
+            Question::CleanMark(ids) => {
+                self.mark(&ids);
+                Answer::Done
+            }
+            Question::CleanStep(bytes) => self.clean_step(bytes),
+            Question::CleanAbort => {
+                self.marks = None;
+                Answer::Done
+            }
+            Question::Verify { position, bytes } => self.verify(position, bytes),
+            Question::Rebuild => {
+                Answer::Rebuilt { blocks: self.blocks.len() as u64, names: self.names.len() as u64 }
+            }
+            Question::Checkpoint => Answer::Done,
+        }
+    }
+
+    fn is_whole(&self, id: &BlockId) -> bool {
+        self.blocks.contains_key(id) && !self.damaged.contains(id)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Name>, limit: usize) -> Vec<(Name, Bound)> {
+        let names = self.names.iter().filter(|(name, _)| name.as_str().starts_with(prefix));
+        let later = names.filter(|(name, _)| after.is_none_or(|after| *name > after));
+        later.take(limit).map(|(name, bound)| (name.clone(), bound.clone())).collect()
+    }
+
+    fn find(&self, root: BlockId, after: Option<&Name>) -> Answer {
+        let page = self.list("", after, FIND_PAGE);
+        let next = (page.len() == FIND_PAGE).then(|| page[FIND_PAGE - 1].0.clone());
+        let binding = page.into_iter().find(|(_, bound)| {
+            let content = Stored::decode(&bound.value).map(|stored| stored.binding.content);
+            matches!(content, Ok(Content::Object { root: found, .. }) if found == root)
+        });
+        Answer::Found { binding, next }
+    }
+
+    fn numbers(&self) -> StoreNumbers {
+        StoreNumbers {
+            blocks: self.blocks.len() as u64,
+            names: self.names.len() as u64,
+            used_bytes: self.used_bytes,
+            quota_bytes: self.quota_bytes,
+            batches: self.commits,
+            damaged: self.damaged.len() as u64,
+            ..StoreNumbers::default()
+        }
+    }
+
+    fn clean_step(&mut self, bytes: u64) -> Answer {
+        let Some(marks) = &self.marks else {
+            return Answer::Failed(Failure::new(FailureKind::Invalid, "no cleaning was begun"));
+        };
+        let mut freed = 0;
+        let dead: Vec<BlockId> = self.blocks.keys().filter(|id| !marks.contains(*id)).copied().collect();
+        for id in &dead {
+            if freed >= bytes {
+                return Answer::Cleaned { done: false, bytes_freed: freed };
+            }
+            freed += self.blocks.remove(id).expect("listed above").len() as u64;
+            self.damaged.remove(id);
+            self.cleaned += 1;
+        }
+        self.used_bytes -= freed;
+        self.marks = None;
+        Answer::Cleaned { done: true, bytes_freed: freed }
+    }
+
+    fn verify(&self, position: u64, bytes: u64) -> Answer {
+        let start = usize::try_from(position).expect("a position of this simulator");
+        let (mut read, mut count, mut damaged) = (0, 0, Vec::new());
+        for (id, block) in self.blocks.iter().skip(start) {
+            if read >= bytes {
+                break;
+            }
+            read += block.len() as u64;
+            count += 1;
+            if self.damaged.contains(id) {
+                damaged.push(*id);
+            }
+        }
+        let end = position + count;
+        let next = (end < self.blocks.len() as u64).then_some(end);
+        Answer::Verified { next, blocks: count, bytes: read, damaged }
+    }
+
+    /// The binding of a name, read.
+    pub(crate) fn binding(&self, name: &Name) -> Option<Binding> {
+        let bound = self.names.get(name)?;
+        Some(Stored::decode(&bound.value).expect("checked when it was bound").binding)
+    }
+
+    /// Whether every block of an object is here and whole.
+    pub(crate) fn is_complete(&self, binding: &Binding) -> bool {
+        self.missing_of(binding).is_none()
+    }
+
+    /// The first block of an object that is not here.
+    pub(crate) fn missing_of(&self, binding: &Binding) -> Option<BlockId> {
+        let Content::Object { root, depth } = binding.content else { return None };
+        let mut reach = Reach::new(root, depth, binding.meta.size);
+        loop {
+            match reach.next() {
+                Page::Read(id) => match self.blocks.get(&id) {
+                    Some(block) if self.is_whole(&id) => reach.supply(block),
+                    _ => return Some(id),
+                },
+                Page::Leaves(children) => {
+                    if let Some(child) = children.iter().find(|child| !self.is_whole(&child.id)) {
+                        return Some(child.id);
+                    }
+                }
+                Page::Done => return None,
+                Page::Bad(_) => return Some(root),
+            }
+        }
+    }
+
+    /// Every name that stands for an object, and its root.
+    pub(crate) fn table(&self) -> BTreeMap<String, BlockId> {
+        let names = self.names.keys().filter_map(|name| match self.binding(name)?.content {
+            Content::Object { root, .. } => Some((name.as_str().to_owned(), root)),
+            Content::Deleted => None,
+        });
+        names.collect()
+    }
+}
