@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use summary::Summary;
 
 /// Nothing may stand still for so long.
-const PATIENCE: Duration = Duration::from_secs(25);
+const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(150);
 /// How long the link stays cut.
 const CUT: Duration = Duration::from_millis(1500);
@@ -203,7 +203,7 @@ async fn carry(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result
         if moved != last.0 {
             last = (moved, Instant::now());
         } else if last.1.elapsed() > PATIENCE {
-            eprintln!("{master:#?}\n{worker:#?}\n{leecher:#?}"); return Err(DemoError::Stuck(progress));
+            return Err(DemoError::Stuck(progress));
         }
         tokio::time::sleep(LOOK).await;
     }
