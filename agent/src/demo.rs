@@ -96,7 +96,9 @@ struct Source {
 pub async fn demo(options: &DemoOptions) -> Result<(), DemoError> {
     let temporary = match &options.keep {
         Some(_) => None,
-        None => Some(tempfile::tempdir().map_err(|source| DemoError::Io { path: std::env::temp_dir(), source })?),
+        None => {
+            Some(tempfile::tempdir().map_err(|source| DemoError::Io { path: std::env::temp_dir(), source })?)
+        }
     };
     let home = match (&options.keep, &temporary) {
         (Some(keep), _) => empty_folder(keep)?,
@@ -197,7 +199,9 @@ async fn carry(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result
             master.store.names,
             leecher.store.names,
             sources.len(),
-            [&worker.ingest.last_problem, &worker.link.reason, &master.sync.last_problem].map(String::as_str).join(" ")
+            [&worker.ingest.last_problem, &worker.link.reason, &master.sync.last_problem]
+                .map(String::as_str)
+                .join(" ")
         );
         let moved = format!("{progress}{arrived}{}{}", leecher.sync.bytes_received, worker.ingest.bytes);
         if moved != last.0 {
@@ -210,7 +214,8 @@ async fn carry(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result
 }
 
 fn is_everywhere(master: &Status, worker: &Status, leecher: &Status, objects: u64) -> bool {
-    let is_sent = |status: &Status| !status.peers.is_empty() && status.peers.iter().all(|peer| peer.outbox_empty);
+    let is_sent =
+        |status: &Status| !status.peers.is_empty() && status.peers.iter().all(|peer| peer.outbox_empty);
     worker.store.names >= objects
         && master.store.names >= objects
         && leecher.store.names >= objects
@@ -222,7 +227,8 @@ fn is_everywhere(master: &Status, worker: &Status, leecher: &Status, objects: u6
 async fn verify(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result<(), DemoError> {
     let mut expected = BTreeMap::new();
     for source in sources {
-        let hash = hash_file(&source.path).map_err(|error| DemoError::Io { path: source.path.clone(), source: error })?;
+        let hash = hash_file(&source.path)
+            .map_err(|error| DemoError::Io { path: source.path.clone(), source: error })?;
         expected.insert(source.name.clone(), hash);
     }
     for member in fleet.members() {
@@ -232,7 +238,10 @@ async fn verify(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Resul
     Ok(())
 }
 
-async fn verify_member(member: &mut Member, expected: &BTreeMap<Name, blake3::Hash>) -> Result<(), DemoError> {
+async fn verify_member(
+    member: &mut Member,
+    expected: &BTreeMap<Name, blake3::Hash>,
+) -> Result<(), DemoError> {
     let role = member.role;
     match member.client.ask(Request::Verify, |_| {}).await? {
         Response::Verified { damaged, incomplete, .. } if damaged.is_empty() && incomplete.is_empty() => {}
@@ -241,9 +250,12 @@ async fn verify_member(member: &mut Member, expected: &BTreeMap<Name, blake3::Ha
     for (name, hash) in expected {
         let mut hasher = blake3::Hasher::new();
         let target = Target::Name(name.clone());
-        member.client.get(target, |bytes| {
-            hasher.update(bytes);
-        }).await?;
+        member
+            .client
+            .get(target, |bytes| {
+                hasher.update(bytes);
+            })
+            .await?;
         if hasher.finalize() != *hash {
             return Err(DemoError::Wrong(format!("{role}: {} differs from its file", name.as_str())));
         }

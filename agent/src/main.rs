@@ -1,9 +1,22 @@
-//! The agent and its command line.
+//! The binary: parse, run, and end with the exit code.
 
-fn main() {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let dir = std::env::args().nth(1).map(Into::into);
-    let options = larder::demo::DemoOptions { dir, keep: None, json: false, quiet: false, profile: "performance".into() };
-    if let Err(error) = runtime.block_on(larder::demo::demo(&options)) { eprintln!("{error}"); std::process::exit(1) }
+use std::process::ExitCode;
+
+use larder::cli::{self, Cli, Exit};
+
+fn main() -> ExitCode {
+    start().unwrap_or_else(|exit| exit).into()
+}
+
+fn start() -> Result<Exit, Exit> {
+    let cli = Cli::of_process()?;
+    cli.start_log()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        eprintln!("larder: the runtime can not be started: {error}");
+        Exit::OTHER
+    })?;
+    let exit = runtime.block_on(cli::run(cli));
+    // a read of standard input that never ends must not keep the process
+    runtime.shutdown_background();
+    Ok(exit)
 }

@@ -200,7 +200,7 @@ fn profile(layers: &Layers, board: &Sourced<Board>) -> Result<Sourced<Profile>, 
 }
 
 /// The machine's own name, as far as it can be a node's.
-fn host_name(environment: &Environment) -> NodeName {
+pub(crate) fn host_name(environment: &Environment) -> NodeName {
     let host = environment.host().split('.').next().unwrap_or_default().to_ascii_lowercase();
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
     let host: String = host.chars().map(plain).take(64).collect();

@@ -46,7 +46,8 @@ impl Fleet {
         let master_member = Member::run(Role::Master, agent, handle).await;
 
         let above = format!("[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n{}", peer(Role::Master, &master));
-        let watch = format!("[[watch]]\npath = {}\nsettle_s = 0\n", toml::Value::from(dir.display().to_string()));
+        let watch =
+            format!("[[watch]]\npath = {}\nsettle_s = 0\n", toml::Value::from(dir.display().to_string()));
         let worker = plan.start(Role::Worker, "", &format!("{above}{watch}")).await?;
         let leecher = plan.start(Role::Leecher, "subscribe = [\"\"]\n", &above).await?;
         Ok(Fleet { master: master_member, worker, leecher })

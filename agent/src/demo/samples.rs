@@ -21,11 +21,18 @@ pub(super) fn make(folder: &Path) -> Result<PathBuf, DemoError> {
     for number in 1..=6 {
         write(&format!("photos/{number:03}.raw"), &noise(PHOTO_BYTES, number))?;
     }
-    let log: String = (0..LOG_LINES).map(|line| format!("{line:08} sensor {} ok\n", line * 7919 % 101)).collect();
+    let log: String =
+        (0..LOG_LINES).map(|line| format!("{line:08} sensor {} ok\n", line * 7919 % 101)).collect();
     write("logs/monday.log", log.as_bytes())?;
-    write("logs/tuesday.log", format!("a line that was not there on monday\n{log}and one more\n").as_bytes())?;
+    write(
+        "logs/tuesday.log",
+        format!("a line that was not there on monday\n{log}and one more\n").as_bytes(),
+    )?;
     for number in 0..READINGS {
-        write(&format!("readings/{number:04}.json"), format!("{{\"celsius\":{}}}\n", number % 40).as_bytes())?;
+        write(
+            &format!("readings/{number:04}.json"),
+            format!("{{\"celsius\":{}}}\n", number % 40).as_bytes(),
+        )?;
     }
     write("empty", b"")?;
     folder.canonicalize().map_err(|source| DemoError::Io { path: folder.to_owned(), source })

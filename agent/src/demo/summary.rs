@@ -79,7 +79,10 @@ impl Summary {
             self.blocks_sent_by_worker,
             self.link_connects
         );
-        println!("{:8} {:>8} {:>8} {:>8} {:>8} {:>14} {:>12}", "node", "objects", "blocks", "batches", "syncs", "MB to disk", "timer wakes");
+        println!(
+            "{:8} {:>8} {:>8} {:>8} {:>8} {:>14} {:>12}",
+            "node", "objects", "blocks", "batches", "syncs", "MB to disk", "timer wakes"
+        );
         for node in &self.nodes {
             println!(
                 "{:8} {:>8} {:>8} {:>8} {:>8} {:>14.1} {:>12}",
@@ -96,7 +99,9 @@ impl Summary {
             (self.process_wake_ups, self.process_cpu_ms, self.process_resident_bytes)
         {
             let resident = resident as f64 / 1e6;
-            println!("all three in one process: {wakes} wake-ups, {cpu_ms} ms of CPU, {resident:.1} MB resident");
+            println!(
+                "all three in one process: {wakes} wake-ups, {cpu_ms} ms of CPU, {resident:.1} MB resident"
+            );
         }
         if let Some(kept) = kept {
             println!("stores, keys and configurations are kept in {}", kept.display());

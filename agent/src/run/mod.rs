@@ -15,7 +15,7 @@ mod settings;
 mod tests;
 mod watcher;
 
-use crate::config::{Config, ConfigError, Effective, KeyError, NodeKey};
+use crate::config::{Config, ConfigError, Effective, Environment, KeyError, NodeKey, Overrides};
 use crate::mqtt::embedded::Embedded;
 use crate::socket::Frame;
 use crate::socket::server::{Server, SocketError};
@@ -23,7 +23,7 @@ use engine::Engine;
 use files::Files;
 use larder_core::message::{Effect, Effects, Input};
 use larder_core::node::Node;
-use larder_core::request::ProcessNumbers;
+use larder_core::request::{FailureKind, ProcessNumbers};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
 use larder_hal::board::Machine;
@@ -31,6 +31,7 @@ use larder_store::{MaintainError, OpenError};
 pub use link::LinkError;
 use link::Wire;
 use service::Service;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::DuplexStream;
@@ -66,7 +67,32 @@ pub enum RunError {
     Random(getrandom::Error),
     /// Watching folders failed.
     #[error("watching folders: {0}")]
-    Watch(std::io::Error),
+    Watch(io::Error),
+}
+
+impl RunError {
+    /// The kind of failure, for exit codes; none where no kind fits.
+    pub fn kind(&self) -> Option<FailureKind> {
+        match self {
+            RunError::Config(_) | RunError::Key(_) | RunError::Link(_) => Some(FailureKind::Invalid),
+            RunError::Open(OpenError::Locked { .. }) | RunError::Socket(SocketError::InUse(_)) => {
+                Some(FailureKind::Busy)
+            }
+            RunError::Open(OpenError::ReadOnly { .. }) => Some(FailureKind::Forbidden),
+            RunError::Open(OpenError::Missing { .. }) => Some(FailureKind::NotFound),
+            RunError::Open(OpenError::NewerFormat { .. } | OpenError::Option { .. }) => {
+                Some(FailureKind::Invalid)
+            }
+            RunError::Open(OpenError::Unrecognised { .. }) => Some(FailureKind::Damaged),
+            RunError::Open(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                Some(FailureKind::Full)
+            }
+            RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
+                Some(FailureKind::Disk)
+            }
+            RunError::Socket(_) | RunError::Random(_) | RunError::Watch(_) => None,
+        }
+    }
 }
 
 /// What a running agent can be told from outside.
@@ -224,10 +250,6 @@ impl Agent {
                         self.service.stopping();
                         (Input::Stop, None)
                     }
-                    service::Event::Reload => {
-                        self.service.reloading();
-                        continue;
-                    }
                     service::Event::Fed => continue,
                 },
                 () = sleep_until(at) => (Input::Wake, deadline.map(|(_, why)| why)),
@@ -247,7 +269,9 @@ impl Agent {
             Order::Stop => Some(Input::Stop),
             Order::Connect(stream) => Some(self.server.connect(stream)),
             Order::Reload(config) => {
+                self.service.reloading();
                 self.reload(&config);
+                self.service.ready();
                 None
             }
             Order::CutBroker(done) => {
@@ -337,21 +361,18 @@ impl Agent {
     }
 }
 
-/// Runs the agent as a service until a signal ends it; `reread` gives the configuration anew on SIGHUP.
-pub async fn agent(
-    config: &Config,
-    machine: &Machine,
-    reread: impl Fn() -> Result<Config, ConfigError> + Send + 'static,
-) -> Result<(), RunError> {
-    let (agent, handle) = Agent::start(config, machine, Mode::Service).await?;
+/// Runs the agent as a service until a signal ends it. SIGHUP reads the configuration again, with the same
+/// overrides.
+pub async fn agent(config: &Config, overrides: Overrides) -> Result<(), RunError> {
+    let machine = this_machine();
+    let (agent, handle) = Agent::start(config, &machine, Mode::Service).await?;
     let mut hangups = service::hangups();
     let reloader = tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            match reread() {
+            match Config::load(&overrides, &Environment::of_process(), &machine) {
                 Ok(config) => handle.reload(config).await,
                 Err(error) => tracing::error!("not reloaded: {error}"),
             }
-            service::reloaded();
         }
     });
     let result = agent.run().await;
@@ -381,11 +402,15 @@ impl InProcess {
 }
 
 /// Starts an agent of its own for one command, where none is running.
-pub async fn in_process(config: &Config, machine: &Machine) -> Result<(DuplexStream, InProcess), RunError> {
-    let (agent, handle) = Agent::start(config, machine, Mode::Command).await?;
+pub async fn in_process(config: &Config) -> Result<(DuplexStream, InProcess), RunError> {
+    let (agent, handle) = Agent::start(config, &this_machine(), Mode::Command).await?;
     let task = tokio::spawn(agent.run());
     let stream = handle.connect().await;
     Ok((stream, InProcess { handle, task }))
+}
+
+fn this_machine() -> Machine {
+    larder_hal::board::detect(Path::new("/"))
 }
 
 fn start_wire(

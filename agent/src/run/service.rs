@@ -13,15 +13,13 @@ use tokio::time::{Interval, MissedTickBehavior};
 pub(super) enum Event {
     /// SIGTERM or SIGINT.
     Stop,
-    /// SIGHUP was seen; the configuration is being read again.
-    Reload,
     /// The watchdog was fed.
     Fed,
 }
 
 /// The service manager's and the kernel's wishes.
 pub(super) struct Service {
-    signals: Option<[Signal; 3]>,
+    signals: Option<[Signal; 2]>,
     watchdog: Option<Interval>,
 }
 
@@ -36,7 +34,7 @@ impl Service {
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         });
-        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
         let signals = kinds.map(|kind| signal(kind).expect("these signals can be listened to"));
         Service { signals: Some(signals), watchdog }
     }
@@ -66,18 +64,23 @@ impl Service {
         say(&[NotifyState::Stopping]);
     }
 
+    /// The configuration is being put in force; `ready` follows.
     pub(super) fn reloading(&self) {
-        tracing::debug!("reload asked for");
+        if self.signals.is_some() {
+            match NotifyState::monotonic_usec_now() {
+                Ok(now) => say(&[NotifyState::Reloading, now]),
+                Err(error) => tracing::debug!("the clock can not be read: {error}"),
+            }
+        }
     }
 
     /// The next event. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
         let Service { signals, watchdog } = self;
-        let Some([terminate, interrupt, hangup]) = signals else { return std::future::pending().await };
+        let Some([terminate, interrupt]) = signals else { return std::future::pending().await };
         tokio::select! {
             _ = terminate.recv() => Event::Stop,
             _ = interrupt.recv() => Event::Stop,
-            _ = hangup.recv() => Event::Reload,
             () = tick(watchdog) => {
                 say(&[NotifyState::Watchdog]);
                 Event::Fed
@@ -98,11 +101,6 @@ async fn tick(watchdog: &mut Option<Interval>) {
 /// SIGHUPs, for whoever reads the configuration again.
 pub(super) fn hangups() -> Signal {
     signal(SignalKind::hangup()).expect("this signal can be listened to")
-}
-
-/// The configuration has been read again.
-pub(super) fn reloaded() {
-    say(&[NotifyState::Ready]);
 }
 
 fn say(state: &[NotifyState<'_>]) {

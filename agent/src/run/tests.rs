@@ -11,10 +11,11 @@ use std::path::Path;
 use tokio::io::DuplexStream;
 
 async fn open(store: &Path) -> (DuplexStream, InProcess) {
-    let overrides = Overrides { store: Some(store.to_owned()), name: Some("test".into()), ..Overrides::default() };
+    let overrides =
+        Overrides { store: Some(store.to_owned()), name: Some("test".into()), ..Overrides::default() };
     let machine = larder_hal::board::detect(Path::new("/"));
     let config = Config::load(&overrides, &Environment::isolated([]), &machine).unwrap();
-    in_process(&config, &machine).await.unwrap()
+    in_process(&config).await.unwrap()
 }
 
 async fn ask(stream: &mut DuplexStream, number: u32, request: Request) -> Response {
@@ -74,7 +75,10 @@ async fn what_is_put_is_there_after_a_restart_and_gone_after_rm() {
         [("a/empty", &[][..]), ("a/small", b"hello"), ("b/large", &large)].into_iter().enumerate()
     {
         let answer = put(&mut stream, number as u32, name, bytes).await;
-        assert!(matches!(&answer, Response::Stored { size, .. } if *size == bytes.len() as u64), "{answer:?}");
+        assert!(
+            matches!(&answer, Response::Stored { size, .. } if *size == bytes.len() as u64),
+            "{answer:?}"
+        );
     }
     drop(stream);
     agent.finish().await.unwrap();
