@@ -225,24 +225,26 @@ impl Cli {
 impl Cli {
     /// What clap can not see: arguments that make no sense together.
     pub(super) fn check(&self) -> Result<(), CommandError> {
-        let refuse = |why: &str| Err(CommandError::Usage(why.to_owned()));
-        match &self.command {
-            Command::Put(_) | Command::Get(_) if self.global.node.is_some() => {
-                refuse("put and get carry data, which travels by sync: run them on the node itself")
-            }
-            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_)
-                if self.global.node.is_some() =>
-            {
-                refuse("--node goes with ls, rm, fetch, status, verify and index")
+        let has_node = self.global.node.is_some();
+        let why = match &self.command {
+            Command::Put(_) | Command::Get(_) if has_node => {
+                "put and get carry data, which travels by sync: run them on the node itself"
             }
             Command::Put(put) if put.name.is_some() && put.paths.len() > 1 => {
-                refuse("--name names one PATH; --prefix puts several below a directory")
+                "--name names one PATH; --prefix puts several below a directory"
             }
             Command::Get(get) if self.global.json && get.output.as_deref() == Some(Path::new("-")) => {
-                refuse("--json and `-o -` would both write to standard output: leave one out")
+                "--json and `-o -` would both write to standard output: leave one out"
             }
-            _ => Ok(()),
-        }
+            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) if has_node => {
+                "--node goes with ls, rm, fetch, status, verify and index"
+            }
+            Command::Put(_) | Command::Get(_) => return Ok(()),
+            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) => return Ok(()),
+            Command::Ls(_) | Command::Rm(_) | Command::Fetch(_) => return Ok(()),
+            Command::Status | Command::Verify | Command::Index(_) => return Ok(()),
+        };
+        Err(CommandError::Usage(why.to_owned()))
     }
 }
 
