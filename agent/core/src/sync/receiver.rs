@@ -472,6 +472,11 @@ impl Sync {
             .collect();
         for key in due {
             let Some(mut group) = self.incoming.remove(&key) else { continue };
+            if group.retry_wait_ms >= RETRY_MS_MAX {
+                // The sender knows nothing of it any more; were it wrong it would announce again.
+                self.fetches.finished(now, &group, Some("the sender went silent"), out);
+                continue;
+            }
             group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
             group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
             self.want(&key, &mut group, out);
