@@ -8,7 +8,7 @@
 use super::stream::{Finished, Source, Stream};
 use super::{Ingest, Phase, Purpose};
 use crate::binding::{Binding, Content, Meta, Stored};
-use crate::limits::FILES_NOTED_MAX;
+use crate::limits::{FILES_NOTED_MAX, INGESTS_MAX};
 use crate::message::{Bound, Effect, Effects, FileDone, FileId, FileJob, FileStat, Message, Note, Question};
 use crate::name::Name;
 use crate::request::Failure;
@@ -163,7 +163,7 @@ impl Ingest {
     /// Starts whatever is due and has room: the next scan page, the next look, the next read.
     pub(super) fn read_on(&mut self, now: Time, out: &mut Effects) {
         self.scan_on(now, out);
-        let has_room = self.unwritten < self.window && self.streams.len() < crate::limits::INGESTS_MAX;
+        let has_room = self.has_room() && self.streams.len() < INGESTS_MAX;
         if let Some(number) = self.folders.reading {
             let Some(Stream { source: Source::File { file, .. }, .. }) = self.streams.get(&number) else {
                 return;
