@@ -78,8 +78,8 @@ impl Store {
             Haste::Patient => Urgency::Patient,
             Haste::Now => Urgency::Now,
         };
-        let refused = self.refused
-            || self.batcher.push(now, Waiting::Change(ticket, change), bytes, urgency).is_err();
+        let refused =
+            self.refused || self.batcher.push(now, Waiting::Change(ticket, change), bytes, urgency).is_err();
         if refused {
             self.refused = true;
             let failure = Failure::new(FailureKind::Busy, "too many writes wait for the disk; try again");

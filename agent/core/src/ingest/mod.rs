@@ -183,7 +183,7 @@ impl Ingest {
 
     /// Whether sources may be read.
     fn has_room(&self) -> bool {
-        self.unwritten < self.window && self.ending < INGESTS_ENDING_MAX
+        self.unwritten < self.window && self.ending < INGESTS_ENDING_MAX && self.streams.len() <= INGESTS_MAX
     }
 
     fn release(&mut self, now: Time, out: &mut Effects) {
@@ -308,7 +308,8 @@ impl Ingest {
                 let done = response(stream, finished);
                 out.tell(Message::PutDone { caller, done });
             }
-            Source::File { watch, path, stat, .. } => {
+            Source::File { file, watch, path, stat } => {
+                self.stop_reading(number, file, out);
                 self.file_finished(now, (watch, path), stat, finished, out);
             }
         }
@@ -332,11 +333,11 @@ impl Ingest {
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
-        self.folders.deadline(&self.watches)
+        self.folders.deadline(&self.watches, self.has_room())
     }
 
-    /// Everything a cleaning must not take though no name leads to it yet: roots and their depths.
-    pub fn roots(&self) -> Vec<(BlockId, u8)> {
+    /// Everything a cleaning must not take though no name leads to it yet: roots, depths and sizes.
+    pub fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         self.streams.values().flat_map(Stream::roots).collect()
     }
 

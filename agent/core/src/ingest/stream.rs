@@ -128,10 +128,10 @@ impl Stream {
     }
 
     /// What the cleaner must keep though no name leads to it: the root, or every block so far.
-    pub(super) fn roots(&self) -> Vec<(BlockId, u8)> {
+    pub(super) fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         match &self.phase {
             Phase::Reading(reading) => reading.1.open_children(),
-            Phase::Binding(root) => vec![(root.root, root.depth)],
+            Phase::Binding(root) => vec![(root.root, root.depth, root.size)],
             Phase::Failed => Vec::new(),
         }
     }

@@ -200,7 +200,7 @@ impl Sync {
             incoming: BTreeMap::new(),
             serving: BTreeSet::new(),
             news: LowPowerBatcher::new(news_limits(settings)),
-            fetches: Fetches::new(settings.offline_requests_max),
+            fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
         };
         sync.reload(settings);
         sync
@@ -438,8 +438,8 @@ impl Sync {
         out.note(Note::Conflict { name: name.clone(), kept_as });
     }
 
-    /// Everything a cleaning must not take though no name leads to it yet: roots and their depths.
-    pub fn roots(&self) -> Vec<(BlockId, u8)> {
+    /// Everything a cleaning must not take though no name leads to it yet: roots, depths and sizes.
+    pub fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         self.incoming.values().flat_map(InGroup::roots).collect()
     }
 

@@ -114,7 +114,9 @@ impl Sync {
         }
         let question = Question::Settings(cursor_key(from));
         self.asked.ask(Purpose::Cursor { peer: from.clone() }, question, out);
-        self.fetches.session(now, from, &mut self.wires, out);
+        if upstream {
+            self.fetches.session(now, from, &mut self.wires, out);
+        }
     }
 
     pub(super) fn cursor_loaded(&mut self, now: Time, from: &NodeName, answer: Answer, out: &mut Effects) {
@@ -152,12 +154,12 @@ impl Sync {
         }
         let state = std::str::from_utf8(payload).unwrap_or_default();
         let Some(peer) = self.peers.get(from) else { return };
-        let known = match &peer.session {
-            Some(session) => state.contains(&format!("\"epoch\":{}", session.epoch)),
-            None => peer.hello_wait_ms == RETRY_MS * 2,
-        };
+        let of_epoch = |session: &Session| state.contains(&format!("\"epoch\":{}}}", session.epoch));
+        let known = peer.session.as_ref().is_some_and(of_epoch);
         if !state.contains("\"state\":\"online\"") {
-            self.end_session(from);
+            if peer.session.is_some() {
+                self.end_session(from);
+            }
             // Its coming back will be said; should that be missed, this is tried now and then.
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.hello_at_ms = Some(now.mono_ms + RETRY_MS_MAX);

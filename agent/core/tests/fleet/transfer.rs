@@ -268,7 +268,8 @@ fn a_failing_batch_of_very_many_writes_is_told_to_each() {
     for call in &calls {
         world.wait(*call);
     }
-    let stored = calls.iter().filter(|call| matches!(world.heard(**call)[0], Response::Stored { .. })).count();
+    let stored =
+        calls.iter().filter(|call| matches!(world.heard(**call)[0], Response::Stored { .. })).count();
     assert!(stored < calls.len());
     world.run_until(600_000, "what was stored is there", |world| are_alike(world, master, worker));
     assert_eq!(world.machines[master].engine.table().len(), stored);

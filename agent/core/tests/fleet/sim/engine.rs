@@ -137,7 +137,9 @@ impl Engine {
             Question::Lookup(names) => {
                 Answer::Bindings(names.iter().map(|name| self.names.get(name).cloned()).collect())
             }
-            Question::List { prefix, after, limit } => Answer::Page(self.list(&prefix, after.as_ref(), limit)),
+            Question::List { prefix, after, limit } => {
+                Answer::Page(self.list(&prefix, after.as_ref(), limit))
+            }
             Question::Changes { after, limit } => {
                 let page = self.by_seq.range(after + 1..).take(limit);
                 Answer::Page(page.map(|(_, name)| (name.clone(), self.names[name].clone())).collect())

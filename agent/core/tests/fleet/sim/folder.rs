@@ -98,10 +98,8 @@ impl Folders {
         let after = self.scans.remove(&watch).flatten().filter(|_| !restart);
         let later = |path: &String| after.as_ref().is_none_or(|after| path > after);
         let paths = self.files.keys().filter(|(of, path)| *of == watch && later(path));
-        let files: Vec<(String, FileStat)> = paths
-            .take(PAGE)
-            .map(|key| (key.1.clone(), self.stat(key).expect("listed")))
-            .collect();
+        let files: Vec<(String, FileStat)> =
+            paths.take(PAGE).map(|key| (key.1.clone(), self.stat(key).expect("listed"))).collect();
         let end = files.len() < PAGE;
         if !end {
             self.scans.insert(watch, files.last().map(|(path, _)| path.clone()));

@@ -41,16 +41,48 @@ pub(crate) enum Work {
 /// What happens next.
 pub(crate) enum Event {
     /// The helper thread has finished its oldest work.
-    Worked { node: usize, life: u32 },
-    Timer { node: usize, life: u32, alarm: u64 },
-    ClientFrame { node: usize, life: u32, client: u32 },
-    ClientReady { node: usize, life: u32, client: u32 },
-    Sent { node: usize, connection: u64, token: u64 },
-    AtBroker { connection: u64, message: Message },
-    Arrives { connection: u64, message: Message },
-    Connects { node: usize },
-    Notices { node: usize, connection: u64 },
-    Starts { node: usize },
+    Worked {
+        node: usize,
+        life: u32,
+    },
+    Timer {
+        node: usize,
+        life: u32,
+        alarm: u64,
+    },
+    ClientFrame {
+        node: usize,
+        life: u32,
+        client: u32,
+    },
+    ClientReady {
+        node: usize,
+        life: u32,
+        client: u32,
+    },
+    Sent {
+        node: usize,
+        connection: u64,
+        token: u64,
+    },
+    AtBroker {
+        connection: u64,
+        message: Message,
+    },
+    Arrives {
+        connection: u64,
+        message: Message,
+    },
+    Connects {
+        node: usize,
+    },
+    Notices {
+        node: usize,
+        connection: u64,
+    },
+    Starts {
+        node: usize,
+    },
 }
 
 /// One machine.
@@ -318,7 +350,11 @@ impl World {
             }
             Effect::Presence(presence) => {
                 let epoch = self.machines[node].settings.epoch;
-                self.publish_state(node, if presence == Presence::Online { "online" } else { "offline" }, epoch);
+                self.publish_state(
+                    node,
+                    if presence == Presence::Online { "online" } else { "offline" },
+                    epoch,
+                );
             }
             Effect::Pull(ClientId(client)) => self.pull(node, client),
             Effect::Reply { caller, response } => {
