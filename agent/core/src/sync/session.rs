@@ -27,8 +27,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    fn is_same(&self, other: &Session) -> bool {
-        (self.epoch, self.number) == (other.epoch, other.number)
+    fn is_of(&self, hello: &Hello) -> bool {
+        (self.epoch, self.number) == (hello.epoch, hello.session)
     }
 
     /// A number that changes when the peer wants to hear of other names.
@@ -45,14 +45,14 @@ impl Session {
 
 impl Sync {
     pub(super) fn say_hello(&mut self, now: Time, to: &NodeName, out: &mut Effects) {
-        self.send_hello(to, true, out);
+        self.send_hello(to, None, out);
         if let Some(peer) = self.peers.get_mut(to) {
             peer.hello_at_ms = Some(now.mono_ms + peer.hello_wait_ms);
             peer.hello_wait_ms = (peer.hello_wait_ms * 2).min(RETRY_MS_MAX);
         }
     }
 
-    fn send_hello(&mut self, to: &NodeName, answer: bool, out: &mut Effects) {
+    fn send_hello(&mut self, to: &NodeName, answers: Option<(u64, u64)>, out: &mut Effects) {
         let upstream = self.upstream.as_ref() == Some(to);
         let Some(peer) = self.peers.get(to) else { return };
         let hello = Hello {
@@ -61,7 +61,7 @@ impl Sync {
             store: self.wires.store,
             role: self.wires.role,
             subscriptions: if upstream { self.subscriptions.clone() } else { Vec::new() },
-            answer,
+            answers,
         };
         self.wires.post(to, &SyncMessage::Hello(hello), out);
     }
@@ -90,8 +90,18 @@ impl Sync {
             let why = format!("{sessions} peers have a session, no more are served at once");
             return self.wires.dropped(from, why, out);
         }
+        if hello.answers.is_some_and(|answers| answers != (self.wires.epoch, peer.session_number)) {
+            // It speaks to an earlier start or session of ours; perhaps it knows no later one.
+            let is_known = peer.session.as_ref().is_some_and(|session| session.is_of(&hello));
+            if !is_known {
+                self.say_hello(now, from, out);
+            }
+            return;
+        }
         peer.hello_at_ms = None;
         peer.hello_wait_ms = RETRY_MS;
+        let (asked, is_of) = (hello.answers.is_none(), (hello.epoch, hello.session));
+        let is_repeated = peer.session.as_ref().is_some_and(|session| session.is_of(&hello));
         let session = Session {
             upstream,
             epoch: hello.epoch,
@@ -99,15 +109,14 @@ impl Sync {
             store: hello.store,
             subscriptions: hello.subscriptions,
         };
-        let is_repeated = peer.session.as_ref().is_some_and(|old| old.is_same(&session));
         if !is_repeated {
             peer.session = Some(session);
             peer.out.rewind();
             peer.out.loading = true;
             self.incoming.retain(|(name, _), _| name != from);
         }
-        if hello.answer {
-            self.send_hello(from, false, out);
+        if asked {
+            self.send_hello(from, Some(is_of), out);
         }
         if is_repeated {
             return;
@@ -165,6 +174,9 @@ impl Sync {
                 peer.hello_at_ms = Some(now.mono_ms + RETRY_MS_MAX);
             }
         } else if !known {
+            if peer.session.is_some() {
+                self.end_session(from);
+            }
             self.say_hello(now, from, out);
         }
     }

@@ -78,8 +78,8 @@ pub struct Hello {
     pub role: Role,
     /// Prefixes it wants to hear of.
     pub subscriptions: Vec<String>,
-    /// Please say hello too.
-    pub answer: bool,
+    /// The receiver's epoch and session, whose hello this answers; `None`: please answer.
+    pub answers: Option<(u64, u64)>,
 }
 
 /// Up to [`ANNOUNCE_ENTRIES_MAX`] names.
