@@ -7,6 +7,7 @@ use crate::sim::net::Faults;
 use crate::transfer::{are_alike, is_whole, noise};
 use larder_core::id::BlockId;
 use larder_core::request::{Request, Response};
+use larder_core::version::Relation;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -207,11 +208,14 @@ impl Storm {
     }
 }
 
-/// Everything a worker has is on the master too, bound to the same.
+/// Everything a worker has is on the master too, bound to the same. What it has only fetched, and neither
+/// wrote nor follows, may have gone on there.
 fn is_below(world: &World, master: usize, worker: usize) -> bool {
     let (above, below) = (&world.machines[master].engine, &world.machines[worker].engine);
     below.names.keys().all(|name| {
-        let contents = [below, above].map(|engine| engine.binding(name).map(|binding| binding.content));
-        contents[0] == contents[1]
+        let (Some(here), Some(there)) = (below.binding(name), above.binding(name)) else { return false };
+        let is_follower = there.version.contains(&world.name(worker));
+        let is_older = here.version.order(&there.version) == Relation::Before;
+        here.content == there.content || !is_follower && is_older
     })
 }
