@@ -19,13 +19,14 @@ use larder_core::id::NodeName;
 use larder_core::message::{
     Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Note, Presence,
 };
+use larder_core::name::Name;
 use larder_core::node::Node;
 use larder_core::request::{ProcessNumbers, Response};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
 use net::{Message, Net};
 use random::Random;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Unix milliseconds at the start of every world.
 pub(crate) const START_MS: i64 = 1_800_000_000_000;
@@ -402,7 +403,24 @@ impl World {
                 machine.notes.iter().rev().take(3).collect::<Vec<_>>(),
             );
         }
-        text
+        text + &self.differences()
+    }
+
+    /// The first names that do not stand for the same everywhere.
+    fn differences(&self) -> String {
+        let names: BTreeSet<&Name> =
+            self.machines.iter().flat_map(|machine| machine.engine.names.keys()).collect();
+        let lines = names.into_iter().filter_map(|name| {
+            let shown = |machine: &Machine| {
+                let binding = machine.engine.binding(name)?;
+                let whole = if machine.engine.is_complete(&binding) { "" } else { " incomplete" };
+                Some(format!("{:?} {:?}{whole}", binding.version, binding.content))
+            };
+            let all: Vec<Option<String>> = self.machines.iter().map(shown).collect();
+            let differs = all.iter().any(|one| *one != all[0]);
+            differs.then(|| format!("{name}: {all:#?}\n"))
+        });
+        lines.take(12).collect()
     }
 }
 
