@@ -229,7 +229,7 @@ impl Ingest {
             return self.finish_if_written(now, number, out);
         }
         let mut version = old.map(|old| old.version).unwrap_or_default();
-        if let Err(error) = version.bump(&self.me) {
+        if let Err(error) = version.write(&self.me, now.wall_ms) {
             return self.fail(now, number, Failure::new(FailureKind::Invalid, error.to_string()), out);
         }
         let binding = Binding { version, content, meta, origin: self.me.clone(), conflict_of: None };

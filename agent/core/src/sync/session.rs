@@ -15,6 +15,9 @@ use crate::role::{Role, may_announce, may_fetch};
 use crate::time::Time;
 use bytes::Bytes;
 
+/// Milliseconds until a peer that had no session for us is asked again.
+const LATER_MS: u64 = 60_000;
+
 /// A peer that has said hello since the link came up.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
@@ -77,18 +80,13 @@ impl Sync {
 
     pub(super) fn hello(&mut self, now: Time, from: &NodeName, hello: Hello, out: &mut Effects) {
         let upstream = self.upstream.as_ref() == Some(from);
-        let sessions = self.sessions().filter(|name| *name != from).count();
-        let Some(peer) = self.peers.get_mut(from) else { return };
+        let Some(peer) = self.peers.get(from) else { return };
         if hello.role != peer.role || !are_related(peer.role, self.wires.role) {
             let why = format!("it says it is a {}; here it is configured as a {}", hello.role, peer.role);
             return self.wires.dropped(from, why, out);
         }
         if hello.subscriptions.iter().any(|prefix| prefix.len() > NAME_BYTES_MAX) {
             return self.wires.dropped(from, "a subscription longer than any name".into(), out);
-        }
-        if sessions >= self.sessions_max {
-            let why = format!("{sessions} peers have a session, no more are served at once");
-            return self.wires.dropped(from, why, out);
         }
         if hello.answers.is_some_and(|answers| answers != (self.wires.epoch, peer.session_number)) {
             // It speaks to an earlier start or session of ours; perhaps it knows no later one.
@@ -98,6 +96,12 @@ impl Sync {
             }
             return;
         }
+        if !self.has_session_for(from, out) {
+            return self.wires.post(from, &SyncMessage::Later, out);
+        }
+        self.sessions_begun += 1;
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        peer.begun = self.sessions_begun;
         peer.hello_at_ms = None;
         peer.hello_wait_ms = RETRY_MS;
         let (asked, is_of) = (hello.answers.is_none(), (hello.epoch, hello.session));
@@ -141,6 +145,32 @@ impl Sync {
         outbox.load(value.as_deref(), session.store, session.interest());
         self.delivered(from, out);
         self.pump(now, from, out);
+    }
+
+    /// Whether this peer may have a session; the oldest one with nothing under way makes room for it.
+    fn has_session_for(&mut self, name: &NodeName, out: &mut Effects) -> bool {
+        let others = self.peers.iter().filter(|(other, peer)| *other != name && peer.session.is_some());
+        if others.clone().count() < self.sessions_max {
+            return true;
+        }
+        let is_idle = |other: &NodeName, peer: &Peer| {
+            peer.out.is_empty() && !self.incoming.keys().any(|(from, _)| from == other)
+        };
+        let idle = others.filter(|(other, peer)| is_idle(other, peer)).min_by_key(|(_, peer)| peer.begun);
+        let Some(idle) = idle.map(|(other, _)| other.clone()) else { return false };
+        self.wires.post(&idle, &SyncMessage::Later, out);
+        self.end_session(&idle);
+        true
+    }
+
+    /// The peer has no session for us now.
+    pub(super) fn later(&mut self, now: Time, from: &NodeName) {
+        self.end_session(from);
+        if self.upstream.as_ref() == Some(from)
+            && let Some(peer) = self.peers.get_mut(from)
+        {
+            peer.hello_at_ms = Some(now.mono_ms + LATER_MS);
+        }
     }
 
     /// Ends the session with a peer: what was under way is forgotten, and a hello will say so.

@@ -63,6 +63,8 @@ pub enum SyncMessage {
         /// The block.
         id: BlockId,
     },
+    /// Others have the sessions now: our session, if there was one, has ended; say hello again later.
+    Later,
 }
 
 /// The first message of a session, repeated until it is answered.
@@ -185,7 +187,8 @@ impl SyncMessage {
             | SyncMessage::Busy { .. }
             | SyncMessage::Fetch { .. }
             | SyncMessage::NotFound { .. }
-            | SyncMessage::Missing { .. } => false,
+            | SyncMessage::Missing { .. }
+            | SyncMessage::Later => false,
         };
         if long { Err(WireError::Long) } else { Ok(message) }
     }

@@ -197,6 +197,23 @@ fn a_wiped_master_gets_everything_again() {
 }
 
 #[test]
+fn a_worker_that_lost_its_store_writes_later_versions_than_before() {
+    let (mut world, master, worker) = World::pair(20);
+    for version in 0..4 {
+        world.put_now(worker, "latest.jpg", noise(version, 30_000));
+        world.run_ms(1_000);
+    }
+    world.run_until(60_000, "the last is there", |world| are_alike(world, master, worker));
+    world.crash(worker);
+    world.wipe(worker);
+    world.start(worker);
+    world.put_now(worker, "latest.jpg", noise(9, 30_000));
+    world.run_until(60_000, "it is there", |world| are_alike(world, master, worker));
+    assert!(world.get(master, by_name("latest.jpg")) == Some(noise(9, 30_000)));
+    assert_eq!(world.status(master).sync.conflicts, 0);
+}
+
+#[test]
 fn a_restarted_master_is_found_without_a_new_link_of_the_worker() {
     let (mut world, master, worker) = World::pair(12);
     world.put_now(worker, "before", noise(1, 100_000));

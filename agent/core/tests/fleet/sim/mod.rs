@@ -420,7 +420,7 @@ impl World {
             let differs = all.iter().any(|one| *one != all[0]);
             differs.then(|| format!("{name}: {all:#?}\n"))
         });
-        lines.take(12).collect()
+        lines.take(24).collect()
     }
 }
 
