@@ -1,5 +1,10 @@
 //! The sending half: announces what the log has behind a peer's cursor, and serves what the peer wants.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
 use super::outbox::{Echo, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
@@ -222,6 +227,7 @@ impl Sync {
         self.send_pack(now, name, group_id, pack, out);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what the question was for, and its answer")]
     pub(super) fn block_read(
         &mut self,
         now: Time,

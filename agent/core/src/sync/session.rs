@@ -6,6 +6,11 @@
 //! one has forgotten all of it, and who answers it forgets. A repeated one changes nothing. One with a new
 //! store voids the cursor. A master that goes ends the session with it.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
 use super::wire::{Hello, SyncMessage};
 use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::id::NodeName;
