@@ -165,4 +165,11 @@ fn a_leecher_takes_no_put_and_a_number_is_used_once() {
     let answer = world.wait(call);
     assert!(matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Forbidden));
     assert_eq!(world.request(leecher, Request::Flush), Response::Flushed, "the connection goes on");
+    let verify = world.ask(leecher, Request::Verify);
+    world.last_number -= 1;
+    let again = world.ask(leecher, Request::Status);
+    assert_eq!(again.number, verify.number);
+    world.run_until(10_000, "both are answered", |world| world.heard(verify).len() >= 2);
+    assert!(world.heard(verify).iter().any(|answer| matches!(answer, Response::Error(_))));
+    assert_eq!(world.request(leecher, Request::Flush), Response::Flushed, "the connection goes on");
 }

@@ -81,9 +81,6 @@ pub(crate) enum Event {
         node: usize,
         connection: u64,
     },
-    Starts {
-        node: usize,
-    },
 }
 
 /// One machine.
@@ -201,7 +198,7 @@ impl World {
         machine.folders.crash();
         machine.clients.clear();
         while machine.out.next_effect().is_some() {}
-        machine.out = Box::default();
+        machine.out = Box::new(Effects::default());
         self.lose_link(node);
     }
 
@@ -280,7 +277,6 @@ impl World {
             Event::Arrives { connection, message } => self.arrives(connection, message),
             Event::Connects { node } => self.connects(node),
             Event::Notices { node, connection } => self.notices(node, connection),
-            Event::Starts { node } => self.start(node),
         }
     }
 
