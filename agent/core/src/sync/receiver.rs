@@ -192,6 +192,8 @@ impl Sync {
                 return self.round_may_be_over(key, group, out);
             }
             (Step::CopyBound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
+                // Should the name be outrun, this is the only word of the copy.
+                out.tell(Message::Changed { bytes: 0 });
                 self.bind_name(key, group, index, out)
             }
             (Step::Bound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
