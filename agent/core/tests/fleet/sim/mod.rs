@@ -198,7 +198,7 @@ impl World {
         machine.folders.crash();
         machine.clients.clear();
         while machine.out.next_effect().is_some() {}
-        machine.out = Box::new(Effects::default());
+        *machine.out = Effects::default();
         self.lose_link(node);
     }
 
