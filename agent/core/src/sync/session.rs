@@ -201,9 +201,8 @@ impl Sync {
         let of_epoch = |session: &Session| state.contains(&format!("\"epoch\":{}}}", session.epoch));
         let known = peer.session.as_ref().is_some_and(of_epoch);
         if !state.contains("\"state\":\"online\"") {
-            if peer.session.is_some() {
-                self.end_session(from);
-            }
+            // Without a session too: an answer to a hello may still be on its way.
+            self.end_session(from);
             // Its coming back will be said; should that be missed, this is tried now and then.
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.hello_at_ms = Some(now.mono_ms + RETRY_MS_MAX);
