@@ -23,9 +23,13 @@ pub const SERVE_READS_MAX: usize = 8;
 /// Peers in the configuration. A configuration with more is refused.
 pub const PEERS_MAX: usize = 16_384;
 
-/// Effects of one call of [`crate::node::Node::handle`]. Actors emit far fewer; were the bound
-/// reached the effect would be dropped, counted and asserted in tests.
+/// Effects of one call of [`crate::node::Node::handle`]. A call ends early, and asks to be woken at once,
+/// when [`EFFECTS_ROOM`] are left; were the bound reached the effect would be dropped, counted and asserted
+/// in tests.
 pub const EFFECTS_MAX: usize = 512;
+
+/// Effects that one input or one message between actors may have at the most.
+pub const EFFECTS_ROOM: usize = 192;
 
 /// Messages between actors waiting inside one call, with the same policy.
 pub const MESSAGES_MAX: usize = 1024;
@@ -39,6 +43,12 @@ pub const QUESTIONS_MAX: usize = 512;
 /// Writes waiting for a batch. A further one is answered `Busy`.
 pub const WRITES_MAX: usize = 2048;
 
+/// Writes of one batch. Further ones go with the next.
+pub const BATCH_WRITES_MAX: usize = 256;
+
+/// Fetches asked of the master and not answered. A further one is answered `Busy`.
+pub const FETCHES_MAX: usize = 256;
+
 /// Local connections at once. A further one is told so and closed.
 pub const CLIENTS_MAX: usize = 32;
 
@@ -48,8 +58,12 @@ pub const REQUESTS_PER_CLIENT_MAX: usize = 256;
 /// Bytes of one frame on the local socket, its header aside.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 
-/// Objects whose last blocks wait for the batch. Further sources are not read meanwhile.
+/// Objects being taken in at once. A further put is answered `Busy`, a further file waits.
 pub const INGESTS_MAX: usize = 1024;
+
+/// Objects whose data is complete and whose name is not yet bound. No source is read past it; it stays below
+/// [`QUESTIONS_MAX`], for each of them asks one.
+pub const INGESTS_ENDING_MAX: usize = 256;
 
 /// Bytes an ingest may have handed over and not yet seen stored.
 pub const INGEST_WINDOW_BYTES: usize = 2 * 1024 * 1024;

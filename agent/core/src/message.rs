@@ -5,7 +5,7 @@
 //! asker's [`Ticket`]. Both queues are bounded; see [`crate::limits`].
 
 use crate::id::{BlockId, NodeName};
-use crate::limits::{EFFECTS_MAX, MESSAGES_MAX};
+use crate::limits::{EFFECTS_MAX, EFFECTS_ROOM, MESSAGES_MAX};
 use crate::name::Name;
 use crate::request::{Failure, ProcessNumbers, Request, Response, StoreNumbers, Target};
 use bytes::Bytes;
@@ -759,6 +759,15 @@ impl Effects {
 
     pub(crate) fn next_message(&mut self) -> Option<Message> {
         self.messages.pop_front()
+    }
+
+    pub(crate) fn has_messages(&self) -> bool {
+        !self.messages.is_empty()
+    }
+
+    /// Whether there is room for all the effects that one more step may have.
+    pub(crate) fn has_room(&self) -> bool {
+        self.room() >= EFFECTS_ROOM
     }
 
     /// Effects that may still be emitted in this call.

@@ -1,7 +1,8 @@
 //! A node: the fixed set of actors and the way messages take between them.
 //!
 //! `handle` is the only way in, [`Effects`] the only way out, `deadline` says when the loop must wake and
-//! why. A call runs until no actor has anything left to say.
+//! why. A call runs until no actor has anything left to say, or until there is no room for more effects;
+//! then the deadline is at once and the next call goes on.
 
 use crate::control::Control;
 use crate::ingest::Ingest;
@@ -25,6 +26,8 @@ pub struct Node {
     keeper: Keeper,
     started_ms: u64,
     stopping: bool,
+    /// Messages between actors wait for room.
+    backlog: bool,
     dropped: u64,
 }
 
@@ -40,6 +43,7 @@ impl Node {
             keeper: Keeper::new(settings),
             started_ms: 0,
             stopping: false,
+            backlog: false,
             dropped: 0,
         }
     }
@@ -56,12 +60,18 @@ impl Node {
 
     /// Something has happened.
     pub fn handle(&mut self, now: Time, input: Input, out: &mut Effects) {
+        if !out.has_messages() {
+            self.store.forget_refusal();
+        }
         self.take(now, input, out);
-        while let Some(message) = out.next_message() {
+        while out.has_room()
+            && let Some(message) = out.next_message()
+        {
             self.pass(now, message, out);
         }
+        self.backlog = out.has_messages();
         self.dropped = out.dropped();
-        if self.stopping && self.store.is_quiet() {
+        if self.stopping && self.store.is_quiet() && !self.backlog {
             self.stopping = false;
             out.emit(Effect::Presence(Presence::Offline));
             out.emit(Effect::Stopped);
@@ -70,6 +80,9 @@ impl Node {
 
     /// When the loop must wake at the latest, in milliseconds since the start, and why.
     pub fn deadline(&self) -> Option<(u64, &'static str)> {
+        if self.backlog {
+            return Some((0, "go on"));
+        }
         let deadlines = [
             self.ingest.deadline(),
             self.store.deadline(),

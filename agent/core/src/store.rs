@@ -1,12 +1,12 @@
 //! The Store actor: gathers writes into batches, one sync each, and passes questions on.
 //!
 //! One batch is being made durable at a time; the next fills meanwhile. A write is answered when its
-//! batch is durable and not before. A batch that fails takes everything that waits behind it with it, so
-//! a binding never becomes durable without the blocks handed over before it. Bounds: writes and questions
-//! waiting, answered `Busy` beyond them.
+//! batch is durable and not before. A batch that fails takes everything that waits behind it with it, and a
+//! write that is refused takes what was said in the same breath, so a binding never becomes durable without
+//! the blocks handed over before it. Bounds: writes and questions waiting, answered `Busy` beyond them.
 
 use crate::batcher::{Limits, LowPowerBatcher, Reason, Urgency};
-use crate::limits::{JOBS_MAX, QUESTIONS_MAX, WRITES_MAX};
+use crate::limits::{BATCH_WRITES_MAX, JOBS_MAX, QUESTIONS_MAX, WRITES_MAX};
 use crate::message::{
     Answer, Change, ChangeDone, Effect, Effects, Haste, Job, JobDone, JobId, Message, Question, Ticket,
 };
@@ -29,6 +29,10 @@ pub struct Store {
     hurry: usize,
     /// The batch being made durable.
     committing: Option<Committing>,
+    /// A batch has failed: what waits behind it fails too, a batch's worth at a time.
+    failing: Option<Failure>,
+    /// A write was refused in this turn: what follows may lean on it.
+    refused: bool,
     questions: Deque<(Ticket, Question), QUESTIONS_MAX>,
     open: BTreeMap<JobId, Option<Ticket>>,
     next_job: u32,
@@ -51,6 +55,8 @@ impl Store {
             batcher: LowPowerBatcher::new(limits(settings)),
             hurry: 0,
             committing: None,
+            failing: None,
+            refused: false,
             questions: Deque::new(),
             open: BTreeMap::new(),
             next_job: 0,
@@ -72,15 +78,26 @@ impl Store {
             Haste::Patient => Urgency::Patient,
             Haste::Now => Urgency::Now,
         };
-        if self.batcher.push(now, Waiting::Change(ticket, change), bytes, urgency).is_err() {
+        let refused =
+            self.refused || self.batcher.push(now, Waiting::Change(ticket, change), bytes, urgency).is_err();
+        if refused {
+            self.refused = true;
             let failure = Failure::new(FailureKind::Busy, "too many writes wait for the disk; try again");
             return out.tell(Message::Written { ticket, done: Err(failure) });
         }
         self.commit_if_due(now, out);
     }
 
+    /// Whoever was refused knows it by now.
+    pub fn forget_refusal(&mut self) {
+        self.refused = false;
+    }
+
     /// Whatever waits is written as soon as the disk is free.
     pub fn flush_now(&mut self, now: Time, out: &mut Effects) {
+        if let Some(failure) = self.failing.take() {
+            return self.fail_waiting(failure, out);
+        }
         self.hurry = self.batcher.len();
         self.commit_if_due(now, out);
     }
@@ -131,8 +148,8 @@ impl Store {
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
-        let batch = self.batcher.deadline().filter(|_| self.committing.is_none());
-        let checkpoint = self.checkpoint_at_ms.map(|at_ms| Deadline {
+        let batch = self.batcher.deadline().filter(|_| self.committing.is_none() && self.failing.is_none());
+        let checkpoint = self.checkpoint_at_ms.filter(|_| self.open.len() < JOBS_MAX).map(|at_ms| Deadline {
             at_ms,
             slack_ms: self.checkpoint_age_ms / 4,
             why: "checkpoint",
@@ -146,7 +163,7 @@ impl Store {
     }
 
     fn commit_if_due(&mut self, now: Time, out: &mut Effects) {
-        if self.committing.is_some() {
+        if self.committing.is_some() || self.failing.is_some() {
             return;
         }
         let reason = match self.batcher.due(now, false) {
@@ -197,21 +214,23 @@ impl Store {
                 for (ticket, _) in committing.askers {
                     out.tell(Message::Written { ticket, done: Err(failure.clone()) });
                 }
-                self.fail_all(&failure, out);
+                self.fail_waiting(failure, out);
                 out.tell(Message::Grown { bytes: 0, full });
             }
         }
     }
 
-    /// What waits behind a failed batch may lean on it.
-    fn fail_all(&mut self, failure: &Failure, out: &mut Effects) {
-        while !self.batcher.is_empty() {
-            for waiting in self.batcher.take(Reason::Asked) {
-                let (Waiting::Change(ticket, _) | Waiting::Barrier(ticket)) = waiting;
-                out.tell(Message::Written { ticket, done: Err(failure.clone()) });
-            }
-        }
+    /// What waits behind a failed batch may lean on it. So many can wait that they are told in portions.
+    fn fail_waiting(&mut self, failure: Failure, out: &mut Effects) {
         self.hurry = 0;
+        for waiting in self.batcher.take(Reason::Asked) {
+            let (Waiting::Change(ticket, _) | Waiting::Barrier(ticket)) = waiting;
+            out.tell(Message::Written { ticket, done: Err(failure.clone()) });
+        }
+        if !self.batcher.is_empty() {
+            self.failing = Some(failure);
+            out.tell(Message::FlushNow);
+        }
     }
 
     fn start_questions(&mut self, out: &mut Effects) {
@@ -234,7 +253,7 @@ impl Store {
 fn limits(settings: &Settings) -> Limits {
     Limits {
         bytes: settings.flush.bytes,
-        count: WRITES_MAX / 2,
+        count: BATCH_WRITES_MAX,
         age_ms: settings.flush.age_ms,
         bytes_held_max: settings.flush.bytes.saturating_mul(4).max(16 << 20),
         count_held_max: WRITES_MAX,

@@ -15,6 +15,10 @@ use larder_core::role::Role;
 use super::exit::{self, CommandError};
 use crate::config::Overrides;
 
+const PUT_NAMES: &str = "A file is stored under its own name, a directory DIR as DIR/... with the paths below \
+    it, like `cp -r`; `.`, `..` and `/` stand for what is in them. Symbolic links inside a directory are not \
+    followed but reported, as is everything else that is no readable file; the rest goes on.";
+
 /// Keeps data safe on small ARM machines and gets it home.
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, after_help = exit::help(), max_term_width = 100)]
@@ -27,6 +31,7 @@ pub struct Cli {
 
 /// What every command takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of all commands")]
 pub(super) struct Global {
     /// Configuration file [default: /etc/larder/larder.toml, then the user's own]
     #[arg(long, global = true, value_name = "FILE")]
@@ -66,6 +71,7 @@ pub(super) enum Command {
     /// Run the agent
     Run(Run),
     /// Store files, directories or standard input; ends when all of it is on flash
+    #[command(after_help = PUT_NAMES)]
     Put(Put),
     /// Write an object, or a part of it, to a file
     Get(Get),
@@ -125,9 +131,6 @@ pub(super) struct Run {
     pub(super) embedded_broker: bool,
 }
 
-/// A file is stored under its own name, a directory DIR as DIR/... with the paths below it, like `cp -r`; `.`,
-/// `..` and `/` stand for what is in them. Symbolic links inside a directory are not followed but reported,
-/// as is everything else that is no readable file; the rest goes on.
 #[derive(Debug, Args)]
 pub(super) struct Put {
     /// Files and directories
@@ -225,24 +228,26 @@ impl Cli {
 impl Cli {
     /// What clap can not see: arguments that make no sense together.
     pub(super) fn check(&self) -> Result<(), CommandError> {
-        let refuse = |why: &str| Err(CommandError::Usage(why.to_owned()));
-        match &self.command {
-            Command::Put(_) | Command::Get(_) if self.global.node.is_some() => {
-                refuse("put and get carry data, which travels by sync: run them on the node itself")
-            }
-            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_)
-                if self.global.node.is_some() =>
-            {
-                refuse("--node goes with ls, rm, fetch, status, verify and index")
+        let has_node = self.global.node.is_some();
+        let why = match &self.command {
+            Command::Put(_) | Command::Get(_) if has_node => {
+                "put and get carry data, which travels by sync: run them on the node itself"
             }
             Command::Put(put) if put.name.is_some() && put.paths.len() > 1 => {
-                refuse("--name names one PATH; --prefix puts several below a directory")
+                "--name names one PATH; --prefix puts several below a directory"
             }
             Command::Get(get) if self.global.json && get.output.as_deref() == Some(Path::new("-")) => {
-                refuse("--json and `-o -` would both write to standard output: leave one out")
+                "--json and `-o -` would both write to standard output: leave one out"
             }
-            _ => Ok(()),
-        }
+            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) if has_node => {
+                "--node goes with ls, rm, fetch, status, verify and index"
+            }
+            Command::Put(_) | Command::Get(_) => return Ok(()),
+            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) => return Ok(()),
+            Command::Ls(_) | Command::Rm(_) | Command::Fetch(_) => return Ok(()),
+            Command::Status | Command::Verify | Command::Index(_) => return Ok(()),
+        };
+        Err(CommandError::Usage(why.to_owned()))
     }
 }
 

@@ -60,13 +60,14 @@ async fn agent(config: &Config) -> Result<Option<UnixStream>, CommandError> {
         Ok(stream) => return Ok(Some(stream)),
         Err(error) => error,
     };
-    let (kind, what) = match error.kind() {
-        // a socket that nobody listens on is left from an agent that was killed
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
-        io::ErrorKind::PermissionDenied => {
-            (FailureKind::Forbidden, "is another user's: use `sudo`, or --store and --socket of your own")
-        }
-        _ => (FailureKind::Unreachable, "does not answer"),
+    // a socket that nobody listens on is left from an agent that was killed
+    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+        return Ok(None);
+    }
+    let (kind, what) = if error.kind() == io::ErrorKind::PermissionDenied {
+        (FailureKind::Forbidden, "is another user's: use `sudo`, or --store and --socket of your own")
+    } else {
+        (FailureKind::Unreachable, "does not answer")
     };
     let why = format!("the agent's socket {} {what} ({error})", config.socket.display());
     Err(Failure::new(kind, why).into())
@@ -188,11 +189,15 @@ impl Connection {
         let sent = self.send(request).await?;
         let answer = loop {
             match self.next().await {
-                Ok((number, Frame::Message(response))) if number == sent => match response {
-                    Response::Progress { done, total, unit } => output.progress(done, total, unit),
-                    Response::Error(failure) => break Err(failure.into()),
-                    response => break Ok(response),
-                },
+                Ok((number, Frame::Message(response))) if number == sent => {
+                    if let Response::Progress { done, total, unit } = response {
+                        output.progress(done, total, unit);
+                    } else if let Response::Error(failure) = response {
+                        break Err(failure.into());
+                    } else {
+                        break Ok(response);
+                    }
+                }
                 // what an earlier request, given up by now, was still owed
                 Ok(_) => {}
                 Err(error) => break Err(error),

@@ -69,14 +69,18 @@ impl From<FailureKind> for Exit {
 
 /// The kind of failure an error of the file system is, if it is one that has a kind.
 pub(super) fn kind_of(error: &io::Error) -> Option<FailureKind> {
-    match error.kind() {
-        io::ErrorKind::NotFound => Some(FailureKind::NotFound),
-        io::ErrorKind::PermissionDenied => Some(FailureKind::Forbidden),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(FailureKind::Full),
-        io::ErrorKind::ReadOnlyFilesystem => Some(FailureKind::Disk),
-        _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Some(FailureKind::Disk),
-        _ => None,
+    const KINDS: [(io::ErrorKind, FailureKind); 5] = [
+        (io::ErrorKind::NotFound, FailureKind::NotFound),
+        (io::ErrorKind::PermissionDenied, FailureKind::Forbidden),
+        (io::ErrorKind::StorageFull, FailureKind::Full),
+        (io::ErrorKind::QuotaExceeded, FailureKind::Full),
+        (io::ErrorKind::ReadOnlyFilesystem, FailureKind::Disk),
+    ];
+    // the standard library has no kind for a device that fails
+    if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) {
+        return Some(FailureKind::Disk);
     }
+    KINDS.into_iter().find(|(kind, _)| *kind == error.kind()).map(|(_, kind)| kind)
 }
 
 /// The table as `larder --help` shows it.

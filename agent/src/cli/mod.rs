@@ -13,6 +13,8 @@ mod output;
 mod put;
 pub(crate) mod source;
 mod status;
+#[cfg(test)]
+mod transfer_tests;
 
 use std::path::Path;
 

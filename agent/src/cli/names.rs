@@ -73,17 +73,15 @@ pub(super) async fn fetch(
         match connection.ask(Request::Fetch { target: target.clone() }, output).await {
             Ok(response) => {
                 output.answer(&response)?;
-                let line = match response {
-                    Response::Fetched { object } => {
-                        format!("{}  {}", object.cid, object.name.as_str())
-                    }
-                    Response::Queued { waiting } => format!(
-                        "{target} will be asked for when there is a link; {} waiting",
-                        count(waiting.into(), "request")
-                    ),
-                    _ => return Err(CommandError::Answer("fetch")),
-                };
-                output.remark(line)?;
+                if let Response::Fetched { object } = response {
+                    output.remark(format_args!("{}  {}", object.cid, object.name.as_str()))?;
+                } else if let Response::Queued { waiting } = response {
+                    let waiting = count(waiting.into(), "request");
+                    let queued = "will be asked for when there is a link";
+                    output.remark(format_args!("{target} {queued}; {waiting} waiting"))?;
+                } else {
+                    return Err(CommandError::Answer("fetch"));
+                }
             }
             Err(error @ CommandError::Failed(_)) => exit = exit.or(output.problem(&error)),
             Err(error) => return Err(error),

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use larder_core::binding::Meta;
 use larder_core::limits::FRAME_BYTES_MAX;
 use larder_core::name::Name;
-use larder_core::request::{FailureKind, Request, Response, Unit};
+use larder_core::request::{Failure, FailureKind, Request, Response, Unit};
 
 use super::arguments::Put;
 use super::client::Connection;
@@ -99,12 +99,19 @@ enum Outcome {
     Lost(SourceError),
 }
 
+/// A put without its answer.
+struct Open {
+    name: Name,
+    /// It has its line when it is stored; what was found in a directory is only counted.
+    is_named: bool,
+}
+
 struct Upload<'a> {
     config: &'a Config,
     connection: &'a mut Connection,
     output: &'a mut Output,
-    /// Unanswered puts, and whether each was named on the command line.
-    open: BTreeMap<u32, bool>,
+    /// Unanswered puts.
+    open: BTreeMap<u32, Open>,
     /// Puts since the last flush.
     unflushed: usize,
     stored: Stored,
@@ -231,8 +238,8 @@ impl Upload<'_> {
         while self.open.len() >= WINDOW {
             self.wait().await?;
         }
-        let number = self.connection.send(Request::Put { name, meta }).await?;
-        self.open.insert(number, is_named);
+        let number = self.connection.send(Request::Put { name: name.clone(), meta }).await?;
+        self.open.insert(number, Open { name, is_named });
         self.unflushed += 1;
         Ok(number)
     }
@@ -283,23 +290,34 @@ impl Upload<'_> {
     fn answered(&mut self, number: u32, frame: Frame<Response>) -> Result<(), CommandError> {
         let Frame::Message(response) = frame else { return Err(CommandError::Answer("put")) };
         let put = self.open.remove(&number);
-        match &response {
-            Response::Stored { name, cid, size, unchanged, .. } => {
-                self.stored.objects += 1;
-                self.stored.bytes += size;
-                self.stored.unchanged += u64::from(*unchanged);
-                self.output.answer(&response)?;
-                if put == Some(true) {
-                    self.output.remark(format_args!("{cid}  {}", name.as_str()))?;
-                }
+        if let Response::Error(failure) = response {
+            self.refused(put, failure);
+        } else if let Response::Stored { name, cid, size, unchanged, .. } = &response {
+            self.stored.objects += 1;
+            self.stored.bytes += size;
+            self.stored.unchanged += u64::from(*unchanged);
+            self.output.answer(&response)?;
+            if put.is_some_and(|put| put.is_named) {
+                self.output.remark(format_args!("{cid}  {}", name.as_str()))?;
             }
-            Response::Error(failure) => {
-                self.is_hopeless |= dooms_all(failure.kind);
-                self.problem(failure.clone().into());
-            }
-            _ => {}
         }
         Ok(())
+    }
+
+    fn refused(&mut self, put: Option<Open>, failure: Failure) {
+        let was_hopeless = self.is_hopeless;
+        self.is_hopeless |= dooms_all(failure.kind);
+        // a window full of puts meets the same wall: once is enough to say so
+        if was_hopeless && dooms_all(failure.kind) {
+            return;
+        }
+        let message = match put {
+            Some(put) if !failure.message.contains(put.name.as_str()) => {
+                format!("{}: {}", put.name.as_str(), failure.message)
+            }
+            Some(_) | None => failure.message,
+        };
+        self.problem(Failure::new(failure.kind, message).into());
     }
 
     fn problem(&mut self, error: CommandError) {

@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn what_may_not_be_read_is_reported() {
         let dir = tree(&["t/a.txt", "t/secret"]);
-        fs::set_permissions(dir.path().join("t/secret"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.path().join("t/secret"), fs::Permissions::from_mode(0o0)).unwrap();
         let sources: Vec<Source> = walk(&[&dir.path().join("t")]).map(Result::unwrap).collect();
         // root reads everything
         if !rustix::process::geteuid().is_root() {

@@ -16,10 +16,8 @@ use super::output::{Output, bytes, count};
 pub(super) async fn status(connection: &mut Connection, output: &mut Output) -> Result<Exit, CommandError> {
     let answer = connection.ask(Request::Status, output).await?;
     output.answer(&answer)?;
-    match answer {
-        Response::Status(status) => output.line(table(&status).trim_end()).map(|()| Exit::OK),
-        _ => Err(CommandError::Answer("status")),
-    }
+    let Response::Status(status) = answer else { return Err(CommandError::Answer("status")) };
+    output.line(table(&status).trim_end()).map(|()| Exit::OK)
 }
 
 /// Runs `verify`.

@@ -86,15 +86,20 @@ impl Folders {
         }
     }
 
-    pub(super) fn deadline(&self, watches: &[Watch]) -> Option<Deadline> {
-        let scan =
-            self.folders.iter().filter(|folder| !folder.scanning).filter_map(|folder| folder.scan_at_ms);
+    /// When to look or scan next; whatever ends a look, a scan or a lack of room goes on by itself.
+    pub(super) fn deadline(&self, watches: &[Watch], has_room: bool) -> Option<Deadline> {
+        let scan = self.folders.iter().filter_map(|folder| folder.scan_at_ms).filter(|_| self.may_scan());
         let scan = scan.min().map(|at_ms| Deadline { at_ms, slack_ms: RESCAN_MS / 4, why: "scan a folder" });
-        let is_idle = self.reading.is_none() && !self.looking;
+        let is_idle = self.reading.is_none() && !self.looking && has_room;
         let settle = watches.iter().map(|watch| watch.settle_ms).min().unwrap_or(0);
         let look = self.noted.values().filter(|_| is_idle).map(|noted| noted.look_at_ms).min();
         let look = look.map(|at_ms| Deadline { at_ms, slack_ms: settle, why: "look at a file" });
         [scan, look].into_iter().flatten().min_by_key(|deadline| deadline.at_ms)
+    }
+
+    /// One scan at a time, and only while most of what it finds can be noted.
+    fn may_scan(&self) -> bool {
+        !self.folders.iter().any(|folder| folder.scanning) && self.noted.len() <= FILES_NOTED_MAX / 2
     }
 
     fn start(&mut self, work: Work, what: FileJob, out: &mut Effects) {
@@ -163,7 +168,7 @@ impl Ingest {
     /// Starts whatever is due and has room: the next scan page, the next look, the next read.
     pub(super) fn read_on(&mut self, now: Time, out: &mut Effects) {
         self.scan_on(now, out);
-        let has_room = self.unwritten < self.window && self.streams.len() < crate::limits::INGESTS_MAX;
+        let has_room = self.has_room();
         if let Some(number) = self.folders.reading {
             let Some(Stream { source: Source::File { file, .. }, .. }) = self.streams.get(&number) else {
                 return;
@@ -187,7 +192,7 @@ impl Ingest {
 
     fn scan_on(&mut self, now: Time, out: &mut Effects) {
         let folders = &mut self.folders;
-        if folders.folders.iter().any(|folder| folder.scanning) || folders.noted.len() > FILES_NOTED_MAX / 2 {
+        if !folders.may_scan() {
             return;
         }
         let due = |folder: &Folder| folder.scan_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms);
@@ -283,6 +288,8 @@ impl Ingest {
         folder.scanning = false;
         if !page.end {
             folder.scan_at_ms = Some(now.mono_ms);
+        } else if folder.scan_at_ms.is_none() {
+            folder.rescan_wait_ms = RESCAN_MS;
         }
         self.delete_delivered(out);
         self.read_on(now, out);
@@ -358,6 +365,15 @@ impl Ingest {
 
     fn drop_stream(&mut self, now: Time, number: u32, what: &str, out: &mut Effects) {
         self.fail(now, number, Failure::new(crate::request::FailureKind::Invalid, what), out);
+    }
+
+    /// The stream of an open file has failed: the file is closed, and the next may be read.
+    pub(super) fn stop_reading(&mut self, number: u32, file: FileId, out: &mut Effects) {
+        if self.folders.reading == Some(number) {
+            self.folders.reading = None;
+            self.folders.work.remove(&file);
+            out.emit(Effect::File { file, what: FileJob::Close });
+        }
     }
 
     /// A file's stream has ended: it may be deleted later, or must be tried again.

@@ -10,7 +10,7 @@ mod stream;
 
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::BlockId;
-use crate::limits::{INGEST_WINDOW_BYTES, INGESTS_MAX};
+use crate::limits::{INGEST_WINDOW_BYTES, INGESTS_ENDING_MAX, INGESTS_MAX};
 use crate::message::{
     Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effects, FileDone, FileId, Haste, Message,
     Question, Ticket,
@@ -49,6 +49,8 @@ pub struct Ingest {
     next_ticket: u32,
     /// Bytes handed over and not answered, of all streams.
     unwritten: usize,
+    /// Streams whose data is complete.
+    ending: usize,
     window: usize,
     /// Connections that are not read because too much is unwritten.
     held: BTreeSet<ClientId>,
@@ -68,6 +70,7 @@ impl Ingest {
             asked: BTreeMap::new(),
             next_ticket: 0,
             unwritten: 0,
+            ending: 0,
             window: window(settings),
             held: BTreeSet::new(),
             folders: Folders::new(settings.watches.len(), settings.role == Role::Master),
@@ -147,6 +150,8 @@ impl Ingest {
     fn end(&mut self, number: u32, out: &mut Effects) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
         let blocks = stream.end();
+        stream.ending = true;
+        self.ending += 1;
         let name = stream.name.clone();
         self.put_blocks(number, blocks, out);
         let ticket = self.ticket(Purpose::Lookup { stream: number });
@@ -169,15 +174,20 @@ impl Ingest {
     }
 
     fn more_or_hold(&mut self, client: ClientId, out: &mut Effects) {
-        if self.unwritten < self.window && self.streams.len() < INGESTS_MAX {
+        if self.has_room() {
             out.tell(Message::PutReady(client));
         } else {
             self.held.insert(client);
         }
     }
 
+    /// Whether sources may be read.
+    fn has_room(&self) -> bool {
+        self.unwritten < self.window && self.ending < INGESTS_ENDING_MAX && self.streams.len() <= INGESTS_MAX
+    }
+
     fn release(&mut self, now: Time, out: &mut Effects) {
-        if self.unwritten <= self.window / 2 && self.streams.len() < INGESTS_MAX {
+        if self.unwritten <= self.window / 2 && self.ending < INGESTS_ENDING_MAX {
             for client in std::mem::take(&mut self.held) {
                 out.tell(Message::PutReady(client));
             }
@@ -285,6 +295,7 @@ impl Ingest {
             return;
         }
         let Some(stream) = self.streams.remove(&number) else { return };
+        self.ending -= usize::from(stream.ending);
         let Some(finished) = stream.finished.clone() else { return };
         match &finished {
             Finished::Bound { .. } => self.numbers.objects += 1,
@@ -297,7 +308,8 @@ impl Ingest {
                 let done = response(stream, finished);
                 out.tell(Message::PutDone { caller, done });
             }
-            Source::File { watch, path, stat, .. } => {
+            Source::File { file, watch, path, stat } => {
+                self.stop_reading(number, file, out);
                 self.file_finished(now, (watch, path), stat, finished, out);
             }
         }
@@ -321,11 +333,11 @@ impl Ingest {
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
-        self.folders.deadline(&self.watches)
+        self.folders.deadline(&self.watches, self.has_room())
     }
 
-    /// Everything a cleaning must not take though no name leads to it yet: roots and their depths.
-    pub fn roots(&self) -> Vec<(BlockId, u8)> {
+    /// Everything a cleaning must not take though no name leads to it yet: roots, depths and sizes.
+    pub fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         self.streams.values().flat_map(Stream::roots).collect()
     }
 

@@ -51,6 +51,8 @@ pub(super) struct Stream {
     pub(super) writes: usize,
     /// The name is bound; the reply waits for nothing but the last writes.
     pub(super) finished: Option<Finished>,
+    /// Its data is complete.
+    pub(super) ending: bool,
     /// Do not wait for the profile's age.
     pub(super) hasty: bool,
 }
@@ -75,7 +77,18 @@ pub(super) enum Finished {
 impl Stream {
     pub(super) fn new(source: Source, name: Name, meta: Meta) -> Self {
         let phase = Phase::Reading(Box::new((Chunker::new(), ManifestBuilder::new())));
-        Stream { source, name, meta, phase, size: 0, blocks: 0, writes: 0, finished: None, hasty: false }
+        Stream {
+            source,
+            name,
+            meta,
+            phase,
+            size: 0,
+            blocks: 0,
+            writes: 0,
+            finished: None,
+            ending: false,
+            hasty: false,
+        }
     }
 
     /// Takes bytes in and hands out the blocks and manifests that are complete.
@@ -115,10 +128,10 @@ impl Stream {
     }
 
     /// What the cleaner must keep though no name leads to it: the root, or every block so far.
-    pub(super) fn roots(&self) -> Vec<(BlockId, u8)> {
+    pub(super) fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         match &self.phase {
             Phase::Reading(reading) => reading.1.open_children(),
-            Phase::Binding(root) => vec![(root.root, root.depth)],
+            Phase::Binding(root) => vec![(root.root, root.depth, root.size)],
             Phase::Failed => Vec::new(),
         }
     }

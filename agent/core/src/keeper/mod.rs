@@ -182,7 +182,7 @@ impl Keeper {
         now: Time,
         number: u32,
         answer: Answer,
-        roots: impl FnOnce() -> Vec<(BlockId, u8)>,
+        roots: impl FnOnce() -> Vec<(BlockId, u8, u64)>,
         out: &mut Effects,
     ) {
         if number != self.next_ticket {

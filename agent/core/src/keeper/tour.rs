@@ -41,11 +41,8 @@ pub(super) struct Tour {
 
 impl Tour {
     /// A tour that begins with these nameless roots.
-    pub(super) fn new(roots: Vec<(BlockId, u8)>) -> Self {
-        let objects = roots.into_iter().map(|(root, depth)| {
-            let size = crate::object::object_bytes_max(depth);
-            (None, root, depth, size)
-        });
+    pub(super) fn new(roots: Vec<(BlockId, u8, u64)>) -> Self {
+        let objects = roots.into_iter().map(|(root, depth, size)| (None, root, depth, size));
         Tour {
             objects: objects.collect(),
             next_page: Some(None),

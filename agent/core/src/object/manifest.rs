@@ -246,11 +246,15 @@ impl ManifestBuilder {
         }
     }
 
-    /// What no manifest handed out yet lists, with its depth: from these everything pushed can be reached.
+    /// What no manifest handed out yet lists, with its depth and the object's bytes below it: from these
+    /// everything pushed can be reached.
     #[must_use]
-    pub fn open_children(&self) -> Vec<(BlockId, u8)> {
-        let depths = (0_u8..).zip(&self.levels);
-        depths.flat_map(|(depth, children)| children.iter().map(move |child| (child.id, depth))).collect()
+    pub fn open_children(&self) -> Vec<(BlockId, u8, u64)> {
+        let levels = (0_u8..).zip(&self.levels);
+        let listed = |(depth, children): (u8, &Vec<Child>)| {
+            children.iter().map(move |child| (child.id, depth, child.bytes)).collect::<Vec<_>>()
+        };
+        levels.flat_map(listed).collect()
     }
 
     fn add(&mut self, index: usize, child: Child) {

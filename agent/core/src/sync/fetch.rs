@@ -9,7 +9,7 @@ use super::wire::{Outcome, SyncMessage};
 use super::{Purpose, Sync, Wires};
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::{BlockId, NodeName};
-use crate::limits::OUT_GROUPS_MAX;
+use crate::limits::{FETCHES_MAX, OUT_GROUPS_MAX};
 use crate::message::{Answer, Bound, Effects, FetchDone, Message, Question, Ticket};
 use crate::name::Name;
 use crate::request::{Failure, FailureKind, Target};
@@ -37,8 +37,10 @@ struct Open {
 }
 
 impl Fetches {
-    pub(super) fn new(waiting_max: usize) -> Self {
-        Fetches { waiting: VecDeque::new(), waiting_max, open: BTreeMap::new(), next: 0 }
+    /// Requests are numbered from a place of this epoch's own, as announcements are.
+    pub(super) fn new(waiting_max: usize, epoch: u64) -> Self {
+        let next = (epoch ^ (epoch >> 32)) as u32;
+        Fetches { waiting: VecDeque::new(), waiting_max, open: BTreeMap::new(), next }
     }
 
     pub(super) fn resize(&mut self, waiting_max: usize) {
@@ -60,8 +62,11 @@ impl Fetches {
         self.open.insert(self.next, Open { ticket, target, wait, expires_at_ms });
     }
 
-    /// The master is there: what waited is asked for.
+    /// The master is there, and remembers nothing: what waited is asked for, and what was asked again.
     pub(super) fn session(&mut self, now: Time, master: &NodeName, wires: &mut Wires, out: &mut Effects) {
+        for (_, open) in std::mem::take(&mut self.open) {
+            self.send(now, master, (open.ticket, open.target, open.wait), wires, out);
+        }
         while let Some((ticket, target)) = self.waiting.pop_front() {
             self.send(now, master, (ticket, target, true), wires, out);
         }
@@ -80,6 +85,13 @@ impl Fetches {
                     out,
                 );
             }
+        }
+    }
+
+    /// There is a sign of the object.
+    pub(super) fn moves(&mut self, now: Time, group: &InGroup) {
+        if let Some(open) = group.request.and_then(|request| self.open.get_mut(&request)) {
+            open.expires_at_ms = now.mono_ms + FETCH_MS;
         }
     }
 
@@ -138,6 +150,10 @@ impl Sync {
                 out,
             );
         };
+        if self.fetches.open.len() >= FETCHES_MAX {
+            let why = format!("{FETCHES_MAX} fetches are under way already; try again");
+            return fail(ticket, FailureKind::Busy, why, out);
+        }
         if self.peers.get(&upstream).is_some_and(|peer| peer.session.is_some()) {
             return self.fetches.send(now, &upstream, (ticket, target, wait), &mut self.wires, out);
         }

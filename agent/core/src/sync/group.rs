@@ -145,14 +145,12 @@ impl InGroup {
     }
 
     /// Roots of what is under way, for the cleaner.
-    pub(super) fn roots(&self) -> Vec<(BlockId, u8)> {
-        let contents = self.entries.iter().map(|entry| &entry.incoming.content);
-        contents
-            .filter_map(|content| match content {
-                Content::Object { root, depth } => Some((*root, *depth)),
-                Content::Deleted => None,
-            })
-            .collect()
+    pub(super) fn roots(&self) -> Vec<(BlockId, u8, u64)> {
+        let root = |entry: &InEntry| match entry.incoming.content {
+            Content::Object { root, depth } => Some((root, depth, entry.incoming.meta.size)),
+            Content::Deleted => None,
+        };
+        self.entries.iter().filter_map(root).collect()
     }
 
     /// Settles an entry; it is acknowledged with the next message.

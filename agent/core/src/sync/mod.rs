@@ -74,6 +74,8 @@ struct Peer {
     role: Role,
     key: ed25519_dalek::VerifyingKey,
     session: Option<Session>,
+    /// Counts the sessions with this peer that this node has begun anew.
+    session_number: u64,
     out: Outbox,
     /// When to say hello (again), and how long to wait after that.
     hello_at_ms: Option<u64>,
@@ -198,7 +200,7 @@ impl Sync {
             incoming: BTreeMap::new(),
             serving: BTreeSet::new(),
             news: LowPowerBatcher::new(news_limits(settings)),
-            fetches: Fetches::new(settings.offline_requests_max),
+            fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
         };
         sync.reload(settings);
         sync
@@ -218,7 +220,8 @@ impl Sync {
         };
         self.peers.retain(|name, peer| known(name, peer));
         for PeerSettings { name, role, key } in &settings.peers {
-            self.peers.entry(name.clone()).or_insert_with(|| Peer::new(*role, *key));
+            let epoch = self.wires.epoch;
+            self.peers.entry(name.clone()).or_insert_with(|| Peer::new(*role, *key, epoch));
         }
         let peers = &self.peers;
         self.incoming.retain(|(peer, _), _| peers.contains_key(peer));
@@ -240,12 +243,9 @@ impl Sync {
         self.wires.up = false;
         self.wires.reason = reason;
         self.wires.in_flight.clear();
-        self.serving.clear();
-        self.incoming.clear();
-        for peer in self.peers.values_mut() {
-            peer.session = None;
-            peer.hello_at_ms = None;
-            peer.out.rewind();
+        let names: Vec<NodeName> = self.peers.keys().cloned().collect();
+        for name in names {
+            self.end_session(&name);
         }
         self.fetches.link_down(now, out);
     }
@@ -311,6 +311,10 @@ impl Sync {
         let has_session = self.peers.get(from).is_some_and(|peer| peer.session.is_some());
         if let SyncMessage::Hello(hello) = message {
             return self.hello(now, from, hello, out);
+        }
+        if !self.peers.get(from).is_some_and(|peer| session::are_related(peer.role, self.wires.role)) {
+            let why = "nodes of its role and of this one have nothing to say to each other";
+            return self.wires.dropped(from, why.into(), out);
         }
         if !has_session {
             // It takes us to be in a session that we do not remember: we have started again since.
@@ -434,8 +438,8 @@ impl Sync {
         out.note(Note::Conflict { name: name.clone(), kept_as });
     }
 
-    /// Everything a cleaning must not take though no name leads to it yet: roots and their depths.
-    pub fn roots(&self) -> Vec<(BlockId, u8)> {
+    /// Everything a cleaning must not take though no name leads to it yet: roots, depths and sizes.
+    pub fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         self.incoming.values().flat_map(InGroup::roots).collect()
     }
 
@@ -471,8 +475,16 @@ impl Sync {
 }
 
 impl Peer {
-    fn new(role: Role, key: ed25519_dalek::VerifyingKey) -> Self {
-        Peer { role, key, session: None, out: Outbox::default(), hello_at_ms: None, hello_wait_ms: RETRY_MS }
+    fn new(role: Role, key: ed25519_dalek::VerifyingKey, epoch: u64) -> Self {
+        Peer {
+            role,
+            key,
+            session: None,
+            session_number: 0,
+            out: Outbox::new(epoch),
+            hello_at_ms: None,
+            hello_wait_ms: RETRY_MS,
+        }
     }
 
     fn is_active(&self) -> bool {

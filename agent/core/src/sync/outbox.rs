@@ -75,6 +75,13 @@ pub(super) struct Serving {
 }
 
 impl Outbox {
+    /// An empty outbox. Its announcements are numbered from a place of this epoch's own, so that a late
+    /// answer to an earlier start's is not taken for one to this start's.
+    pub(super) fn new(epoch: u64) -> Self {
+        let next_group = (epoch ^ (epoch >> 32)) as u32;
+        Outbox { next_group, ..Outbox::default() }
+    }
+
     /// Forgets what is under way; it will be announced again from the cursor.
     pub(super) fn rewind(&mut self) {
         self.groups.clear();
@@ -93,6 +100,7 @@ impl Outbox {
         (self.store, self.interest) = (store, interest);
         self.cursor = from_log.max(in_memory);
         self.saved = from_log;
+        self.save_at_ms = None;
         self.loading = false;
         self.rewind();
     }

@@ -33,6 +33,10 @@ impl Sync {
             let ack = SyncMessage::Ack { group: announce.group, outcomes: outcomes.collect() };
             return self.wires.post(from, &ack, out);
         }
+        // What a peer keeps was checked when it was written there, so an honest one never says such a thing.
+        if let Some(error) = announce.entries.iter().find_map(|(_, binding)| binding.check().err()) {
+            return self.wires.dropped(from, error.to_string(), out);
+        }
         if self.incoming.contains_key(&key) || announce.entries.is_empty() {
             return;
         }
@@ -43,6 +47,7 @@ impl Sync {
         let window = (self.window_blocks / transfers).max(4);
         let mut group = InGroup::new(announce.request, announce.entries, window);
         group.touch(now);
+        self.fetches.moves(now, &group);
         let names = group.entries.iter().map(|entry| entry.name.clone()).collect();
         self.ask_for(&key, Step::Lookup, Question::Lookup(names), out);
         self.incoming.insert(key, group);
@@ -60,6 +65,7 @@ impl Sync {
             return;
         };
         group.touch(now);
+        self.fetches.moves(now, &group);
         for bytes in message.blocks {
             self.block(&key, &mut group, bytes, out);
         }
@@ -472,6 +478,11 @@ impl Sync {
             .collect();
         for key in due {
             let Some(mut group) = self.incoming.remove(&key) else { continue };
+            if group.retry_wait_ms >= RETRY_MS_MAX {
+                // The sender knows nothing of it any more; were it wrong it would announce again.
+                self.fetches.finished(now, &group, Some("the sender went silent"), out);
+                continue;
+            }
             group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
             group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
             self.want(&key, &mut group, out);

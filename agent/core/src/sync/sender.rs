@@ -13,6 +13,7 @@ use crate::limits::{
 use crate::message::{Answer, Bound, Change, Channel, Effects, Haste, Message, Note, Question};
 use crate::name::Name;
 use crate::object::manifest::Manifest;
+use crate::request::FailureKind;
 use crate::role::may_announce;
 use crate::time::Time;
 use bytes::Bytes;
@@ -146,6 +147,9 @@ impl Sync {
         let Some(Wanted::Children { manifest, missing }) = serving.wanted.take() else { return };
         let node = match answer {
             Answer::Block(Some(bytes)) => Manifest::decode(&bytes).ok(),
+            Answer::Failed(failure) if failure.kind == FailureKind::Busy => {
+                return self.stop_serving(name, group);
+            }
             _ => None,
         };
         let Some(node) = node else {
@@ -229,6 +233,9 @@ impl Sync {
         serving.reads -= 1;
         let full = match answer {
             Answer::Block(Some(bytes)) => serving.push(bytes),
+            Answer::Failed(failure) if failure.kind == FailureKind::Busy => {
+                return self.stop_serving(name, group);
+            }
             _ => {
                 self.wires.post(name, &SyncMessage::Missing { group, round, id }, out);
                 Vec::new()
@@ -236,6 +243,13 @@ impl Sync {
         };
         self.send_pack(now, name, group, full, out);
         self.serve(now, name, group, out);
+    }
+
+    /// The store has no time: what is still wanted will be wanted again.
+    fn stop_serving(&mut self, name: &NodeName, group: u32) {
+        if let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group)) {
+            group.serving = None;
+        }
     }
 
     fn send_pack(&mut self, now: Time, name: &NodeName, group: u32, blocks: Vec<Bytes>, out: &mut Effects) {
@@ -382,7 +396,7 @@ fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored) ->
     }
     session.upstream
         || stored.binding.version.contains(peer)
-        || session.subscriptions.iter().any(|prefix| name.as_str().starts_with(prefix.as_str()))
+        || session.subscriptions.iter().any(|prefix| name.under(prefix))
 }
 
 fn announcement(group: &OutGroup) -> SyncMessage {

@@ -2,14 +2,16 @@
 //!
 //! The node below (worker, leecher) says hello to its master whenever the link comes up and whenever
 //! the master's retained state shows another start of it. A hello that asks for an answer gets one.
-//! A hello with a new epoch ends whatever was under way; one with a new store voids the cursor.
+//! A hello of a new session, by its epoch and number, ends whatever was under way, on both sides: who says
+//! one has forgotten all of it, and who answers it forgets. A repeated one changes nothing. One with a new
+//! store voids the cursor. A master that goes ends the session with it.
 
 use super::wire::{Hello, SyncMessage};
 use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::id::NodeName;
 use crate::message::{Answer, Effects, Question};
 use crate::name::NAME_BYTES_MAX;
-use crate::role::{may_announce, may_fetch};
+use crate::role::{Role, may_announce, may_fetch};
 use crate::time::Time;
 use bytes::Bytes;
 
@@ -19,11 +21,16 @@ pub(super) struct Session {
     /// The peer is our master: everything of ours concerns it.
     pub(super) upstream: bool,
     pub(super) epoch: u64,
+    pub(super) number: u64,
     pub(super) store: u64,
     pub(super) subscriptions: Vec<String>,
 }
 
 impl Session {
+    fn is_same(&self, other: &Session) -> bool {
+        (self.epoch, self.number) == (other.epoch, other.number)
+    }
+
     /// A number that changes when the peer wants to hear of other names.
     pub(super) fn interest(&self) -> u64 {
         let mut hasher = blake3::Hasher::new();
@@ -47,8 +54,10 @@ impl Sync {
 
     fn send_hello(&mut self, to: &NodeName, answer: bool, out: &mut Effects) {
         let upstream = self.upstream.as_ref() == Some(to);
+        let Some(peer) = self.peers.get(to) else { return };
         let hello = Hello {
             epoch: self.wires.epoch,
+            session: peer.session_number,
             store: self.wires.store,
             role: self.wires.role,
             subscriptions: if upstream { self.subscriptions.clone() } else { Vec::new() },
@@ -70,10 +79,7 @@ impl Sync {
         let upstream = self.upstream.as_ref() == Some(from);
         let sessions = self.sessions().filter(|name| *name != from).count();
         let Some(peer) = self.peers.get_mut(from) else { return };
-        let related = may_announce(peer.role, self.wires.role)
-            || may_announce(self.wires.role, peer.role)
-            || may_fetch(peer.role, self.wires.role);
-        if hello.role != peer.role || !related {
+        if hello.role != peer.role || !are_related(peer.role, self.wires.role) {
             let why = format!("it says it is a {}; here it is configured as a {}", hello.role, peer.role);
             return self.wires.dropped(from, why, out);
         }
@@ -86,21 +92,31 @@ impl Sync {
         }
         peer.hello_at_ms = None;
         peer.hello_wait_ms = RETRY_MS;
-        let session =
-            Session { upstream, epoch: hello.epoch, store: hello.store, subscriptions: hello.subscriptions };
-        let restarted = peer.session.as_ref().is_some_and(|old| old.epoch != session.epoch);
-        peer.session = Some(session);
-        peer.out.rewind();
-        peer.out.loading = true;
-        if restarted {
+        let session = Session {
+            upstream,
+            epoch: hello.epoch,
+            number: hello.session,
+            store: hello.store,
+            subscriptions: hello.subscriptions,
+        };
+        let is_repeated = peer.session.as_ref().is_some_and(|old| old.is_same(&session));
+        if !is_repeated {
+            peer.session = Some(session);
+            peer.out.rewind();
+            peer.out.loading = true;
             self.incoming.retain(|(name, _), _| name != from);
         }
         if hello.answer {
             self.send_hello(from, false, out);
         }
+        if is_repeated {
+            return;
+        }
         let question = Question::Settings(cursor_key(from));
         self.asked.ask(Purpose::Cursor { peer: from.clone() }, question, out);
-        self.fetches.session(now, from, &mut self.wires, out);
+        if upstream {
+            self.fetches.session(now, from, &mut self.wires, out);
+        }
     }
 
     pub(super) fn cursor_loaded(&mut self, now: Time, from: &NodeName, answer: Answer, out: &mut Effects) {
@@ -118,6 +134,19 @@ impl Sync {
         self.pump(now, from, out);
     }
 
+    /// Ends the session with a peer: what was under way is forgotten, and a hello will say so.
+    pub(super) fn end_session(&mut self, name: &NodeName) {
+        self.incoming.retain(|(from, _), _| from != name);
+        self.serving.remove(name);
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.session = None;
+            peer.session_number += 1;
+            peer.hello_at_ms = None;
+            peer.hello_wait_ms = RETRY_MS;
+            peer.out.rewind();
+        }
+    }
+
     /// The retained state of the master: another start of it needs another hello.
     pub(super) fn peer_state(&mut self, now: Time, from: &NodeName, payload: &Bytes, out: &mut Effects) {
         if self.upstream.as_ref() != Some(from) || !self.wires.up {
@@ -125,14 +154,26 @@ impl Sync {
         }
         let state = std::str::from_utf8(payload).unwrap_or_default();
         let Some(peer) = self.peers.get(from) else { return };
-        let known = match &peer.session {
-            Some(session) => state.contains(&format!("\"epoch\":{}", session.epoch)),
-            None => peer.hello_wait_ms == RETRY_MS * 2,
-        };
-        if state.contains("\"state\":\"online\"") && !known {
+        let of_epoch = |session: &Session| state.contains(&format!("\"epoch\":{}}}", session.epoch));
+        let known = peer.session.as_ref().is_some_and(of_epoch);
+        if !state.contains("\"state\":\"online\"") {
+            if peer.session.is_some() {
+                self.end_session(from);
+            }
+            // Its coming back will be said; should that be missed, this is tried now and then.
+            if let Some(peer) = self.peers.get_mut(from) {
+                peer.hello_at_ms = Some(now.mono_ms + RETRY_MS_MAX);
+            }
+        } else if !known {
             self.say_hello(now, from, out);
         }
     }
+}
+
+/// Whether nodes of these roles have anything to say to each other.
+pub(super) fn are_related(one: Role, other: Role) -> bool {
+    let may = |from, to| may_announce(from, to) || may_fetch(from, to);
+    may(one, other) || may(other, one)
 }
 
 /// The setting that holds a peer's cursor.

@@ -70,6 +70,8 @@ pub enum SyncMessage {
 pub struct Hello {
     /// Drawn at each start of the process: another one means that all in flight is forgotten.
     pub epoch: u64,
+    /// Counts what the sender calls a session: the same one again means that this hello is a repetition.
+    pub session: u64,
     /// The store: another one means that every acknowledgement so far is void.
     pub store: u64,
     /// What the sender takes itself to be; the receiver's configuration decides.

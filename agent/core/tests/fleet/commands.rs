@@ -1,0 +1,168 @@
+//! Commands over MQTT: obeyed once, in time, from those who may.
+
+use crate::sim::World;
+use crate::sim::net::Message;
+use crate::sim::setup::{FLEET, key, name};
+use crate::transfer::noise;
+use bytes::Bytes;
+use larder_core::control::remote::Envelope;
+use larder_core::id::NodeName;
+use larder_core::message::Channel;
+use larder_core::request::{FailureKind, Request, Response};
+use larder_core::seal::Between;
+
+fn remote(node: &str, request: Request) -> Request {
+    Request::Remote { node: name(node), request: Box::new(request) }
+}
+
+fn remove(object: &str) -> Request {
+    Request::Remove { name: object.parse().unwrap() }
+}
+
+/// A command as `from` would send it.
+fn command(from: &str, to: &str, counter: u64, expires_ms: i64, request: &Request) -> Message {
+    let (from, to): (NodeName, NodeName) = (name(from), name(to));
+    let between = Between { fleet: FLEET, from: &from, to: &to, channel: Channel::Command };
+    let body = serde_json::to_string(request).unwrap();
+    let envelope = Envelope::seal(&key(from.as_str()), between, counter, expires_ms, body);
+    let payload = Bytes::from(envelope.encode());
+    Message { from, to, channel: Channel::Command, payload }
+}
+
+fn wall_ms(world: &World) -> i64 {
+    crate::sim::START_MS + i64::try_from(world.now_ms).unwrap()
+}
+
+#[test]
+fn a_master_commands_its_workers_and_leechers() {
+    let (mut world, [master, w1, _, leecher]) = World::fleet(1);
+    world.put_now(w1, "shared/a", noise(1, 50_000));
+    world.run_ms(10_000);
+    match world.request(master, remote("w1", Request::Status)) {
+        Response::Status(status) => assert_eq!(status.node, "w1"),
+        other => panic!("{other:?}"),
+    }
+    let list = Request::List { prefix: String::new(), after: None };
+    match world.request(master, remote("leech", list)) {
+        Response::Names { objects, .. } => assert_eq!(objects[0].name.as_str(), "shared/a"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.request(master, remote("w1", Request::Flush)), Response::Flushed);
+    assert!(matches!(
+        world.request(master, remote("leech", Request::Verify)),
+        Response::Verified { blocks: 2.., .. }
+    ));
+    let removed = world.request(master, remote("w1", remove("shared/a")));
+    assert_eq!(removed, Response::Removed { name: "shared/a".parse().unwrap() });
+    world.run_until(60_000, "it is deleted everywhere", |world| {
+        [master, w1, leecher].iter().all(|node| world.machines[*node].engine.table().is_empty())
+    });
+    let missing = world.request(master, remote("w1", remove("nothing")));
+    assert!(matches!(missing, Response::Error(failure) if failure.kind == FailureKind::NotFound));
+}
+
+#[test]
+fn only_a_master_may_command() {
+    let (mut world, [master, w1, _, leecher]) = World::fleet(2);
+    world.put_now(w1, "shared/a", noise(1, 50_000));
+    world.run_ms(10_000);
+    for (from, to) in [("leech", "master"), ("w1", "master")] {
+        let dropped = world.status(master).sync.messages_dropped;
+        let expires_ms = wall_ms(&world) + 30_000;
+        world.forward(command(from, to, 1 << 60, expires_ms, &remove("shared/a")));
+        world.run_ms(1_000);
+        assert_eq!(world.status(master).sync.messages_dropped, dropped + 1);
+    }
+    let answer = world.request(leecher, remote("master", remove("shared/a")));
+    assert!(matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Unreachable));
+    assert_eq!(world.machines[master].engine.table().len(), 1);
+}
+
+#[test]
+fn a_command_is_obeyed_once_even_after_a_restart() {
+    let (mut world, [master, w1, ..]) = World::fleet(3);
+    world.put_now(w1, "a", noise(1, 1_000));
+    let expires_ms = wall_ms(&world) + 3_600_000;
+    let replayed = command("master", "w1", 1 << 60, expires_ms, &remove("a"));
+    world.forward(replayed.clone());
+    world.run_until(10_000, "it is obeyed", |world| world.machines[w1].engine.table().is_empty());
+    world.run_ms(1_000);
+    for restarts in [false, true, true] {
+        world.put_now(w1, "a", noise(2, 1_000));
+        if restarts {
+            world.crash(w1);
+            world.start(w1);
+            world.run_ms(1_000);
+        }
+        let dropped = world.status(w1).sync.messages_dropped;
+        world.forward(replayed.clone());
+        world.run_ms(5_000);
+        assert_eq!(world.machines[w1].engine.table().len(), 1, "obeyed again");
+        assert_eq!(world.status(w1).sync.messages_dropped, dropped + 1);
+    }
+    assert_eq!(world.machines[master].engine.table().len(), 1);
+}
+
+#[test]
+fn late_altered_and_malformed_commands_are_dropped() {
+    let (mut world, [_, w1, ..]) = World::fleet(4);
+    world.put_now(w1, "a", noise(1, 1_000));
+    let now_ms = wall_ms(&world);
+    let in_time_ms = now_ms + 30_000;
+    let good = command("master", "w1", 1 << 60, in_time_ms, &remove("a"));
+    let altered = String::from_utf8(good.payload.to_vec()).unwrap().replace("remove", "Remove");
+    let bad = [
+        command("master", "w1", 1 << 60, now_ms - 3_600_000, &remove("a")),
+        command("master", "w1", 1 << 60, now_ms + 100 * 3_600_000, &remove("a")),
+        command("w2", "w1", 1 << 60, in_time_ms, &remove("a")),
+        Message { to: name("w1"), ..command("master", "w2", 1 << 60, in_time_ms, &remove("a")) },
+        Message { payload: Bytes::from(altered), ..good.clone() },
+        Message { payload: Bytes::from_static(b"{}"), ..good.clone() },
+        Message { payload: Bytes::from(vec![b'x'; 20_000]), ..good.clone() },
+        Message { channel: Channel::Answer, ..good.clone() },
+    ];
+    for message in bad {
+        let dropped = world.status(w1).sync.messages_dropped;
+        world.forward(message);
+        world.run_ms(1_000);
+        assert_eq!(world.status(w1).sync.messages_dropped, dropped + 1);
+    }
+    assert_eq!(world.machines[w1].engine.table().len(), 1);
+    world.forward(good);
+    world.run_until(10_000, "the good one is obeyed", |world| world.machines[w1].engine.table().is_empty());
+}
+
+#[test]
+fn a_request_that_carries_data_is_refused_over_mqtt() {
+    let (mut world, [master, ..]) = World::fleet(5);
+    let get = Request::Get { target: crate::transfer::by_name("a"), offset: 0, length: None };
+    let answer = world.request(master, remote("w1", get.clone()));
+    assert!(matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Invalid));
+    let expires_ms = wall_ms(&world) + 30_000;
+    world.forward(command("master", "w1", 1 << 60, expires_ms, &get));
+    world.forward(command("master", "w1", (1 << 60) + 1, expires_ms, &remote("w2", Request::Status)));
+    world.run_ms(5_000);
+    assert_eq!(world.machines[1].engine.commits, 0);
+}
+
+#[test]
+fn commands_that_are_switched_off_or_have_no_receiver_say_so() {
+    let (mut world, [master, w1, ..]) = World::fleet(6);
+    let mut settings = world.machines[w1].settings.clone();
+    settings.commands = false;
+    world.machines[w1].node.as_mut().unwrap().reload(&settings);
+    for node in ["w1", "nobody"] {
+        let answer = world.request(master, remote(node, Request::Status));
+        assert!(matches!(answer, Response::Error(_)), "{answer:?}");
+    }
+    assert!(world.status(w1).sync.last_problem.contains("switched off"));
+}
+
+#[test]
+fn a_leecher_takes_no_put_and_a_number_is_used_once() {
+    let (mut world, [.., leecher]) = World::fleet(7);
+    let call = world.put(leecher, "a", noise(1, 600_000));
+    let answer = world.wait(call);
+    assert!(matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Forbidden));
+    assert_eq!(world.request(leecher, Request::Flush), Response::Flushed, "the connection goes on");
+}

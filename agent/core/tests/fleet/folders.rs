@@ -1,0 +1,213 @@
+//! Watched folders: complete files are taken, once, and deleted only when they are safe.
+
+use crate::sim::World;
+use crate::sim::setup::{below_settings, master_settings};
+use crate::transfer::{are_alike, by_name, noise};
+use larder_core::message::Input;
+use larder_core::request::Request;
+use larder_core::role::Role;
+use larder_core::settings::Watch;
+
+const SETTLE_MS: u64 = 2_000;
+
+/// A master and a worker that watches one folder.
+fn watching(seed: u64, delete_after_ack: bool) -> (World, usize, usize) {
+    let mut world = World::new(seed);
+    let master = world.add(master_settings(&[("worker", Role::Worker)]));
+    let mut settings = below_settings("worker", Role::Worker);
+    settings.watches = vec![Watch { prefix: "cam/".into(), settle_ms: SETTLE_MS, delete_after_ack }];
+    let worker = world.add(settings);
+    world.run_ms(500);
+    (world, master, worker)
+}
+
+fn wall_ms(world: &World) -> i64 {
+    crate::sim::START_MS + i64::try_from(world.now_ms).unwrap()
+}
+
+fn write(world: &mut World, node: usize, path: &str, bytes: Vec<u8>) {
+    let now_ms = wall_ms(world);
+    world.machines[node].folders.write(now_ms, 0, path, bytes);
+    world.input(node, Input::FileChanged { watch: 0, path: path.into() });
+}
+
+#[test]
+fn a_complete_file_is_taken_with_its_metadata() {
+    let (mut world, master, worker) = watching(1, false);
+    write(&mut world, worker, "day/1.jpg", noise(1, 700_000));
+    let mtime_ms = wall_ms(&world);
+    world.run_until(10_000, "the master has it", |world| {
+        are_alike(world, master, worker) && !world.machines[master].engine.table().is_empty()
+    });
+    assert!(world.get(master, by_name("cam/day/1.jpg")) == Some(noise(1, 700_000)));
+    let meta = world.machines[master].engine.binding(&"cam/day/1.jpg".parse().unwrap()).unwrap().meta;
+    assert_eq!((meta.size, meta.mtime_ms, meta.mode), (700_000, mtime_ms, 0o644));
+    assert!(world.machines[worker].folders.has(0, "day/1.jpg"), "it is kept");
+    assert_eq!(world.machines[worker].folders.open_files(), 0);
+}
+
+#[test]
+fn a_file_that_grows_is_taken_when_it_has_stopped() {
+    let (mut world, _, worker) = watching(2, false);
+    for step in 0..40 {
+        let now_ms = wall_ms(&world);
+        world.machines[worker].folders.append(now_ms, 0, "film", &noise(step, 90_000));
+        world.input(worker, Input::FileChanged { watch: 0, path: "film".into() });
+        world.run_ms(500);
+        assert!(world.machines[worker].engine.names.is_empty(), "taken after {step} pieces");
+    }
+    world.run_until(20_000, "it is taken", |world| !world.machines[worker].engine.names.is_empty());
+    let whole: Vec<u8> = (0..40).flat_map(|step| noise(step, 90_000)).collect();
+    assert!(world.get(worker, by_name("cam/film")) == Some(whole));
+    assert_eq!(world.status(worker).ingest.objects, 1);
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_read_again() {
+    let (mut world, _, worker) = watching(3, false);
+    world.machines[worker].job_ms_max = 200;
+    write(&mut world, worker, "film", noise(1, 5 << 20));
+    world.run_until(10_000, "it is being read", |world| world.machines[worker].folders.open_files() == 1);
+    world.run_ms(500);
+    let now_ms = wall_ms(&world);
+    world.machines[worker].folders.append(now_ms, 0, "film", b"the end");
+    world.run_until(60_000, "it is taken", |world| !world.machines[worker].engine.names.is_empty());
+    let whole = [noise(1, 5 << 20).as_slice(), b"the end"].concat();
+    assert!(world.get(worker, by_name("cam/film")) == Some(whole));
+    assert!(world.status(worker).ingest.deferred >= 1);
+}
+
+#[test]
+fn a_file_that_vanishes_at_any_moment_leaves_nothing() {
+    for after_ms in [0, 1, 500, 2_001, 2_020, 2_060, 2_150, 2_300, 2_800] {
+        let (mut world, _, worker) = watching(4, true);
+        world.machines[worker].job_ms_max = 100;
+        write(&mut world, worker, "gone", noise(1, 3 << 20));
+        world.run_ms(after_ms);
+        world.machines[worker].folders.remove(0, "gone");
+        world.run_ms(1_000);
+        write(&mut world, worker, "kept", noise(2, 100_000));
+        world.run_until(60_000, "the next is taken", |world| {
+            world.machines[worker].engine.table().contains_key("cam/kept")
+        });
+        world.run_ms(5_000);
+        assert_eq!(world.machines[worker].folders.open_files(), 0);
+    }
+}
+
+#[test]
+fn a_file_is_deleted_after_the_masters_ack_and_not_before() {
+    let (mut world, master, worker) = watching(5, true);
+    world.cut(worker, 0);
+    for index in 0..20 {
+        write(&mut world, worker, &format!("{index}"), noise(index, 40_000));
+    }
+    world.run_ms(600_000);
+    assert_eq!(world.machines[worker].engine.table().len(), 20);
+    assert!((0..20).all(|index| world.machines[worker].folders.has(0, &index.to_string())));
+    world.mend(worker);
+    world.run_until(60_000, "all are deleted", |world| {
+        for index in 0..20 {
+            let has = world.machines[worker].folders.has(0, &index.to_string());
+            let name = format!("cam/{index}").parse().unwrap();
+            let binding = world.machines[master].engine.binding(&name);
+            let safe = binding.is_some_and(|binding| world.machines[master].engine.is_complete(&binding));
+            assert!(has || safe, "{index} was deleted before it was safe");
+        }
+        (0..20).all(|index| !world.machines[worker].folders.has(0, &index.to_string()))
+    });
+    assert_eq!(world.status(worker).ingest.deleted, 20);
+}
+
+#[test]
+fn a_file_rewritten_before_its_deletion_is_taken_again() {
+    let (mut world, master, worker) = watching(6, true);
+    world.cut(worker, 0);
+    write(&mut world, worker, "a", noise(1, 40_000));
+    world.run_ms(10_000);
+    let now_ms = wall_ms(&world);
+    // No notice comes: only the deletion meets the other version.
+    world.machines[worker].folders.write(now_ms, 0, "a", noise(2, 50_000));
+    world.mend(worker);
+    world.run_until(600_000, "the new version is safe and gone", |world| {
+        !world.machines[worker].folders.has(0, "a")
+    });
+    assert!(world.get(master, by_name("cam/a")) == Some(noise(2, 50_000)));
+}
+
+#[test]
+fn a_scan_finds_what_no_notice_told() {
+    let (mut world, _, worker) = watching(7, false);
+    world.run_ms(10_000);
+    for index in 0..500 {
+        let now_ms = wall_ms(&world);
+        world.machines[worker].folders.write(now_ms, 0, &format!("f{index}"), noise(index, 300));
+    }
+    for _ in 0..8 {
+        world.input(worker, Input::FilesMissed { watch: 0 });
+        world.run_ms(10);
+    }
+    world.run_until(120_000, "all are taken", |world| world.machines[worker].engine.names.len() == 500);
+    world.run_ms(120_000);
+    world.machines[worker].folders.write(0, 0, "late", noise(1, 300));
+    world.input(worker, Input::FilesMissed { watch: 0 });
+    world.run_until(120_000, "missed again, and soon", |world| {
+        world.machines[worker].engine.names.len() == 501
+    });
+}
+
+#[test]
+fn files_that_were_there_before_the_start_are_taken_once() {
+    let (mut world, _, worker) = watching(8, false);
+    world.crash(worker);
+    for index in 0..5_000 {
+        world.machines[worker].folders.write(0, 0, &format!("f{index}"), noise(index % 50, 200));
+    }
+    world.start(worker);
+    world.run_until(600_000, "all are taken", |world| world.machines[worker].engine.names.len() == 5_000);
+    let commits = world.machines[worker].engine.commits;
+    world.crash(worker);
+    world.start(worker);
+    world.run_ms(600_000);
+    let again = world.machines[worker].engine.commits - commits;
+    assert!(again < 10, "{again} batches for files that are known");
+}
+
+#[test]
+fn a_failing_disk_stops_no_folder_for_ever() {
+    let (mut world, _, worker) = watching(9, false);
+    world.machines[worker].job_ms_max = 50;
+    for round in 0..5 {
+        write(&mut world, worker, &format!("f{round}"), noise(round, 6 << 20));
+        world.run_until(20_000, "it is being read", |world| world.machines[worker].folders.open_files() == 1);
+        world.run_ms(40 * round);
+        world.machines[worker].engine.failing_commits = 1;
+        world.run_ms(4_000);
+    }
+    world.run_until(7_200_000, "all are taken", |world| world.machines[worker].engine.names.len() == 5);
+    world.run_ms(10_000);
+    assert_eq!(world.machines[worker].folders.open_files(), 0);
+}
+
+#[test]
+fn a_name_that_can_not_be_is_refused_and_the_rest_taken() {
+    let (mut world, _, worker) = watching(10, false);
+    for path in ["bad\nname", "x/../y", "fine", &"long".repeat(300)] {
+        write(&mut world, worker, path, noise(1, 100));
+    }
+    world.run_ms(10_000);
+    assert_eq!(world.machines[worker].engine.names.len(), 1);
+    assert_eq!(world.status(worker).ingest.refused, 3);
+    world.request(worker, Request::Flush);
+}
+
+#[test]
+fn an_idle_folder_wakes_nobody() {
+    let (mut world, _, worker) = watching(11, true);
+    write(&mut world, worker, "a", noise(1, 100_000));
+    world.run_ms(600_000);
+    let wakes = world.machines[worker].wakes.values().sum::<u64>();
+    world.run_ms(1_800_000);
+    let more = world.machines[worker].wakes.values().sum::<u64>() - wakes;
+    assert!(more <= 2, "{}", world.describe());
+}

@@ -1,0 +1,206 @@
+//! What is kept, what is cleaned away, what is evicted, and what is found to be damaged.
+
+use crate::sim::World;
+use crate::sim::setup::{below_settings, master_settings};
+use crate::transfer::{are_alike, by_name, is_whole, noise};
+use larder_core::message::Note;
+use larder_core::request::{FailureKind, Request, Response};
+use larder_core::role::Role;
+
+#[test]
+fn verify_names_damaged_blocks_and_incomplete_objects() {
+    let (mut world, _, worker) = World::pair(1);
+    for index in 0..300 {
+        world.put(worker, &format!("f{index:03}"), noise(index, 2_000));
+    }
+    world.put_now(worker, "big", noise(1000, 3 << 20));
+    let clean = world.request(worker, Request::Verify);
+    match &clean {
+        Response::Verified { blocks, damaged, incomplete, .. } => {
+            assert_eq!(*blocks, world.machines[worker].engine.blocks.len() as u64);
+            assert!(damaged.is_empty() && incomplete.is_empty(), "{clean:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let table = world.machines[worker].engine.table();
+    let leaf =
+        *world.machines[worker].engine.blocks.iter().find(|(_, block)| block.len() > 40_000).unwrap().0;
+    let damaged = [table["f007"], leaf];
+    world.machines[worker].engine.damaged.extend(damaged);
+    world.machines[worker].engine.blocks.remove(&table["f200"]);
+    match world.request(worker, Request::Verify) {
+        Response::Verified { damaged: found, incomplete, .. } => {
+            assert_eq!(found.len(), 2);
+            assert!(damaged.iter().all(|id| found.contains(id)));
+            let incomplete: Vec<&str> = incomplete.iter().map(|name| name.as_str()).collect();
+            assert_eq!(incomplete, ["big", "f007", "f200"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.get(worker, by_name("f007")), None);
+    assert_eq!(world.get(worker, by_name("f008")), Some(noise(8, 2_000)), "the rest is served");
+    // A manifest that can not be read is named once more, by its object.
+    world.machines[worker].engine.damaged = [table["big"]].into();
+    match world.request(worker, Request::Verify) {
+        Response::Verified { incomplete, .. } => {
+            assert!(incomplete.iter().any(|name| name.as_str() == "big"))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A pair that cleans every few seconds.
+fn cleaning(seed: u64) -> (World, usize, usize) {
+    let mut world = World::new(seed);
+    let mut master = master_settings(&[("worker", Role::Worker)]);
+    let mut worker = below_settings("worker", Role::Worker);
+    for settings in [&mut master, &mut worker] {
+        settings.clean_period_ms = 700;
+        settings.clean_step_bytes = 300_000;
+    }
+    let (master, worker) = (world.add(master), world.add(worker));
+    world.run_ms(500);
+    (world, master, worker)
+}
+
+#[test]
+fn cleaning_takes_what_nothing_leads_to_and_nothing_else() {
+    let (mut world, master, worker) = cleaning(2);
+    for index in 0..300 {
+        world.put(worker, &format!("f{index}"), noise(index, 3_000));
+    }
+    world.put_now(worker, "big", noise(999, 10 << 20));
+    world.run_until(60_000, "all are there", |world| are_alike(world, master, worker));
+    for name in ["big", "f7"] {
+        world.request(worker, Request::Remove { name: name.parse().unwrap() });
+    }
+    world.run_until(60_000, "they are cleaned away", |world| {
+        [master, worker].iter().all(|node| world.machines[*node].engine.blocks.len() == 299)
+    });
+    assert!(are_alike(&world, master, worker));
+    assert!(world.machines[worker].notes.iter().any(|note| matches!(note, Note::Cleaned { bytes: 1.. })));
+}
+
+#[test]
+fn cleaning_takes_nothing_of_what_is_under_way() {
+    for seed in 0..6 {
+        let (mut world, master, worker) = cleaning(100 + seed);
+        world.net.faults.delay_ms_max = 60;
+        world.machines[worker].job_ms_max = 30;
+        // Something is deleted all the time, so that every cleaning has work.
+        let big = noise(seed, 90 << 20);
+        let call = world.put_as(worker, 9, "big", big.clone());
+        for index in 0..40 {
+            world.put_now(worker, "junk", noise(1_000 + index, 30_000));
+            world.put_now(master, "other", noise(2_000 + index, 30_000));
+            world.run_ms(300);
+        }
+        assert!(matches!(world.wait(call), Response::Stored { .. }));
+        assert!(is_whole(&world, worker), "seed {seed}: cleaned away while it was put");
+        world.run_until(1_200_000, "the master has it", |world| are_alike(world, master, worker));
+        let resent = world.status(worker).sync.bytes_sent;
+        assert!(resent < 95 << 20, "seed {seed}: {resent} bytes were sent, some twice");
+        assert!(world.machines[worker].engine.cleaned > 0);
+        if seed == 0 {
+            assert!(world.get(master, by_name("big")) == Some(big));
+        }
+    }
+}
+
+#[test]
+fn a_leecher_evicts_the_oldest_and_can_have_it_again() {
+    let mut world = World::new(3);
+    let master = world.add(master_settings(&[("leech", Role::Leecher)]));
+    let mut settings = below_settings("leech", Role::Leecher);
+    settings.subscriptions = vec![String::new()];
+    settings.quota_bytes = 4 << 20;
+    let leecher = world.add(settings);
+    world.run_ms(500);
+    for index in 0..40 {
+        world.put_now(master, &format!("f{index:02}"), noise(index, 300_000));
+        world.run_ms(20_000);
+    }
+    let table = world.machines[leecher].engine.table();
+    assert!(table.contains_key("f39") && !table.contains_key("f00"), "{:?}", table.keys());
+    assert!(table.len() >= 6, "{:?}", table.keys());
+    assert!(is_whole(&world, leecher));
+    assert!(world.machines[leecher].notes.iter().any(|note| matches!(note, Note::Evicted { .. })));
+    assert!(world.get(leecher, by_name("f00")) == Some(noise(0, 300_000)));
+    assert_eq!(world.machines[master].engine.table().len(), 40, "an eviction is no deletion");
+}
+
+#[test]
+fn a_full_worker_refuses_and_goes_on_after_deletions() {
+    let mut world = World::new(4);
+    let master = world.add(master_settings(&[("worker", Role::Worker)]));
+    let mut settings = below_settings("worker", Role::Worker);
+    settings.quota_bytes = 3 << 20;
+    let worker = world.add(settings);
+    world.run_ms(500);
+    let mut refused = 0;
+    for index in 0..12 {
+        let call = world.put(worker, &format!("f{index}"), noise(index, 400_000));
+        match world.wait(call) {
+            Response::Error(failure) => {
+                assert_eq!(failure.kind, FailureKind::Full);
+                refused += 1;
+            }
+            Response::Stored { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((4..8).contains(&refused), "{refused} refused");
+    world.run_until(60_000, "the rest is safe", |world| are_alike(world, master, worker));
+    for index in 0..4 {
+        world.request(worker, Request::Remove { name: format!("f{index}").parse().unwrap() });
+    }
+    world.run_ms(20_000);
+    let mut put = world.put(worker, "new", noise(77, 400_000));
+    if matches!(world.wait(put), Response::Error(_)) {
+        world.run_ms(20_000);
+        put = world.put(worker, "new", noise(77, 400_000));
+    }
+    assert!(matches!(world.wait(put), Response::Stored { .. }));
+}
+
+#[test]
+fn a_full_master_takes_the_rest_when_it_has_room() {
+    let (mut world, master, worker) = World::pair(5);
+    world.machines[master].engine.quota_bytes = 2 << 20;
+    for index in 0..10 {
+        world.put_now(worker, &format!("f{index}"), noise(index, 500_000));
+    }
+    world.run_ms(120_000);
+    assert!(is_whole(&world, master));
+    assert!(!world.status(worker).peers[0].outbox_empty, "nothing is lost");
+    world.machines[master].engine.quota_bytes = 1 << 40;
+    world.run_until(900_000, "the master has all", |world| are_alike(world, master, worker));
+}
+
+#[test]
+fn an_object_with_a_lost_block_is_refused_and_the_others_arrive() {
+    let (mut world, master, worker) = World::pair(6);
+    world.cut(worker, 0);
+    for index in 0..5 {
+        world.put_now(worker, &format!("f{index}"), noise(index, 500_000));
+    }
+    let leaf = {
+        let engine = &world.machines[worker].engine;
+        let root = engine.table()["f2"];
+        let larder_core::object::manifest::Manifest { .. } =
+            larder_core::object::manifest::Manifest::decode(&engine.blocks[&root]).unwrap();
+        larder_core::object::manifest::Manifest::decode(&engine.blocks[&root]).unwrap().children()[3].id
+    };
+    world.machines[worker].engine.damaged.insert(leaf);
+    world.mend(worker);
+    world.run_until(120_000, "the others are there", |world| {
+        world.machines[master].engine.table().len() == 4 && is_whole(world, master)
+    });
+    world.run_ms(60_000);
+    let status = world.status(worker);
+    assert_eq!(status.sync.objects_refused, 1);
+    assert!(status.sync.last_problem.contains("f2"), "{}", status.sync.last_problem);
+    // Put again, it is whole again.
+    world.put_now(worker, "f2", noise(2, 500_000));
+    world.run_until(120_000, "it is there too", |world| are_alike(world, master, worker));
+}
