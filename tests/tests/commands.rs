@@ -100,7 +100,7 @@ fn every_command_answers_in_json_and_every_failure_is_json_with_its_exit_code() 
         (3, "not_found", vec!["get", "a", "-o", "c"]),
         (3, "not_found", vec!["rm", "a"]),
         (3, "not_found", vec!["put", "nothing"]),
-        (7, "unreachable", vec!["--node", "other", "status"]),
+        (2, "invalid", vec!["--node", "other", "status"]),
         (7, "unreachable", vec!["--socket", "/nonexistent/sock", "fetch", "a"]),
     ] {
         let all = [vec!["--json"], arguments].concat();
