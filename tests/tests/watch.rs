@@ -138,13 +138,16 @@ fn files_that_vanish_links_pipes_and_names_of_no_object_disturb_nothing() {
 }
 
 #[test]
-fn a_watched_folder_that_is_not_there_yet_is_found_when_it_comes() {
-    let mut node = Node::new("cam", "worker");
-    node.append("[[watch]]\npath = \"in\"\nprefix = \"in/\"\nsettle_s = 0\n");
+fn a_watched_folder_that_is_not_there_is_said_and_the_rest_goes_on() {
+    let mut node = watching("");
+    node.append("[[watch]]\npath = \"missing\"\nprefix = \"missing/\"\nsettle_s = 0\n");
+    write(&node, "in/file", b"file");
     node.start();
-    assert!(node.names("").is_empty());
-    write(&node, "in/late", b"late");
-    wait_for("the folder is found", || node.get("in/late"));
+    wait_names(&node, &["in/file"]);
+    assert!(node.log().contains("not watched but scanned every minute"), "{}", node.log());
+    write(&node, "missing/late", b"late");
+    node.restart();
+    wait_names(&node, &["in/file", "missing/late"]);
 }
 
 #[test]
