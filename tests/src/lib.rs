@@ -1,3 +1,5 @@
-//! What Larder's tests share: brokers, certificates and bad networks.
+//! What Larder's tests share: nodes, brokers, certificates and bad networks.
 
 pub mod broker;
+pub mod node;
+pub mod wire;
