@@ -48,6 +48,10 @@ enum Work {
 
 struct Folder {
     scanning: bool,
+    /// A scan has begun and not come to its end.
+    under_way: bool,
+    /// Something was missed meanwhile: scan once more, from the beginning.
+    again: bool,
     /// The next scan begins anew, not with the next page.
     restart: bool,
     scan_at_ms: Option<u64>,
@@ -72,8 +76,14 @@ pub(super) struct Folders {
 
 impl Folders {
     pub(super) fn new(count: usize, is_master: bool) -> Self {
-        let folder =
-            || Folder { scanning: false, restart: true, scan_at_ms: Some(0), rescan_wait_ms: RESCAN_MS };
+        let folder = || Folder {
+            scanning: false,
+            under_way: false,
+            again: false,
+            restart: true,
+            scan_at_ms: Some(0),
+            rescan_wait_ms: RESCAN_MS,
+        };
         Folders {
             folders: std::iter::repeat_with(folder).take(count).collect(),
             noted: BTreeMap::new(),
@@ -113,6 +123,7 @@ impl Folders {
         if let Some(folder) = self.folders.get_mut(usize::from(watch)) {
             folder.restart = true;
             folder.scanning = false;
+            folder.under_way = false;
             folder.scan_at_ms.get_or_insert(now.mono_ms + folder.rescan_wait_ms);
             folder.rescan_wait_ms = (folder.rescan_wait_ms * 2).min(RESCAN_MS_MAX);
         }
@@ -142,9 +153,17 @@ impl Ingest {
         self.read_on(now, out);
     }
 
-    /// The kernel dropped notices.
+    /// The kernel dropped notices, or a folder came with files in it: a scan finds them, at once. One that is
+    /// under way is not begun anew, or many new folders would keep it from ever coming to its end.
     pub fn files_missed(&mut self, now: Time, watch: u8, out: &mut Effects) {
-        self.folders.scan_later(now, watch);
+        if let Some(folder) = self.folders.folders.get_mut(usize::from(watch)) {
+            if folder.under_way {
+                folder.again = true;
+            } else {
+                folder.restart = true;
+                folder.scan_at_ms = Some(now.mono_ms);
+            }
+        }
         self.read_on(now, out);
     }
 
@@ -200,6 +219,7 @@ impl Ingest {
         let watch = u8::try_from(index).expect("the configuration bounds the watched folders");
         let folder = &mut folders.folders[index];
         folder.scanning = true;
+        folder.under_way = true;
         folder.scan_at_ms = None;
         let restart = std::mem::take(&mut folder.restart);
         folders.start(Work::Scan(watch), FileJob::Scan { watch, restart }, out);
@@ -286,7 +306,11 @@ impl Ingest {
         }
         let folder = &mut self.folders.folders[usize::from(page.watch)];
         folder.scanning = false;
+        folder.under_way = !page.end;
         if !page.end {
+            folder.scan_at_ms = Some(now.mono_ms);
+        } else if std::mem::take(&mut folder.again) {
+            folder.restart = true;
             folder.scan_at_ms = Some(now.mono_ms);
         } else if folder.scan_at_ms.is_none() {
             folder.rescan_wait_ms = RESCAN_MS;
