@@ -1,3 +1,5 @@
-//! What Larder's tests share: brokers, certificates and bad networks.
+//! What Larder's tests share: nodes, fleets, brokers, certificates and bad networks.
 
 pub mod broker;
+pub mod fleet;
+pub mod node;
