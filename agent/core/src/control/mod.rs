@@ -414,12 +414,17 @@ impl Control {
             let why = "put and get carry data, which travels by sync: run them on the node itself";
             return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
         }
-        if to != self.settings.me && !self.settings.peers.iter().any(|peer| peer.name == to) {
-            let why = format!("no [[peer]] named {to} is configured here");
-            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
-        }
         if to == self.settings.me {
             return self.request(now, origin, request, out);
+        }
+        let Some(peer) = self.settings.peers.iter().find(|peer| peer.name == to) else {
+            let why = format!("no [[peer]] named {to} is configured here");
+            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
+        };
+        if !may_command(self.settings.role, peer.role) {
+            let why =
+                format!("a {} may not command a {}: ask on {to} itself", self.settings.role, peer.role);
+            return self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why)), out);
         }
         self.last_counter = (self.last_counter + 1).max(u64::try_from(now.wall_ms).unwrap_or(0) * 1024);
         let counter = self.last_counter;
@@ -453,13 +458,15 @@ impl Control {
             return self.answer_came(from, &envelope, out);
         }
         let role = peer.role;
-        if !self.settings.commands {
-            return Err("commands over MQTT are switched off here (node.commands)".into());
-        }
         if !may_command(role, self.settings.role) {
             return Err(format!("a {role} may not command a {}", self.settings.role));
         }
-        envelope.check_expiry(now.wall_ms).map_err(|error| error.to_string())?;
+        if let Err(why) = self.check_command(now, &envelope) {
+            // an honest asker shall not wait for an answer that can not come
+            let origin = Origin::Remote(from.clone(), envelope.counter);
+            self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why.clone())), out);
+            return Err(why);
+        }
         let obeyed =
             self.obeyed.as_mut().ok_or("commands are obeyed once the store has been read; try again")?;
         let last = obeyed.entry(from.clone()).or_insert(0);
@@ -481,6 +488,13 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    fn check_command(&self, now: Time, envelope: &Envelope) -> Result<(), String> {
+        if !self.settings.commands {
+            return Err("commands over MQTT are switched off here (node.commands)".into());
+        }
+        envelope.check_expiry(now.wall_ms).map_err(|error| error.to_string())
     }
 
     /// The counter goes into the batch of the effect, which is handed over after it.
