@@ -131,7 +131,8 @@ async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
         key.public().to_string()
     };
     let (worker_key, master_key) = (key(&worker_home), key(&master_home));
-    let peer = |role: &str, key: &str| format!("[[peer]]\nname = \"{role}\"\nrole = \"{role}\"\nkey = \"{key}\"\n");
+    let peer =
+        |role: &str, key: &str| format!("[[peer]]\nname = \"{role}\"\nrole = \"{role}\"\nkey = \"{key}\"\n");
     Agent::configure(&worker_home, "worker", &peer("master", &master_key), port);
     Agent::configure(&master_home, "master", &peer("worker", &worker_key), port);
 
