@@ -56,8 +56,17 @@ fn median(values: &mut [f64]) -> f64 {
 
 /// The agent's binary of this build profile.
 fn larder() -> PathBuf {
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--locked", "-p", "larder"])
+    let mut build = Command::new(env!("CARGO"));
+    // Variables of this bench's own package would make some dependencies build again.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("CARGO_") && !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name.as_str()) {
+            build.env_remove(name);
+        }
+    }
+    let status = build
+        // With the bench itself, so that both are built with the same features of what they share.
+        .args(["build", "--release", "--locked", "-p", "larder", "-p", "larder-tests"])
         .stderr(Stdio::inherit())
         .status()
         .expect("cargo runs");

@@ -167,7 +167,7 @@ impl Node {
             Message::Answered { ticket: Ticket { actor, number }, answer } => match actor {
                 Actor::Ingest => self.ingest.answered(now, number, answer, out),
                 Actor::Sync => self.sync.answered(now, number, answer, out),
-                Actor::Control => self.control.answered(number, answer, out),
+                Actor::Control => self.control.answered(now, number, answer, out),
                 Actor::Keeper => {
                     let (ingest, sync) = (&self.ingest, &self.sync);
                     let roots = || ingest.roots().into_iter().chain(sync.roots()).collect();

@@ -4,6 +4,11 @@
 //! leecher; requests that carry data over MQTT. Bounds: connections, requests of each, one export of each.
 //! A connection is read only while there is room for what it may say.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
 mod export;
 pub mod remote;
 
@@ -379,7 +384,7 @@ impl Control {
         }
     }
 
-    fn remove(&mut self, origin: Origin, name: Name, answer: Answer, out: &mut Effects) {
+    fn remove(&mut self, now: Time, origin: Origin, name: Name, answer: Answer, out: &mut Effects) {
         let bound = match answer {
             Answer::Bindings(found) => found.into_iter().next().flatten(),
             Answer::Failed(failure) => return self.respond(origin, Err(failure), out),
@@ -391,7 +396,7 @@ impl Control {
             let why = format!("{} is not here; `larder ls` shows what is", name.as_str());
             return self.respond(origin, Err(Failure::new(FailureKind::NotFound, why)), out);
         };
-        if let Err(error) = binding.version.bump(&self.settings.me) {
+        if let Err(error) = binding.version.write(&self.settings.me, now.wall_ms) {
             return self.respond(origin, Err(Failure::new(FailureKind::Invalid, error.to_string())), out);
         }
         binding.content = Content::Deleted;
@@ -515,11 +520,11 @@ impl Control {
     }
 
     /// An answer of the store.
-    pub fn answered(&mut self, number: u32, answer: Answer, out: &mut Effects) {
+    pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
         match self.asked.remove(&number) {
             Some(Purpose::Counters) => self.obeyed = Some(read_counters(answer)),
             Some(Purpose::List(origin)) => self.list_read(origin, answer, out),
-            Some(Purpose::Remove(origin, name)) => self.remove(origin, name, answer, out),
+            Some(Purpose::Remove(origin, name)) => self.remove(now, origin, name, answer, out),
             Some(Purpose::Find(wish)) => self.found(wish, answer, out),
             Some(Purpose::FindBlock(wish, root)) => self.found_block(wish, root, answer, out),
             Some(Purpose::Block(caller)) => self.export_block(caller, answer, out),

@@ -19,6 +19,11 @@ use std::collections::{BTreeMap, VecDeque};
 /// Milliseconds until a folder with unfinished business is scanned again, at first and at most.
 const RESCAN_MS: u64 = 60_000;
 const RESCAN_MS_MAX: u64 = 3_600_000;
+/// Milliseconds until a folder is scanned of which the kernel did not tell everything; what else it does not
+/// tell meanwhile is found by the same scan.
+const MISSED_MS: u64 = 1_000;
+/// Milliseconds by which a scan may be late.
+const SCAN_SLACK_MS: u64 = 2_000;
 
 pub(super) type Path = (u8, String);
 
@@ -47,10 +52,11 @@ enum Work {
 }
 
 struct Folder {
+    /// A page is under way.
     scanning: bool,
     /// A scan has begun and not come to its end.
-    under_way: bool,
-    /// Something was missed meanwhile: scan once more, from the beginning.
+    begun: bool,
+    /// Something was missed since it began: another scan follows.
     again: bool,
     /// The next scan begins anew, not with the next page.
     restart: bool,
@@ -78,7 +84,7 @@ impl Folders {
     pub(super) fn new(count: usize, is_master: bool) -> Self {
         let folder = || Folder {
             scanning: false,
-            under_way: false,
+            begun: false,
             again: false,
             restart: true,
             scan_at_ms: Some(0),
@@ -99,7 +105,7 @@ impl Folders {
     /// When to look or scan next; whatever ends a look, a scan or a lack of room goes on by itself.
     pub(super) fn deadline(&self, watches: &[Watch], has_room: bool) -> Option<Deadline> {
         let scan = self.folders.iter().filter_map(|folder| folder.scan_at_ms).filter(|_| self.may_scan());
-        let scan = scan.min().map(|at_ms| Deadline { at_ms, slack_ms: RESCAN_MS / 4, why: "scan a folder" });
+        let scan = scan.min().map(|at_ms| Deadline { at_ms, slack_ms: SCAN_SLACK_MS, why: "scan a folder" });
         let is_idle = self.reading.is_none() && !self.looking && has_room;
         let settle = watches.iter().map(|watch| watch.settle_ms).min().unwrap_or(0);
         let look = self.noted.values().filter(|_| is_idle).map(|noted| noted.look_at_ms).min();
@@ -123,9 +129,24 @@ impl Folders {
         if let Some(folder) = self.folders.get_mut(usize::from(watch)) {
             folder.restart = true;
             folder.scanning = false;
-            folder.under_way = false;
-            folder.scan_at_ms.get_or_insert(now.mono_ms + folder.rescan_wait_ms);
-            folder.rescan_wait_ms = (folder.rescan_wait_ms * 2).min(RESCAN_MS_MAX);
+            folder.begun = false;
+            if folder.scan_at_ms.is_none() {
+                folder.scan_at_ms = Some(now.mono_ms + folder.rescan_wait_ms);
+                // once a scan, not once a file: a full list would put the next one off for an hour
+                folder.rescan_wait_ms = (folder.rescan_wait_ms * 2).min(RESCAN_MS_MAX);
+            }
+        }
+    }
+
+    /// The kernel did not tell everything: the folder is scanned soon, or once more after the present scan,
+    /// which is not begun anew lest one that is long never ends.
+    fn scan_soon(&mut self, now: Time, watch: u8) {
+        let Some(folder) = self.folders.get_mut(usize::from(watch)) else { return };
+        if folder.begun {
+            folder.again = true;
+        } else {
+            let soon = now.mono_ms + MISSED_MS;
+            folder.scan_at_ms = Some(folder.scan_at_ms.map_or(soon, |at_ms| at_ms.min(soon)));
         }
     }
 
@@ -153,17 +174,9 @@ impl Ingest {
         self.read_on(now, out);
     }
 
-    /// The kernel dropped notices, or a folder came with files in it: a scan finds them, at once. One that is
-    /// under way is not begun anew, or many new folders would keep it from ever coming to its end.
+    /// The kernel dropped notices, or a folder came whose files it did not tell of.
     pub fn files_missed(&mut self, now: Time, watch: u8, out: &mut Effects) {
-        if let Some(folder) = self.folders.folders.get_mut(usize::from(watch)) {
-            if folder.under_way {
-                folder.again = true;
-            } else {
-                folder.restart = true;
-                folder.scan_at_ms = Some(now.mono_ms);
-            }
-        }
+        self.folders.scan_soon(now, watch);
         self.read_on(now, out);
     }
 
@@ -219,7 +232,7 @@ impl Ingest {
         let watch = u8::try_from(index).expect("the configuration bounds the watched folders");
         let folder = &mut folders.folders[index];
         folder.scanning = true;
-        folder.under_way = true;
+        folder.begun = true;
         folder.scan_at_ms = None;
         let restart = std::mem::take(&mut folder.restart);
         folders.start(Work::Scan(watch), FileJob::Scan { watch, restart }, out);
@@ -306,14 +319,14 @@ impl Ingest {
         }
         let folder = &mut self.folders.folders[usize::from(page.watch)];
         folder.scanning = false;
-        folder.under_way = !page.end;
+        folder.begun = !page.end;
         if !page.end {
-            folder.scan_at_ms = Some(now.mono_ms);
-        } else if std::mem::take(&mut folder.again) {
-            folder.restart = true;
             folder.scan_at_ms = Some(now.mono_ms);
         } else if folder.scan_at_ms.is_none() {
             folder.rescan_wait_ms = RESCAN_MS;
+        }
+        if page.end && std::mem::take(&mut folder.again) {
+            self.folders.scan_soon(now, page.watch);
         }
         self.delete_delivered(out);
         self.read_on(now, out);

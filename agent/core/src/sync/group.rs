@@ -42,6 +42,7 @@ pub(super) enum News {
 }
 
 /// What is to be done with an entry.
+#[expect(clippy::large_enum_variant, reason = "most entries are taken, and 64 are the most")]
 pub(super) enum Plan {
     /// Not compared with the local binding yet.
     Unknown,

@@ -77,6 +77,8 @@ struct Peer {
     /// Counts the sessions with this peer that this node has begun anew.
     session_number: u64,
     out: Outbox,
+    /// Its place in the order in which sessions were begun.
+    begun: u64,
     /// When to say hello (again), and how long to wait after that.
     hello_at_ms: Option<u64>,
     hello_wait_ms: u64,
@@ -162,6 +164,7 @@ pub struct Sync {
     upstream: Option<NodeName>,
     subscriptions: Vec<String>,
     sessions_max: usize,
+    sessions_begun: u64,
     window_blocks: u32,
     /// Transfers to this node, by peer and the peer's number.
     incoming: BTreeMap<(NodeName, u32), InGroup>,
@@ -196,6 +199,7 @@ impl Sync {
             upstream: None,
             subscriptions: Vec::new(),
             sessions_max: 0,
+            sessions_begun: 0,
             window_blocks: 0,
             incoming: BTreeMap::new(),
             serving: BTreeSet::new(),
@@ -312,6 +316,9 @@ impl Sync {
         if let SyncMessage::Hello(hello) = message {
             return self.hello(now, from, hello, out);
         }
+        if message == SyncMessage::Later {
+            return self.later(now, from);
+        }
         if !self.peers.get(from).is_some_and(|peer| session::are_related(peer.role, self.wires.role)) {
             let why = "nodes of its role and of this one have nothing to say to each other";
             return self.wires.dropped(from, why.into(), out);
@@ -321,7 +328,7 @@ impl Sync {
             return self.say_hello(now, from, out);
         }
         match message {
-            SyncMessage::Hello(_) => {}
+            SyncMessage::Hello(_) | SyncMessage::Later => {}
             SyncMessage::Announce(announce) => self.announced(now, from, announce, out),
             SyncMessage::Want(want) => self.wanted(now, from, want, out),
             SyncMessage::Credit { group, round, limit } => self.credited(now, from, group, round, limit, out),
@@ -481,6 +488,7 @@ impl Peer {
             key,
             session: None,
             session_number: 0,
+            begun: 0,
             out: Outbox::new(epoch),
             hello_at_ms: None,
             hello_wait_ms: RETRY_MS,

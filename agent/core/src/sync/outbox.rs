@@ -14,6 +14,9 @@ use std::collections::VecDeque;
 const SAVE_CHANGES: u64 = 1024;
 const SAVE_MS: u64 = 60_000;
 
+/// A cursor as it is saved: the peer's store and interest it speaks of, and whether an echo is unfinished.
+type Saved = (u64, u64, u64, bool);
+
 /// The outbox of one peer.
 #[derive(Default)]
 pub(super) struct Outbox {
@@ -32,9 +35,20 @@ pub(super) struct Outbox {
     pub(super) next_group: u32,
     store: u64,
     interest: u64,
+    /// The peer's store is new to us: what came from its old one is told to it too, up to the log's end.
+    pub(super) echo: Option<Echo>,
     saved: u64,
     save_at_ms: Option<u64>,
     saving: bool,
+}
+
+/// How far a peer with a new store is told what came from its old one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Echo {
+    /// The end of the log has not been seen yet.
+    Open,
+    /// Up to this sequence number.
+    Until(u64),
 }
 
 /// One announcement under way.
@@ -92,11 +106,15 @@ impl Outbox {
 
     /// Takes the saved cursor, if it speaks of this store of the peer and these subscriptions.
     pub(super) fn load(&mut self, value: Option<&[u8]>, store: u64, interest: u64) {
-        let saved: Option<(u64, u64, u64)> = value.and_then(|bytes| postcard::from_bytes(bytes).ok());
-        let fits =
-            |&(_, of_store, of_interest): &(u64, u64, u64)| (of_store, of_interest) == (store, interest);
-        let from_log = saved.filter(fits).map_or(0, |(cursor, ..)| cursor);
-        let in_memory = if (self.store, self.interest) == (store, interest) { self.cursor } else { 0 };
+        let saved: Option<Saved> = value.and_then(|bytes| postcard::from_bytes(bytes).ok());
+        let saved =
+            saved.filter(|(_, of_store, of_interest, _)| (*of_store, *of_interest) == (store, interest));
+        let from_log = saved.map_or(0, |(cursor, ..)| cursor);
+        let is_remembered = (self.store, self.interest) == (store, interest);
+        let in_memory = if is_remembered { self.cursor } else { 0 };
+        if !is_remembered {
+            self.echo = saved.is_none_or(|(.., echoing)| echoing).then_some(Echo::Open);
+        }
         (self.store, self.interest) = (store, interest);
         self.cursor = from_log.max(in_memory);
         self.saved = from_log;
@@ -107,8 +125,8 @@ impl Outbox {
 
     /// The cursor as it is saved.
     pub(super) fn value(&self) -> Vec<u8> {
-        postcard::to_allocvec(&(self.cursor, self.store, self.interest))
-            .expect("three numbers can be written")
+        let saved: Saved = (self.cursor, self.store, self.interest, self.echo.is_some());
+        postcard::to_allocvec(&saved).expect("numbers can be written")
     }
 
     /// Moves the cursor over every leading announcement that is wholly acknowledged.
@@ -126,6 +144,9 @@ impl Outbox {
         self.groups.retain(|group| group.last_seq.is_some() || !group.is_done());
         if !self.groups.iter().any(|group| group.last_seq.is_some()) && !self.reading {
             self.cursor = self.cursor.max(self.announced);
+        }
+        if matches!(self.echo, Some(Echo::Until(end)) if self.cursor >= end) {
+            self.echo = None;
         }
         if self.cursor > self.saved && self.save_at_ms.is_none() && !self.saving {
             self.save_at_ms = Some(now.mono_ms + SAVE_MS);

@@ -13,7 +13,7 @@ use crate::limits::IN_GROUPS_MAX;
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Note, Question};
 use crate::name::Name;
 use crate::object::manifest::Manifest;
-use crate::role::may_announce;
+use crate::role::{Role, may_announce};
 use crate::time::Time;
 use bytes::Bytes;
 
@@ -134,7 +134,7 @@ impl Sync {
         match (step, answer) {
             (Step::Lookup, Answer::Bindings(found)) => {
                 for (index, bound) in group.indices().zip(found) {
-                    plan(group, index, bound, &key.0);
+                    plan(group, index, bound, &key.0, self.wires.role);
                 }
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
@@ -168,7 +168,7 @@ impl Sync {
             }
             (Step::Again(index), Answer::Bindings(found)) => {
                 group.entries[usize::from(index)].plan = Plan::Unknown;
-                plan(group, index, found.into_iter().next().flatten(), &key.0);
+                plan(group, index, found.into_iter().next().flatten(), &key.0, self.wires.role);
                 self.bind(key, group, index, out);
             }
             (_, _) => return Err(GivenUp("the store gave an answer to another question".into())),
@@ -192,6 +192,8 @@ impl Sync {
                 return self.round_may_be_over(key, group, out);
             }
             (Step::CopyBound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
+                // Should the name be outrun, this is the only word of the copy.
+                out.tell(Message::Changed { bytes: 0 });
                 self.bind_name(key, group, index, out)
             }
             (Step::Bound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
@@ -504,7 +506,7 @@ impl InGroup {
 }
 
 /// Decides what becomes of an entry, from the binding that is here.
-fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName) {
+fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, role: Role) {
     let entry = &mut group.entries[usize::from(index)];
     let incoming = &entry.incoming;
     let expected_seq = bound.as_ref().map(|bound| bound.seq);
@@ -519,6 +521,8 @@ fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName) 
         Some(Ok(Resolution::Newer)) => newer(),
         Some(Ok(Resolution::Same)) => Err(Outcome::Stored),
         Some(Ok(Resolution::Stale)) => Err(Outcome::Superseded),
+        // A leecher writes nothing: where it differs, its master has changed.
+        Some(Ok(Resolution::Merged(_) | Resolution::Conflict { .. })) if role == Role::Leecher => newer(),
         Some(Ok(Resolution::Merged(binding))) => take(binding, None, None, Outcome::Stored),
         Some(Ok(Resolution::Conflict { winner, loser_name, loser })) => {
             take(winner, None, Some((loser_name, loser)), Outcome::Conflict)

@@ -1,6 +1,11 @@
 //! The sending half: announces what the log has behind a peer's cursor, and serves what the peer wants.
 
-use super::outbox::{OutEntry, OutGroup, Outbox, Serving};
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
+use super::outbox::{Echo, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted};
@@ -56,6 +61,9 @@ impl Sync {
         };
         outbox.more = page.len() == ANNOUNCE_ENTRIES_MAX;
         let entries = take_entries(session, name, outbox, page);
+        if !outbox.more && outbox.echo == Some(Echo::Open) {
+            outbox.echo = Some(Echo::Until(outbox.announced));
+        }
         let last_seq = outbox.announced;
         if !entries.is_empty() {
             self.announce(now, name, entries, Some(last_seq), None, out);
@@ -219,6 +227,7 @@ impl Sync {
         self.send_pack(now, name, group_id, pack, out);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what the question was for, and its answer")]
     pub(super) fn block_read(
         &mut self,
         now: Time,
@@ -373,7 +382,7 @@ fn take_entries(
     for (name, bound) in page {
         // A binding that can not be read is reported by verify; it can not be announced.
         if let Ok(stored) = Stored::decode(&bound.value)
-            && concerns(session, peer, &name, &stored)
+            && concerns(session, peer, &name, &stored, outbox.echo.is_some())
         {
             let size = name.as_str().len() + bound.value.len();
             if bytes + size > ANNOUNCE_BYTES_MAX {
@@ -389,10 +398,10 @@ fn take_entries(
 }
 
 /// Whether a change is of the peer's business: upstream everything, downstream what it subscribes to or
-/// has written itself; never what came from it.
-fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored) -> bool {
+/// has written itself; never what came from it, save upstream what may have been lost there with a store.
+fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored, echo: bool) -> bool {
     if stored.via.as_ref() == Some(peer) {
-        return false;
+        return echo && session.upstream && !name.under("cid");
     }
     session.upstream
         || stored.binding.version.contains(peer)

@@ -162,7 +162,7 @@ fn sealed(from: &str, to: &str, signer: &str, message: &SyncMessage) -> Message 
 
 fn hello(role: Role) -> SyncMessage {
     let subscriptions = Vec::new();
-    SyncMessage::Hello(Hello { epoch: 9, session: 1, store: 9, role, subscriptions, answer: true })
+    SyncMessage::Hello(Hello { epoch: 9, session: 1, store: 9, role, subscriptions, answers: None })
 }
 
 fn announcement(writer: &str, size: u64, content: Content) -> SyncMessage {

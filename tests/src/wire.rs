@@ -1,0 +1,68 @@
+//! The local socket byte by byte, for what no client of ours would say.
+
+use serde_json::Value;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// The kind of a frame that holds a request or an answer.
+pub const MESSAGE: u8 = 1;
+/// The kind of a frame that holds data.
+pub const DATA: u8 = 2;
+/// The kind of a frame that says that all data was sent.
+pub const END: u8 = 3;
+
+/// A frame as it travels.
+pub fn frame(kind: u8, number: u32, body: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(body.len()).expect("frames are short").to_le_bytes().to_vec();
+    frame.push(kind);
+    frame.extend_from_slice(&number.to_le_bytes());
+    frame.extend_from_slice(body);
+    frame
+}
+
+/// Sends a request.
+///
+/// # Errors
+/// The agent has hung up.
+pub fn ask(stream: &mut UnixStream, number: u32, request: &Value) -> io::Result<()> {
+    stream.write_all(&frame(MESSAGE, number, request.to_string().as_bytes()))
+}
+
+/// Puts an object whole.
+///
+/// # Errors
+/// The agent has hung up.
+pub fn put(stream: &mut UnixStream, number: u32, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let meta = serde_json::json!({"size": bytes.len(), "mtime_ms": 0, "mode": 0o644});
+    ask(stream, number, &serde_json::json!({"do": "put", "name": name, "meta": meta}))?;
+    for piece in bytes.chunks(256 << 10) {
+        stream.write_all(&frame(DATA, number, piece))?;
+    }
+    stream.write_all(&frame(END, number, b""))
+}
+
+/// The next frame: its number, its kind and its body.
+///
+/// # Errors
+/// The agent has hung up.
+pub fn next(stream: &mut UnixStream) -> io::Result<(u32, u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head)?;
+    let [a, b, c, d, kind, number @ ..] = head;
+    let mut body = vec![0; u32::from_le_bytes([a, b, c, d]) as usize];
+    stream.read_exact(&mut body)?;
+    Ok((u32::from_le_bytes(number), kind, body))
+}
+
+/// The next answer.
+///
+/// # Errors
+/// The agent has hung up.
+///
+/// # Panics
+/// When the frame is none.
+pub fn answer(stream: &mut UnixStream) -> io::Result<(u32, Value)> {
+    let (number, kind, body) = next(stream)?;
+    assert_eq!(kind, MESSAGE);
+    Ok((number, serde_json::from_slice(&body).expect("answers are JSON")))
+}

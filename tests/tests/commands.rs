@@ -1,0 +1,241 @@
+//! The commands as people and programs use them: pages, JSON, exit codes, standard input and large objects.
+
+use larder_tests::node::{Node, noise};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+
+const GIB: u64 = 1 << 30;
+
+fn running() -> Node {
+    let mut node = Node::new("cam", "worker");
+    node.start();
+    node
+}
+
+fn many(node: &Node, count: usize) {
+    fs::create_dir(node.path("many")).unwrap();
+    for index in 0..count {
+        fs::write(node.path(format!("many/{index:05}")), index.to_string()).unwrap();
+    }
+    node.run(["put", "many"]).expect(0);
+}
+
+#[test]
+fn a_listing_of_many_pages_is_whole_in_order_and_in_json_line_by_line() {
+    let node = running();
+    many(&node, 1000);
+    let names = node.names("");
+    assert_eq!(names, (0..1000).map(|index| format!("many/{index:05}")).collect::<Vec<_>>());
+    let pages = node.json(["ls", "many/"]);
+    assert!(pages.len() >= 4, "{} pages", pages.len());
+    let listed = pages.iter().flat_map(|page| page["objects"].as_array().unwrap());
+    assert!(listed.map(|object| object["name"].as_str().unwrap()).eq(names.iter().map(String::as_str)));
+    assert_eq!(node.names("many/009").len(), 100, "a prefix of a part");
+    let long = node.run(["ls", "-l", "many/00042"]).expect(0).text();
+    assert!(long.contains("0644") && long.contains("2 B") && long.contains(" cam "), "{long}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_a_listing_in_silence() {
+    let node = running();
+    many(&node, 2000);
+    let mut ls = node.command(["ls"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    let mut reader = BufReader::with_capacity(16, ls.stdout.take().unwrap());
+    reader.read_line(&mut first).unwrap();
+    drop(reader);
+    assert_eq!(first, "many/00000\n");
+    let ended = ls.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &b""[..]));
+    let full = node.command(["ls"]).stdout(File::create("/dev/full").unwrap()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&full.stderr);
+    assert!(full.status.code() == Some(5) && stderr.contains("standard output: No space left"), "{stderr}");
+}
+
+#[test]
+fn standard_input_is_stored_whole_with_and_without_an_agent() {
+    let mut node = Node::new("cam", "worker");
+    for (name, length) in [("alone/empty", 0), ("alone/large", 5_000_000)] {
+        node.run_with(["put", "--stdin", name], &noise(length, name)).expect(0);
+    }
+    node.start();
+    node.run_with(["put", "--stdin", "agent/large", "--prefix", "x"], &noise(5_000_000, "agent")).expect(0);
+    assert_eq!(node.names(""), ["alone/empty", "alone/large", "x/agent/large"]);
+    assert!(node.get("alone/large").unwrap() == noise(5_000_000, "alone/large"));
+    assert_eq!(node.get("alone/empty").unwrap(), b"");
+    assert!(node.get("x/agent/large").unwrap() == noise(5_000_000, "agent"));
+}
+
+#[test]
+fn every_command_answers_in_json_and_every_failure_is_json_with_its_exit_code() {
+    let node = running();
+    fs::write(node.path("a"), b"hello").unwrap();
+    let one = |arguments: &[&str]| {
+        let answers = node.json(arguments);
+        assert_eq!(answers.len(), 1, "{arguments:?}: {answers:?}");
+        answers.into_iter().next().unwrap()
+    };
+    let stored = one(&["put", "a"]);
+    assert_eq!(
+        (&stored["answer"], &stored["size"], &stored["unchanged"]),
+        (&"stored".into(), &5.into(), &false.into())
+    );
+    let cid = stored["cid"].as_str().unwrap();
+    assert!(cid.starts_with("bafkr4i"), "{cid}: a CIDv1, raw, BLAKE3");
+    assert_eq!(node.get(cid).unwrap(), b"hello");
+    assert_eq!(one(&["get", "a", "-o", "b"])["answer"], "object");
+    assert_eq!(one(&["ls"])["objects"][0]["cid"], cid);
+    assert_eq!(one(&["status"])["answer"], "status");
+    assert_eq!(one(&["verify"])["blocks"], 1);
+    assert_eq!(one(&["index", "rebuild"])["names"], 1);
+    assert_eq!(one(&["rm", "a"])["answer"], "removed");
+    for (code, kind, arguments) in [
+        (2, "invalid", vec!["get"]),
+        (2, "invalid", vec!["put", "a", "--node", "x"]),
+        (2, "invalid", vec!["--profile", "fast", "status"]),
+        (3, "not_found", vec!["get", "a", "-o", "c"]),
+        (3, "not_found", vec!["rm", "a"]),
+        (3, "not_found", vec!["put", "nothing"]),
+        (2, "invalid", vec!["--node", "other", "status"]),
+        (7, "unreachable", vec!["--socket", "/nonexistent/sock", "fetch", "a"]),
+    ] {
+        let all = [vec!["--json"], arguments].concat();
+        let failed = node.run(&all).expect(code);
+        let answers = failed.json();
+        assert_eq!((&answers[0]["answer"], &answers[0]["kind"]), (&"error".into(), &kind.into()), "{all:?}");
+        assert!(failed.stderr.is_empty(), "{all:?}: {}", failed.stderr);
+    }
+}
+
+#[test]
+fn what_is_deleted_is_gone_for_good_and_several_names_are_each_tried() {
+    let mut node = running();
+    many(&node, 10);
+    let removed = node.run(["rm", "many/00001", "many/nothing", "many/00002"]).expect(3);
+    assert!(removed.stderr.contains("many/nothing"), "{}", removed.stderr);
+    assert_eq!(node.names("").len(), 8);
+    node.kill();
+    node.start();
+    assert_eq!(node.names("").len(), 8);
+    assert_eq!(node.run(["get", "many/00001", "-o", "-"]).expect(3).stdout, b"");
+    node.run(["index", "rebuild"]).expect(0);
+    assert_eq!(node.names("").len(), 8, "the log knows of the deletion too");
+    node.run(["put", "many"]).expect(0);
+    assert_eq!(node.names("").len(), 10);
+}
+
+#[test]
+fn the_index_is_made_again_from_the_log_while_the_agent_runs() {
+    let node = running();
+    many(&node, 300);
+    fs::write(node.path("large"), noise(8_000_000, "large")).unwrap();
+    node.run(["put", "large"]).expect(0);
+    let rebuilt = node.run(["index", "rebuild"]).expect(0).text();
+    assert!(rebuilt.contains("301 names"), "{rebuilt}");
+    assert!(node.get("large").unwrap() == noise(8_000_000, "large"));
+    assert_eq!(node.names("").len(), 301);
+    assert!(node.run(["verify"]).expect(0).text().contains("all whole"));
+}
+
+#[test]
+fn completions_are_made_for_each_shell_and_the_one_for_bash_parses() {
+    let node = Node::new("cam", "worker");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = node.run(["completions", shell]).expect(0).text();
+        assert!(script.contains("larder") && script.contains("verify"), "{shell}");
+        if shell == "bash" {
+            fs::write(node.path("script"), &script).unwrap();
+            assert!(Command::new("bash").arg("-n").arg(node.path("script")).status().unwrap().success());
+        }
+    }
+}
+
+#[test]
+fn with_an_agent_commands_go_to_it_and_without_they_open_the_store_themselves() {
+    let mut node = Node::new("cam", "worker");
+    fs::write(node.path("a"), b"a").unwrap();
+    node.run(["put", "a"]).expect(0);
+    node.start();
+    assert_eq!(node.get("a").unwrap(), b"a");
+    assert!(node.status()["uptime_ms"].as_u64().is_some());
+    node.run(["put", "a", "--name", "b"]).expect(0);
+    assert_eq!(node.stop(), 0);
+    assert_eq!(node.names(""), ["a", "b"]);
+    let fetch = node.run(["fetch", "a"]).expect(7);
+    assert!(
+        fetch.stderr.contains("no agent runs at") && fetch.stderr.contains("`larder run` starts one"),
+        "{}",
+        fetch.stderr
+    );
+}
+
+/// What a range of a sparse file with islands holds.
+fn expected(islands: &BTreeMap<u64, Vec<u8>>, from: u64, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap()];
+    for (at, island) in islands {
+        for (byte, place) in island.iter().zip(*at..) {
+            if (from..from + length).contains(&place) {
+                bytes[usize::try_from(place - from).unwrap()] = *byte;
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_sparse_file_of_five_gib_is_stored_small_and_every_range_of_it_is_right() {
+    let node = running();
+    let file = File::create(node.path("sparse")).unwrap();
+    file.set_len(5 * GIB).unwrap();
+    let places = [0, GIB + 12_345, 4 * GIB - 1_000, 5 * GIB - 3_000];
+    let islands: BTreeMap<u64, Vec<u8>> =
+        places.into_iter().map(|at| (at, noise(3_000, &at.to_string()))).collect();
+    for (at, island) in &islands {
+        file.write_all_at(island, *at).unwrap();
+    }
+    let stored = node.json(["put", "sparse"]).remove(0);
+    assert_eq!(stored["size"], 5 * GIB);
+    let used = node.status()["store"]["used_bytes"].as_u64().unwrap();
+    assert!(used < 100 << 20, "equal blocks are stored once, but {used} bytes are used");
+    for (from, length) in [
+        (0, 5_000),
+        (GIB, 40_000),
+        (4 * GIB - 2_000, 4_000),
+        (5 * GIB - 4_000, 4_000),
+        (3 * GIB, 1),
+        (5 * GIB - 1, 1),
+        (5 * GIB, 0),
+    ] {
+        let (offset, count) = (from.to_string(), length.to_string());
+        let got = node.run(["get", "sparse", "-o", "-", "--offset", &offset, "--length", &count]).expect(0);
+        assert!(got.stdout == expected(&islands, from, length), "{length} bytes from {from}");
+    }
+    let tail = node.run(["get", "sparse", "-o", "-", "--offset", &(5 * GIB - 3_000).to_string()]).expect(0);
+    assert!(tail.stdout == islands[&(5 * GIB - 3_000)]);
+    let mut whole = node.command(["get", "sparse", "-o", "-"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = whole.stdout.take().unwrap();
+    let (mut position, mut piece) = (0, vec![0; 1 << 20]);
+    while position < 5 * GIB {
+        let length = (5 * GIB - position).min(1 << 20);
+        let piece = &mut piece[..usize::try_from(length).unwrap()];
+        stdout.read_exact(piece).unwrap();
+        let holds_an_island = places.iter().any(|at| *at < position + length && position < at + 3_000);
+        if holds_an_island {
+            assert!(piece == expected(&islands, position, length), "from {position}");
+        } else {
+            assert!(piece.iter().all(|byte| *byte == 0), "from {position}");
+        }
+        position += length;
+    }
+    assert_eq!(stdout.read(&mut piece).unwrap(), 0);
+    assert!(whole.wait().unwrap().success());
+    let verified = node.json(["verify"]).remove(0);
+    assert_eq!(
+        (&verified["damaged"], &verified["incomplete"]),
+        (&Value::Array(vec![]), &Value::Array(vec![]))
+    );
+}

@@ -1,0 +1,398 @@
+//! Files on their way in and out: what bad files, bad names and bad moments get.
+
+use larder_tests::node::{Node, Said, larder_bin, noise, wait_for};
+use larder_tests::wire;
+use rustix::process::{Signal, geteuid};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const NOBODY: u32 = 65_534;
+
+fn worker() -> Node {
+    Node::new("cam", "worker")
+}
+
+fn running() -> Node {
+    let mut node = worker();
+    node.start();
+    node
+}
+
+fn watch(node: &Node, more: &str) {
+    fs::create_dir(node.path("in")).unwrap();
+    node.append(&format!("[[watch]]\npath = \"in\"\nprefix = \"in/\"\nsettle_s = 1\n{more}"));
+}
+
+/// Writes a file, with its folders.
+fn write(path: &Path, bytes: &[u8]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+fn spawn(node: &Node, arguments: &[&str]) -> Child {
+    let mut command = node.command(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn said(child: Child) -> Said {
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    Said { code: larder_tests::node::code(output.status), stdout: output.stdout, stderr }
+}
+
+/// Waits until a process has read so much.
+fn wait_read(child: &Child, bytes: u64) {
+    let io = format!("/proc/{}/io", child.id());
+    wait_for("the command reads", || {
+        let text = fs::read_to_string(&io).unwrap();
+        let read = text.lines().find_map(|line| line.strip_prefix("rchar: "))?.parse::<u64>().ok()?;
+        (read >= bytes).then_some(())
+    });
+}
+
+/// A put of a large file that stands still in its middle: the agent is stopped and takes no more.
+fn half_way(node: &Node, file: &str, length: usize) -> Child {
+    fs::write(node.path(file), noise(length, file)).unwrap();
+    node.signal(Signal::STOP);
+    let child = spawn(node, &["put", file]);
+    wait_read(&child, 256 << 10);
+    child
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_named_and_the_others_are_stored() {
+    let mut node = worker();
+    let folder = node.path("data");
+    write(&folder.join("a"), b"a");
+    write(&folder.join("b"), b"b");
+    write(&folder.join("c"), b"c");
+    fs::set_permissions(folder.join("b"), fs::Permissions::from_mode(0o000)).unwrap();
+    watch(&node, "");
+    write(&node.path("in/one"), b"one");
+    write(&node.path("in/two"), b"two");
+    fs::set_permissions(node.path("in/one"), fs::Permissions::from_mode(0o000)).unwrap();
+    let as_user = |node: &Node, arguments: &[&str]| {
+        if !geteuid().is_root() {
+            return node.command(arguments);
+        }
+        // root may read everything: all of this is done as somebody else
+        let mut command = Command::new("setpriv");
+        node.prepare(&mut command);
+        command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"]);
+        command.arg(node.path("larder")).args(arguments);
+        command
+    };
+    if geteuid().is_root() {
+        fs::copy(larder_bin(), node.path("larder")).unwrap();
+        for path in ["", "larder.toml", "node.key", "data", "data/a", "data/b", "data/c", "in", "in/one"] {
+            chown(node.path(path), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    let run = |node: &Node, arguments: &[&str]| {
+        said(as_user(node, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    };
+    let put = run(&node, &["put", "data"]).expect(6);
+    assert!(put.stderr.contains("data/b cannot be read: Permission denied"), "{}", put.stderr);
+    assert!(put.text().contains("stored 2 objects"), "{}", put.text());
+    let mut agent = as_user(&node, &["run"]);
+    node.launch(&mut agent).unwrap();
+    node.wait_status("the readable file is taken", |status| {
+        let problem = status["ingest"]["last_problem"].as_str()?;
+        let taken = node.names("").contains(&"in/two".to_owned());
+        (taken && problem.contains("one")).then_some(())
+    });
+    assert_eq!(node.names(""), ["data/a", "data/c", "in/two"]);
+    assert_eq!(node.stop(), 0);
+}
+
+#[test]
+fn a_file_whose_reading_fails_is_named_and_nothing_of_it_is_stored() {
+    let node = running();
+    // a regular file whose first byte cannot be read, on every Linux
+    let put = node.run(["put", "/proc/self/mem", "--name", "broken"]).expect(9);
+    assert!(put.stderr.contains("/proc/self/mem cannot be read: Input/output error"), "{}", put.stderr);
+    assert!(node.names("").is_empty());
+    let missing = node.run(["put", "nothing-here"]).expect(3);
+    assert!(missing.stderr.contains("nothing-here cannot be read: No such file"), "{}", missing.stderr);
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_read_is_read_again_and_stored_whole() {
+    let node = running();
+    let child = half_way(&node, "grows", 24 << 20);
+    let more = noise(1 << 20, "more");
+    OpenOptions::new().append(true).open(node.path("grows")).unwrap().write_all(&more).unwrap();
+    node.signal(Signal::CONT);
+    said(child).expect(0);
+    assert!(node.get("grows").unwrap() == fs::read(node.path("grows")).unwrap());
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_read_again_and_stored_whole() {
+    let node = running();
+    let child = half_way(&node, "shrinks", 24 << 20);
+    OpenOptions::new().write(true).open(node.path("shrinks")).unwrap().set_len(3 << 20).unwrap();
+    node.signal(Signal::CONT);
+    said(child).expect(0);
+    assert!(node.get("shrinks").unwrap() == fs::read(node.path("shrinks")).unwrap());
+}
+
+#[test]
+fn a_file_that_never_stops_growing_is_refused_and_what_was_there_before_stays() {
+    let node = running();
+    fs::write(node.path("journal"), b"before").unwrap();
+    node.run(["put", "journal"]).expect(0);
+    fs::remove_file(node.path("journal")).unwrap();
+    let child = half_way(&node, "journal", 24 << 20);
+    let is_over = AtomicBool::new(false);
+    let put = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut file = OpenOptions::new().append(true).open(node.path("journal")).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                file.write_all(b"another line\n").unwrap();
+            }
+        });
+        node.signal(Signal::CONT);
+        let put = said(child);
+        is_over.store(true, Ordering::Relaxed);
+        put.expect(8)
+    });
+    assert!(put.stderr.contains("journal kept changing while it was read"), "{}", put.stderr);
+    assert_eq!(node.get("journal").unwrap(), b"before");
+}
+
+#[test]
+fn a_file_that_vanishes_while_it_is_read_leaves_what_was_there_before() {
+    let node = running();
+    fs::write(node.path("gone"), b"before").unwrap();
+    node.run(["put", "gone"]).expect(0);
+    let child = half_way(&node, "gone", 24 << 20);
+    fs::remove_file(node.path("gone")).unwrap();
+    node.signal(Signal::CONT);
+    let put = said(child).expect(3);
+    assert!(put.stderr.contains("gone vanished while it was read"), "{}", put.stderr);
+    assert_eq!(node.get("gone").unwrap(), b"before");
+    assert_eq!(node.run(["verify"]).expect(0).code, 0);
+}
+
+#[test]
+fn symbolic_links_are_reported_not_followed_and_loops_end() {
+    let node = running();
+    write(&node.path("tree/a/file"), b"file");
+    symlink(".", node.path("tree/self")).unwrap();
+    symlink("../..", node.path("tree/a/up")).unwrap();
+    symlink("y", node.path("tree/x")).unwrap();
+    symlink("x", node.path("tree/y")).unwrap();
+    symlink("a/file", node.path("tree/to-file")).unwrap();
+    let put = node.run(["put", "tree"]).expect(1);
+    for link in ["tree/self", "tree/a/up", "tree/x", "tree/y", "tree/to-file"] {
+        assert!(put.stderr.contains(&format!("{link} is skipped: it is a symbolic link")), "{}", put.stderr);
+    }
+    assert_eq!(node.names(""), ["tree/a/file"]);
+    let looped = node.run(["put", "tree/x"]).expect(1);
+    assert!(looped.stderr.contains("Too many levels of symbolic links"), "{}", looped.stderr);
+    node.run(["put", "tree/to-file", "--name", "linked"]).expect(0);
+    assert_eq!(node.get("linked").unwrap(), b"file", "a link named on the command line is followed");
+}
+
+#[test]
+fn what_is_no_file_is_skipped_and_the_store_is_never_put_into_itself() {
+    let node = running();
+    fs::create_dir(node.path("odd")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, node.path("odd/pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(node.path("odd/socket")).unwrap();
+    write(&node.path("odd/file"), b"file");
+    let put = node.run(["put", "odd"]).expect(1);
+    assert!(put.stderr.contains("odd/pipe is skipped: it is a pipe"), "{}", put.stderr);
+    assert!(put.stderr.contains("odd/socket is skipped: it is a socket"), "{}", put.stderr);
+    let put = node.run(["put", "."]).expect(1);
+    assert!(put.stderr.contains("store is skipped: it is the store itself"), "{}", put.stderr);
+    assert!(node.names("").iter().all(|name| !name.starts_with("store")), "{:?}", node.names(""));
+}
+
+fn long(bytes: usize) -> String {
+    let part = "p".repeat(200);
+    let mut name = vec![part; bytes / 201].join("/");
+    name.push('/');
+    name.push_str(&"q".repeat(bytes - name.len()));
+    name
+}
+
+fn refused_names() -> Vec<(String, &'static str)> {
+    vec![
+        ("../up".into(), "could leave the directory"),
+        ("a/../b".into(), "could leave the directory"),
+        ("..".into(), "could leave the directory"),
+        ("a/./b".into(), "could leave the directory"),
+        ("/etc/passwd".into(), "is absolute"),
+        ("a//b".into(), "empty part"),
+        ("a/".into(), "ends with `/`"),
+        ("a\nb".into(), "control character"),
+        ("a\x1b[2Jb".into(), "control character"),
+        ("a\u{85}b".into(), "control character"),
+        (String::new(), "empty"),
+        (long(1025), "at most 1024 bytes"),
+    ]
+}
+
+#[test]
+fn names_of_every_refused_kind_are_refused_by_put_get_rm_and_stdin() {
+    let node = running();
+    fs::write(node.path("file"), b"file").unwrap();
+    for (name, why) in refused_names() {
+        for arguments in [
+            vec!["put", "file", "--name", &name],
+            vec!["put", "--stdin", &name],
+            vec!["get", &name],
+            vec!["rm", &name],
+            vec!["put", "file", "--prefix", &name],
+        ] {
+            let refused = node.run(&arguments).expect(2);
+            // clap has its own words for nothing at all
+            let is_said = refused.stderr.contains(why) || name.is_empty();
+            assert!(is_said, "{arguments:?}: {}", refused.stderr);
+            assert!(!refused.stderr.contains('\x1b'), "{arguments:?} writes a command to the terminal");
+        }
+    }
+    let not_text = OsStr::from_bytes(b"a\xff");
+    node.run([OsStr::new("put"), OsStr::new("file"), OsStr::new("--name"), not_text]).expect(2);
+    node.run(["put", "file", "--name", &long(1024)]).expect(0);
+    assert_eq!(node.names("").len(), 1);
+    assert_eq!(node.get(&long(1024)).unwrap(), b"file");
+}
+
+#[test]
+fn files_with_names_no_object_may_have_are_skipped_and_named() {
+    let node = running();
+    write(&node.path("odd/good"), b"good");
+    for name in [&b"new\nline"[..], b"escape\x1b[2J", b"latin\xe9"] {
+        fs::write(node.path("odd").join(OsStr::from_bytes(name)), b"bad").unwrap();
+    }
+    let deep = node.path("odd").join(long(1000));
+    write(&deep, b"deep");
+    let prefix = "x".repeat(30);
+    let put = node.run(["put", "odd", "--prefix", &prefix]).expect(1);
+    assert!(put.stderr.contains("control character '\\n'"), "{}", put.stderr);
+    assert!(put.stderr.contains("is not UTF-8: rename the file"), "{}", put.stderr);
+    assert!(put.stderr.contains("at most 1024 bytes"), "{}", put.stderr);
+    assert!(!put.stderr.contains('\x1b'), "a name commands the terminal");
+    assert_eq!(node.names(""), [format!("{prefix}/odd/good")]);
+}
+
+#[test]
+fn names_of_every_refused_kind_are_refused_by_the_socket_too_nul_included() {
+    let node = running();
+    let mut stream = node.connect();
+    let mut names = refused_names();
+    names.push(("a\0b".into(), "control character"));
+    for (number, (name, _)) in (1..).zip(&names) {
+        wire::put(&mut stream, number, name, b"x").unwrap();
+    }
+    wire::ask(&mut stream, 1000, &json!({"do": "status"})).unwrap();
+    let mut answers = BTreeMap::new();
+    loop {
+        let (number, answer) = wire::answer(&mut stream).unwrap();
+        if number == 1000 {
+            break;
+        }
+        answers.entry(number).or_insert(answer);
+    }
+    for (number, (_, why)) in (1..).zip(names) {
+        let refused = &answers[&number];
+        assert_eq!((&refused["answer"], &refused["kind"]), (&json!("error"), &json!("invalid")), "{why}");
+        assert!(refused["message"].as_str().unwrap().contains(why), "{refused}");
+    }
+    assert!(node.names("").is_empty());
+}
+
+/// Binds the object of `good` under a name that no command lets in, as a damaged or hostile store would have it.
+fn smuggle(node: &Node, good: &str, name: &str) {
+    let disk = larder_store::OsDisk::new(&node.store()).unwrap();
+    let (mut store, _) = larder_store::Store::open(disk, larder_store::Options::default()).unwrap();
+    let value = store.binding(good).unwrap().unwrap().value;
+    store.commit(vec![larder_store::Op::Bind { name: name.into(), value }]).unwrap();
+    store.close().unwrap();
+}
+
+#[test]
+fn refused_names_that_are_in_the_store_are_not_handed_out() {
+    let mut node = worker();
+    fs::write(node.path("file"), b"file").unwrap();
+    node.run(["put", "file", "--name", "m/good"]).expect(0);
+    for name in ["../../up", "/tmp/absolute", "m/../../up", "m/new\nline", &long(1025)] {
+        smuggle(&node, "m/good", name);
+    }
+    node.start();
+    assert_eq!(node.names(""), ["m/good"]);
+    assert_eq!(node.run(["verify"]).expect(0).code, 0);
+    fs::create_dir(node.path("out")).unwrap();
+    node.run(["get", "m/good", "-o", "out"]).expect(0);
+    let cid = node.json(["ls"])[0]["objects"][0]["cid"].as_str().unwrap().to_owned();
+    node.run(["get", &cid, "-o", "out", "--force"]).expect(0);
+    assert!(!node.path("up").exists() && !node.folder().parent().unwrap().join("up").exists());
+    assert_eq!(fs::read_dir(node.path("out")).unwrap().count(), 1);
+}
+
+#[test]
+fn get_never_leaves_the_directory_it_was_given() {
+    let node = running();
+    fs::write(node.path("file"), b"file").unwrap();
+    for name in ["a/b/c", "d/e"] {
+        node.run(["put", "file", "--name", name]).expect(0);
+    }
+    for folder in ["out/a", "outside"] {
+        fs::create_dir_all(node.path(folder)).unwrap();
+    }
+    symlink(node.path("outside"), node.path("out/a/b")).unwrap();
+    symlink("../outside/new", node.path("out/d")).unwrap();
+    for name in ["a/b/c", "d/e"] {
+        let refused = node.run(["get", name, "-o", "out", "--force"]).expect(6);
+        assert!(refused.stderr.contains("nothing is written through it"), "{}", refused.stderr);
+    }
+    assert_eq!(fs::read_dir(node.path("outside")).unwrap().count(), 0);
+    node.run(["put", "file", "--name", "plain"]).expect(0);
+    symlink("../outside/target", node.path("out/plain")).unwrap();
+    let exists = node.run(["get", "plain", "-o", "out"]).expect(2);
+    assert!(exists.stderr.contains("--force replaces it"), "{}", exists.stderr);
+    node.run(["get", "plain", "-o", "out", "--force"]).expect(0);
+    assert!(fs::symlink_metadata(node.path("out/plain")).unwrap().is_file(), "the link itself is replaced");
+    assert_eq!(fs::read_dir(node.path("outside")).unwrap().count(), 0);
+}
+
+#[test]
+fn files_come_back_with_their_bytes_time_and_mode_and_empty_ones_empty() {
+    let node = running();
+    for (name, length) in
+        [("empty", 0), ("one", 1), ("block", 120 << 10), ("over", (120 << 10) + 1), ("large", 9_000_001)]
+    {
+        write(&node.path("data").join(name), &noise(length, name));
+    }
+    fs::set_permissions(node.path("data/one"), fs::Permissions::from_mode(0o751)).unwrap();
+    let put = node.run(["put", "data", "data/empty"]).expect(0);
+    assert!(put.text().contains("stored 6 objects"), "{}", put.text());
+    for name in ["empty", "one", "block", "over", "large"] {
+        node.run(["get", &format!("data/{name}"), "-o", "out/"]).expect(3);
+        fs::create_dir_all(node.path("out")).unwrap();
+        node.run(["get", &format!("data/{name}"), "-o", "out"]).expect(0);
+        let (before, after) = (node.path("data").join(name), node.path("out/data").join(name));
+        assert!(fs::read(&before).unwrap() == fs::read(&after).unwrap(), "{name}");
+        let (before, after) = (before.metadata().unwrap(), after.metadata().unwrap());
+        assert_eq!(before.permissions().mode() & 0o777, after.permissions().mode() & 0o777, "{name}");
+        let gap = before.modified().unwrap().duration_since(after.modified().unwrap()).unwrap();
+        assert!(gap < Duration::from_millis(1), "{name}: {gap:?}");
+        fs::remove_dir_all(node.path("out")).unwrap();
+    }
+    let again = node.run(["put", "data"]).expect(0);
+    assert!(again.text().contains("5 of them unchanged"), "{}", again.text());
+}

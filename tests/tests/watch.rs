@@ -1,0 +1,174 @@
+//! Watched folders: which files are taken, when, and what becomes of odd ones.
+
+use larder_tests::node::{Node, SOON, noise, wait_for};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+/// A node that watches its folder `in`, in which files may be made before it starts.
+fn watching(more: &str) -> Node {
+    let node = Node::new("cam", "worker");
+    fs::create_dir(node.path("in")).unwrap();
+    node.append(&format!("[[watch]]\npath = \"in\"\nprefix = \"in/\"\nsettle_s = 1\n{more}"));
+    node
+}
+
+fn write(node: &Node, path: &str, bytes: &[u8]) {
+    fs::create_dir_all(node.path(path).parent().unwrap()).unwrap();
+    fs::write(node.path(path), bytes).unwrap();
+}
+
+#[track_caller]
+fn wait_names(node: &Node, names: &[&str]) {
+    let deadline = Instant::now() + SOON;
+    let mut found = node.names("");
+    while found != names {
+        assert!(Instant::now() < deadline, "{found:?} instead of {names:?}");
+        std::thread::sleep(Duration::from_millis(50));
+        found = node.names("");
+    }
+}
+
+#[test]
+fn files_there_before_files_made_later_files_moved_in_and_new_folders_are_taken_and_kept() {
+    let mut node = watching("");
+    write(&node, "in/before", b"before");
+    write(&node, "in/deep/er/before", b"before too");
+    node.start();
+    wait_names(&node, &["in/before", "in/deep/er/before"]);
+    write(&node, "in/later", b"later");
+    write(&node, "elsewhere/file", b"moved");
+    fs::rename(node.path("elsewhere/file"), node.path("in/moved")).unwrap();
+    write(&node, "in/new/folder/file", b"in a new folder");
+    write(&node, "tree/x/y", b"moved with its folder");
+    fs::rename(node.path("tree"), node.path("in/tree")).unwrap();
+    let names =
+        ["in/before", "in/deep/er/before", "in/later", "in/moved", "in/new/folder/file", "in/tree/x/y"];
+    wait_names(&node, &names);
+    write(&node, "in/new/folder/second", b"a folder stays watched");
+    wait_for("a file in the new folder is taken", || node.get("in/new/folder/second"));
+    for name in names {
+        assert_eq!(node.get(name).unwrap(), fs::read(node.path(name)).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn a_new_version_is_taken_and_one_that_was_there_at_the_last_stop_is_not_taken_twice() {
+    let mut node = watching("");
+    write(&node, "in/a", b"one");
+    write(&node, "in/b", b"same");
+    node.start();
+    wait_names(&node, &["in/a", "in/b"]);
+    write(&node, "in/a", b"two, and longer");
+    wait_for("the new version is taken", || node.get("in/a").filter(|bytes| bytes.starts_with(b"two")));
+    assert_eq!(node.stop(), 0);
+    write(&node, "in/a", b"three");
+    node.start();
+    wait_for("what was written meanwhile is taken", || node.get("in/a").filter(|bytes| bytes == b"three"));
+    let status = node.status();
+    assert_eq!(status["ingest"]["objects"], 1, "{}", status["ingest"]);
+}
+
+#[test]
+fn only_what_the_patterns_say_is_taken_and_not_from_below_where_that_is_not_wanted() {
+    let mut node = watching("include = [\"*.jpg\", \"*.txt\"]\nexclude = [\"*draft*\"]\nrecursive = false\n");
+    for name in ["in/a.jpg", "in/b.txt", "in/c.png", "in/draft.jpg", "in/below/d.jpg"] {
+        write(&node, name, name.as_bytes());
+    }
+    node.start();
+    wait_names(&node, &["in/a.jpg", "in/b.txt"]);
+    for name in ["in/e.png", "in/my-draft.txt", "in/below/f.jpg", "in/z.jpg"] {
+        write(&node, name, name.as_bytes());
+    }
+    wait_names(&node, &["in/a.jpg", "in/b.txt", "in/z.jpg"]);
+}
+
+#[test]
+fn a_file_still_being_written_is_not_taken_and_then_taken_whole() {
+    let mut node = Node::new("cam", "worker");
+    fs::create_dir(node.path("in")).unwrap();
+    node.append("[[watch]]\npath = \"in\"\nprefix = \"in/\"\nsettle_s = 3\n");
+    node.start();
+    let mut file = OpenOptions::new().create(true).append(true).open(node.path("in/grows")).unwrap();
+    let began = Instant::now();
+    let (mut last, mut longest_pause) = (began, Duration::ZERO);
+    // longer than twice the settle time, never still for half of it
+    while began.elapsed() < Duration::from_secs(7) {
+        file.write_all(&noise(50_000, "piece")).unwrap();
+        longest_pause = longest_pause.max(last.elapsed());
+        last = Instant::now();
+        let is_there = !node.names("").is_empty();
+        if longest_pause < Duration::from_secs(2) && last.elapsed() < Duration::from_secs(1) {
+            assert!(!is_there, "taken while it was written, the longest pause was {longest_pause:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(file);
+    let whole = fs::read(node.path("in/grows")).unwrap();
+    wait_for("the file is taken", || node.get("in/grows").filter(|bytes| *bytes == whole));
+}
+
+#[test]
+fn files_that_vanish_links_pipes_and_names_of_no_object_disturb_nothing() {
+    let mut node = watching("");
+    write(&node, "secret/file", b"outside");
+    symlink(".", node.path("in/loop")).unwrap();
+    symlink("../secret", node.path("in/out")).unwrap();
+    symlink("../secret/file", node.path("in/file")).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, node.path("in/pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    write(&node, "in/new\nline", b"no name");
+    write(&node, "in/good-1", b"good");
+    node.start();
+    for index in 0..200 {
+        write(&node, &format!("in/short-lived-{index:03}"), &noise(10_000, "x"));
+        fs::remove_file(node.path(format!("in/short-lived-{index:03}"))).unwrap();
+    }
+    write(&node, "in/good-2", b"good");
+    wait_names(&node, &["in/good-1", "in/good-2"]);
+    let status = node.status();
+    assert_eq!((&status["ingest"]["objects"], &status["power"]["dropped"]), (&2.into(), &0.into()));
+    assert!(status["ingest"]["refused"].as_u64().unwrap() >= 1, "{}", status["ingest"]);
+    assert!(
+        status["ingest"]["last_problem"].as_str().unwrap().contains("control character"),
+        "{}",
+        status["ingest"]
+    );
+}
+
+#[test]
+fn a_watched_folder_that_is_not_there_is_said_and_the_rest_goes_on() {
+    let mut node = watching("");
+    node.append("[[watch]]\npath = \"missing\"\nprefix = \"missing/\"\nsettle_s = 0\n");
+    write(&node, "in/file", b"file");
+    node.start();
+    wait_names(&node, &["in/file"]);
+    assert!(node.log().contains("not watched but scanned every minute"), "{}", node.log());
+    write(&node, "missing/late", b"late");
+    node.restart();
+    wait_names(&node, &["in/file", "missing/late"]);
+}
+
+#[test]
+fn twenty_thousand_files_are_all_taken_by_a_watched_folder() {
+    let mut node = watching("");
+    let content = |index: usize| noise(100, &index.to_string());
+    for index in 0..10_000 {
+        write(&node, &format!("in/{:02}/{index:05}", index % 100), &content(index));
+    }
+    node.start();
+    for index in 10_000..20_000 {
+        write(&node, &format!("in/{:02}/{index:05}", index % 100), &content(index));
+    }
+    let status = node.wait_status("all files are taken", |status| {
+        (status["store"]["names"] == 20_000).then(|| status.clone())
+    });
+    assert_eq!(status["power"]["dropped"], 0);
+    let names = node.names("");
+    assert_eq!(names.len(), 20_000);
+    for index in (0..20_000).step_by(997) {
+        assert!(node.get(&format!("in/{:02}/{index:05}", index % 100)).unwrap() == content(index), "{index}");
+    }
+    assert!(node.run(["verify"]).expect(0).text().contains("all whole"));
+}
