@@ -376,7 +376,7 @@ pub enum ChangeDone {
 pub enum Question {
     /// The bytes of a block.
     Read(BlockId),
-    /// Which of these are here and whole.
+    /// Which of these are here and whole, and how long they are.
     Has(Vec<BlockId>),
     /// The bindings of these names.
     Lookup(Vec<Name>),
@@ -433,8 +433,8 @@ pub enum Question {
 pub enum Answer {
     /// To `Read`; `None`: there is no such block.
     Block(Option<Bytes>),
-    /// To `Has`, in order.
-    Has(Vec<bool>),
+    /// To `Has`, in order: the bytes of those that are here.
+    Has(Vec<Option<u32>>),
     /// To `Lookup`, in order.
     Bindings(Vec<Option<Bound>>),
     /// To `List` and `Changes`.

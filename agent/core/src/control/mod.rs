@@ -422,8 +422,7 @@ impl Control {
             return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
         };
         if !may_command(self.settings.role, peer.role) {
-            let why =
-                format!("a {} may not command a {}: ask on {to} itself", self.settings.role, peer.role);
+            let why = format!("a {} may not command a {}: ask on {to} itself", self.settings.role, peer.role);
             return self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why)), out);
         }
         self.last_counter = (self.last_counter + 1).max(u64::try_from(now.wall_ms).unwrap_or(0) * 1024);
