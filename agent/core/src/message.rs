@@ -376,6 +376,8 @@ pub enum ChangeDone {
 pub enum Question {
     /// The bytes of a block.
     Read(BlockId),
+    /// The bytes of several blocks at once.
+    ReadMany(Vec<BlockId>),
     /// Which of these are here and whole, and how long they are.
     Has(Vec<BlockId>),
     /// The bindings of these names.
@@ -433,6 +435,8 @@ pub enum Question {
 pub enum Answer {
     /// To `Read`; `None`: there is no such block.
     Block(Option<Bytes>),
+    /// To `ReadMany`, in order; `None`: it is not here, or can not be read.
+    Blocks(Vec<Option<Bytes>>),
     /// To `Has`, in order: the bytes of those that are here.
     Has(Vec<Option<u32>>),
     /// To `Lookup`, in order.

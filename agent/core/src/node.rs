@@ -114,7 +114,7 @@ impl Node {
                 self.sync.link_up(now, out);
             }
             Input::LinkDown { reason } => self.sync.link_down(now, reason, out),
-            Input::Sent { token } => self.sync.sent(now, token, out),
+            Input::Sent { token } => self.sync.sent(token, out),
             Input::Wire { from, channel: channel @ (Channel::Command | Channel::Answer), payload } => {
                 if let Err(why) = self.control.wire(now, &from, channel, &payload, out) {
                     self.sync.refuse(&from, why, out);

@@ -60,7 +60,7 @@ enum Purpose {
     /// The manifest a peer wants children of.
     Manifest { peer: NodeName, group: u32, round: u32 },
     /// A block a peer wants.
-    Block { peer: NodeName, group: u32, round: u32, id: BlockId },
+    Blocks { peer: NodeName, group: u32, round: u32, ids: Vec<BlockId> },
     /// What a peer wants to fetch.
     Find { peer: NodeName, request: u32, target: Target },
     /// The bare block a peer wants to fetch.
@@ -255,9 +255,9 @@ impl Sync {
     }
 
     /// The broker has taken a message: there is room for another.
-    pub fn sent(&mut self, now: Time, token: u64, out: &mut Effects) {
+    pub fn sent(&mut self, token: u64, out: &mut Effects) {
         if self.wires.in_flight.remove(&token) && self.wires.has_room() {
-            self.serve_all(now, out);
+            self.serve_all(out);
         }
     }
 
@@ -331,7 +331,7 @@ impl Sync {
             SyncMessage::Hello(_) | SyncMessage::Later => {}
             SyncMessage::Announce(announce) => self.announced(now, from, announce, out),
             SyncMessage::Want(want) => self.wanted(now, from, want, out),
-            SyncMessage::Credit { group, round, limit } => self.credited(now, from, group, round, limit, out),
+            SyncMessage::Credit { group, round, limit } => self.credited(from, group, round, limit, out),
             SyncMessage::Ack { group, outcomes } => self.acknowledged(now, from, group, &outcomes, out),
             SyncMessage::Busy { group } => self.peer_is_busy(now, from, group),
             SyncMessage::Fetch { request, target } => self.fetch_asked(from, request, target, out),
@@ -347,10 +347,10 @@ impl Sync {
             Purpose::Cursor { peer } => self.cursor_loaded(now, &peer, answer, out),
             Purpose::Changes { peer, after } => self.changes_read(now, &peer, after, answer, out),
             Purpose::Manifest { peer, group, round } => {
-                self.manifest_read(now, &peer, group, round, answer, out);
+                self.manifest_read(&peer, group, round, answer, out);
             }
-            Purpose::Block { peer, group, round, id } => {
-                self.block_read(now, &peer, group, round, id, answer, out);
+            Purpose::Blocks { peer, group, round, ids } => {
+                self.blocks_read(now, &peer, group, round, &ids, answer, out);
             }
             Purpose::Find { peer, request, target } => self.found(now, &peer, request, target, answer, out),
             Purpose::FindBlock { peer, request, root } => {

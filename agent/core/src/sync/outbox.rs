@@ -7,7 +7,6 @@ use super::wire::Wanted;
 use crate::id::BlockId;
 use crate::name::Name;
 use crate::time::Time;
-use bytes::Bytes;
 use std::collections::VecDeque;
 
 /// Acknowledged changes after which the cursor is saved at once, and the longest it waits otherwise.
@@ -73,19 +72,16 @@ pub(super) struct OutEntry {
 /// The answer to a want, as far as it has come.
 pub(super) struct Serving {
     pub(super) round: u32,
-    /// Empty while the manifest is being read.
-    pub(super) ids: Vec<BlockId>,
+    /// The blocks and the bytes they should have; empty while the manifest is being read.
+    pub(super) blocks: Vec<(BlockId, usize)>,
     /// What was wanted, until the manifest is there.
     pub(super) wanted: Option<Wanted>,
     /// Blocks asked of the store so far.
     pub(super) next: usize,
     /// Blocks that the receiver allows so far.
     pub(super) limit: u32,
-    /// Reads under way.
+    /// Reads under way, each of one message's blocks.
     pub(super) reads: usize,
-    /// Blocks read and not yet sent.
-    pub(super) pack: Vec<Bytes>,
-    pub(super) pack_bytes: usize,
 }
 
 impl Outbox {

@@ -13,11 +13,13 @@ use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Content, Stored};
 use crate::id::{BlockId, NodeName};
 use crate::limits::{
-    ANNOUNCE_BYTES_MAX, ANNOUNCE_ENTRIES_MAX, MESSAGE_BYTES_MAX, OUT_GROUPS_MAX, SERVE_READS_MAX,
+    ANNOUNCE_BYTES_MAX, ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX, OUT_GROUPS_MAX,
+    SERVE_READS_MAX,
 };
 use crate::message::{Answer, Bound, Change, Channel, Effects, Haste, Message, Note, Question};
 use crate::name::Name;
-use crate::object::manifest::Manifest;
+use crate::object::BLOCK_BYTES_MAX;
+use crate::object::manifest::{Child, Manifest};
 use crate::request::FailureKind;
 use crate::role::may_announce;
 use crate::time::Time;
@@ -129,9 +131,9 @@ impl Sync {
         match want.blocks {
             Wanted::Roots(indices) => {
                 let root = |index: u16| group.entries.get(usize::from(index)).and_then(OutEntry::root);
-                serving.ids = indices.into_iter().filter_map(root).collect();
+                serving.blocks = indices.into_iter().filter_map(root).collect();
                 group.serving = Some(serving);
-                self.serve(now, from, want.group, out);
+                self.serve(from, want.group, out);
             }
             Wanted::Children { manifest, missing } => {
                 serving.wanted = Some(Wanted::Children { manifest, missing });
@@ -144,7 +146,6 @@ impl Sync {
 
     pub(super) fn manifest_read(
         &mut self,
-        now: Time,
         name: &NodeName,
         group: u32,
         round: u32,
@@ -166,13 +167,14 @@ impl Sync {
         };
         let is_set = |index: usize| missing.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
         let children = node.children().iter().enumerate();
-        serving.ids = children.filter(|(index, _)| is_set(*index)).map(|(_, child)| child.id).collect();
-        self.serve(now, name, group, out);
+        let level = node.level();
+        let block = |(_, child): (usize, &Child)| (child.id, block_bytes(level - 1, child.bytes));
+        serving.blocks = children.filter(|(index, _)| is_set(*index)).map(block).collect();
+        self.serve(name, group, out);
     }
 
     pub(super) fn credited(
         &mut self,
-        now: Time,
         from: &NodeName,
         group: u32,
         round: u32,
@@ -181,11 +183,11 @@ impl Sync {
     ) {
         let Some(serving) = self.serving_mut(from, group, round) else { return };
         serving.limit = serving.limit.max(limit);
-        self.serve(now, from, group, out);
+        self.serve(from, group, out);
     }
 
     /// Goes on with every transfer that waits for room on the link.
-    pub(super) fn serve_all(&mut self, now: Time, out: &mut Effects) {
+    pub(super) fn serve_all(&mut self, out: &mut Effects) {
         let names: Vec<NodeName> = self.serving.iter().cloned().collect();
         for name in names {
             let Some(peer) = self.peers.get(&name) else { continue };
@@ -193,65 +195,72 @@ impl Sync {
                 .out
                 .groups
                 .iter()
-                .filter(|group| group.serving.as_ref().is_some_and(Serving::is_open))
+                .filter(|group| group.serving.as_ref().is_some_and(Serving::may_read))
                 .map(|group| group.id)
                 .collect();
             if groups.is_empty() {
                 self.serving.remove(&name);
             }
             for group in groups {
-                self.serve(now, &name, group, out);
+                self.serve(&name, group, out);
             }
         }
     }
 
-    /// Reads as many wanted blocks as credit, link and store allow; sends what has been read.
-    fn serve(&mut self, now: Time, name: &NodeName, group_id: u32, out: &mut Effects) {
+    /// Reads as many wanted blocks as credit, link and store allow, one message's at a time.
+    fn serve(&mut self, name: &NodeName, group_id: u32, out: &mut Effects) {
         let room = self.wires.has_room();
         let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group_id)) else { return };
         let Some(serving) = &mut group.serving else { return };
-        if room {
-            while serving.may_read() {
-                let id = serving.ids[serving.next];
-                serving.next += 1;
-                serving.reads += 1;
-                let purpose =
-                    Purpose::Block { peer: name.clone(), group: group_id, round: serving.round, id };
-                self.asked.ask(purpose, Question::Read(id), out);
-            }
+        while room && serving.may_read() {
+            let ids = serving.next_message();
+            serving.reads += 1;
+            let purpose = Purpose::Blocks {
+                peer: name.clone(),
+                group: group_id,
+                round: serving.round,
+                ids: ids.clone(),
+            };
+            self.asked.ask(purpose, Question::ReadMany(ids), out);
         }
-        let pack = if serving.reads == 0 && room { serving.take_pack() } else { Vec::new() };
-        if serving.is_open() {
+        if serving.may_read() {
             self.serving.insert(name.clone());
         }
-        self.send_pack(now, name, group_id, pack, out);
     }
 
     #[expect(clippy::too_many_arguments, reason = "what the question was for, and its answer")]
-    pub(super) fn block_read(
+    pub(super) fn blocks_read(
         &mut self,
         now: Time,
         name: &NodeName,
         group: u32,
         round: u32,
-        id: BlockId,
+        ids: &[BlockId],
         answer: Answer,
         out: &mut Effects,
     ) {
         let Some(serving) = self.serving_mut(name, group, round) else { return };
         serving.reads -= 1;
-        let full = match answer {
-            Answer::Block(Some(bytes)) => serving.push(bytes),
-            Answer::Failed(failure) if failure.kind == FailureKind::Busy => {
-                return self.stop_serving(name, group);
-            }
-            _ => {
-                self.wires.post(name, &SyncMessage::Missing { group, round, id }, out);
-                Vec::new()
-            }
+        let blocks = match answer {
+            Answer::Blocks(blocks) => blocks,
+            _ => return self.stop_serving(name, group),
         };
-        self.send_pack(now, name, group, full, out);
-        self.serve(now, name, group, out);
+        let (mut pack, mut bytes) = (Vec::new(), BLOCKS_HEAD);
+        for (id, block) in ids.iter().zip(blocks) {
+            let Some(block) = block else {
+                self.wires.post(name, &SyncMessage::Missing { group, round, id: *id }, out);
+                continue;
+            };
+            // A block may be longer than its binding says; the receiver will refuse it.
+            if bytes + BLOCK_HEAD + block.len() > MESSAGE_BYTES_MAX {
+                self.send_pack(now, name, group, std::mem::take(&mut pack), out);
+                bytes = BLOCKS_HEAD;
+            }
+            bytes += BLOCK_HEAD + block.len();
+            pack.push(block);
+        }
+        self.send_pack(now, name, group, pack, out);
+        self.serve(name, group, out);
     }
 
     /// The store has no time: what is still wanted will be wanted again.
@@ -421,9 +430,9 @@ impl OutGroup {
 }
 
 impl OutEntry {
-    fn root(&self) -> Option<BlockId> {
+    fn root(&self) -> Option<(BlockId, usize)> {
         match self.binding.content {
-            Content::Object { root, .. } => Some(root),
+            Content::Object { root, depth } => Some((root, block_bytes(depth, self.binding.meta.size))),
             Content::Deleted => None,
         }
     }
@@ -431,38 +440,33 @@ impl OutEntry {
 
 impl Serving {
     fn new(round: u32, limit: u32) -> Self {
-        Serving {
-            round,
-            ids: Vec::new(),
-            wanted: None,
-            next: 0,
-            limit,
-            reads: 0,
-            pack: Vec::new(),
-            pack_bytes: BLOCKS_HEAD,
-        }
-    }
-
-    fn may_read(&self) -> bool {
-        self.reads < SERVE_READS_MAX && self.next < self.ids.len() && self.next < self.limit as usize
+        Serving { round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
     }
 
     /// Whether there is anything left to do when there is room.
-    fn is_open(&self) -> bool {
-        self.may_read() || !self.pack.is_empty()
+    fn may_read(&self) -> bool {
+        self.reads < SERVE_READS_MAX && self.next < self.blocks.len() && self.next < self.limit as usize
     }
 
-    /// Adds a block; what was packed before comes back when the two do not fit one message.
-    fn push(&mut self, block: Bytes) -> Vec<Bytes> {
-        let bytes = BLOCK_HEAD + block.len();
-        let full = if self.pack_bytes + bytes > MESSAGE_BYTES_MAX { self.take_pack() } else { Vec::new() };
-        self.pack_bytes += bytes;
-        self.pack.push(block);
-        full
+    /// The next blocks that fit one message, at least one.
+    fn next_message(&mut self) -> Vec<BlockId> {
+        let allowed = &self.blocks[self.next..self.blocks.len().min(self.limit as usize)];
+        let mut bytes = BLOCKS_HEAD;
+        let fits = |(index, (_, length)): &(usize, &(BlockId, usize))| {
+            bytes += BLOCK_HEAD + length;
+            *index == 0 || bytes <= MESSAGE_BYTES_MAX
+        };
+        let message = allowed.iter().take(MESSAGE_BLOCKS_MAX).enumerate().take_while(fits);
+        let ids: Vec<BlockId> = message.map(|(_, (id, _))| *id).collect();
+        self.next += ids.len();
+        ids
     }
+}
 
-    fn take_pack(&mut self) -> Vec<Bytes> {
-        self.pack_bytes = BLOCKS_HEAD;
-        std::mem::take(&mut self.pack)
+/// What a block should have: at depth 0 it is data of this length, above it a manifest of any length.
+fn block_bytes(depth: u8, bytes: u64) -> usize {
+    if depth > 0 {
+        return BLOCK_BYTES_MAX;
     }
+    usize::try_from(bytes).unwrap_or(BLOCK_BYTES_MAX).min(BLOCK_BYTES_MAX)
 }

@@ -130,6 +130,11 @@ impl Engine {
                 Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
             }
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
+            Question::ReadMany(ids) => {
+                let whole =
+                    |id: &BlockId| self.blocks.get(id).filter(|_| !self.damaged.contains(id)).cloned();
+                Answer::Blocks(ids.iter().map(whole).collect())
+            }
             Question::Has(ids) => {
                 self.mark(&ids);
                 Answer::Has(ids.iter().map(|id| self.length(id)).collect())
