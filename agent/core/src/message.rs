@@ -378,7 +378,7 @@ pub enum Question {
     Read(BlockId),
     /// The bytes of several blocks at once.
     ReadMany(Vec<BlockId>),
-    /// Which of these are here and whole.
+    /// Which of these are here and whole, and how long they are.
     Has(Vec<BlockId>),
     /// The bindings of these names.
     Lookup(Vec<Name>),
@@ -437,8 +437,8 @@ pub enum Answer {
     Block(Option<Bytes>),
     /// To `ReadMany`, in order; `None`: it is not here, or can not be read.
     Blocks(Vec<Option<Bytes>>),
-    /// To `Has`, in order.
-    Has(Vec<bool>),
+    /// To `Has`, in order: the bytes of those that are here.
+    Has(Vec<Option<u32>>),
     /// To `Lookup`, in order.
     Bindings(Vec<Option<Bound>>),
     /// To `List` and `Changes`.

@@ -267,7 +267,7 @@ impl StoreKeeper {
             }
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
-                Answer::Has(store.has_many(&hashes).map_err(of_read)?)
+                Answer::Has(store.lengths(&hashes).map_err(of_read)?)
             }
             Question::Lookup(names) => {
                 let found = names.iter().map(|name| store.binding(name.as_str()));

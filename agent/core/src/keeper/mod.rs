@@ -332,7 +332,7 @@ impl Keeper {
                     None => verifying.tour = Some(Tour::new(Vec::new())),
                 }
             }
-            Answer::Has(here) => verifying.lacking |= here.contains(&false),
+            Answer::Has(here) => verifying.lacking |= here.contains(&None),
             answer => {
                 if let Some(tour) = &mut verifying.tour {
                     tour.supply(answer);

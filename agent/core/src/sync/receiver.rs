@@ -82,15 +82,7 @@ impl Sync {
         self.wires.numbers.blocks_received += 1;
         self.wires.numbers.bytes_received += bytes.len() as u64;
         group.received += 1;
-        if group.node.is_none() {
-            for index in group.indices() {
-                let entry = &group.entries[usize::from(index)];
-                let size = entry.incoming.meta.size;
-                if entry.needs() == Some((id, 0)) && size != bytes.len() as u64 {
-                    group.settle(index, Outcome::Refused(Refusal::Content));
-                }
-            }
-        }
+        group.compare(id, bytes.len() as u64);
         group.writes += 1;
         let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put };
         self.asked.write(purpose, Change::Put { id, bytes }, Haste::Patient, out);
@@ -147,18 +139,15 @@ impl Sync {
             (Step::Roots, Answer::Has(here)) => {
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
-                let missing = roots.into_iter().zip(here).filter(|(_, here)| !here).map(|(root, _)| root);
-                group.expected = missing.collect();
-                group.expected_known = true;
+                group.expect(roots.into_iter().zip(here));
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
             (Step::Manifest, Answer::Block(bytes)) => return self.manifest_here(key, group, bytes, out),
             (Step::Children, Answer::Has(here)) => {
                 let Some((_, children)) = &group.node else { return Ok(()) };
-                let missing = children.iter().zip(here).filter(|(_, here)| !here).map(|(child, _)| child.id);
-                group.expected = missing.collect();
-                group.expected_known = true;
+                let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
+                group.expect(ids.into_iter().zip(here));
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -319,12 +308,8 @@ impl Sync {
         let manifest = Manifest::decode(&bytes).ok();
         let fits = |manifest: &Manifest| manifest.level() == node.level && manifest.total() == node.bytes;
         let Some(manifest) = manifest.filter(fits) else {
-            group.node = None;
-            group.nodes.clear();
             group.expected_known = true;
-            if let Some(index) = group.walking.take() {
-                group.settle(index, Outcome::Refused(Refusal::Content));
-            }
+            group.refuse_walked(Refusal::Content);
             return self.next_node(key, group, out);
         };
         let ids = manifest.children().iter().map(|child| child.id).collect();
@@ -425,20 +410,10 @@ impl Sync {
         if group.round == round && group.expected.remove(&id)
             || group.node.as_ref().is_some_and(|n| n.0.id == id)
         {
-            match group.walking.take() {
-                Some(index) => {
-                    group.settle(index, Outcome::Refused(why));
-                    group.expected.clear();
-                    group.nodes.clear();
-                    group.node = None;
-                }
-                None => {
-                    for index in group.indices() {
-                        if group.entries[usize::from(index)].needs().is_some_and(|(root, _)| root == id) {
-                            group.settle(index, Outcome::Refused(why));
-                        }
-                    }
-                }
+            if group.walking.is_some() {
+                group.refuse_walked(why);
+            } else {
+                group.refuse_roots(why, |root, _, _| root == id);
             }
             result = self.round_may_be_over(&key, &mut group, out);
         }
