@@ -174,6 +174,16 @@ async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
         if status.sync.objects_acknowledged > 0 && status.peers.iter().all(|peer| peer.outbox_empty) {
             let rate = (mib << 20) as f64 / 1e6 / began.elapsed().as_secs_f64();
             let messages = status.sync.messages_sent.max(1);
+            let master = self::status(&mut master_client).await;
+            println!(
+                "  worker: {} turns, {} ms of CPU; master: {} turns, {} batches, {} ms of CPU; {:.0} ms",
+                status.power.turns,
+                status.process.cpu_ms.unwrap_or_default(),
+                master.power.turns,
+                master.store.batches,
+                master.process.cpu_ms.unwrap_or_default(),
+                began.elapsed().as_secs_f64() * 1e3
+            );
             return (rate, (status.sync.bytes_sent / messages) as usize);
         }
         assert!(waiting.elapsed() < PATIENCE, "the transfer does not end: {:?}", status.sync);

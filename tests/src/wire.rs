@@ -66,3 +66,31 @@ pub fn answer(stream: &mut UnixStream) -> io::Result<(u32, Value)> {
     assert_eq!(kind, MESSAGE);
     Ok((number, serde_json::from_slice(&body).expect("answers are JSON")))
 }
+
+/// The bytes of an object, or the agent's failure.
+///
+/// # Errors
+/// The agent has hung up.
+///
+/// # Panics
+/// When an answer is no JSON, or none to a get.
+pub fn get(stream: &mut UnixStream, number: u32, name: &str) -> io::Result<Result<Vec<u8>, Value>> {
+    let target = serde_json::json!({ "name": name });
+    ask(stream, number, &serde_json::json!({"do": "get", "target": target}))?;
+    let mut bytes = Vec::new();
+    loop {
+        let (of, kind, body) = next(stream)?;
+        assert_eq!(of, number);
+        match kind {
+            DATA => bytes.extend(body),
+            END => return Ok(Ok(bytes)),
+            _ => {
+                let answer: Value = serde_json::from_slice(&body).expect("answers are JSON");
+                if answer["answer"] == "error" {
+                    return Ok(Err(answer));
+                }
+                assert_eq!(answer["answer"], "object");
+            }
+        }
+    }
+}

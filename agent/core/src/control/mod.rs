@@ -691,6 +691,9 @@ impl Control {
         let counters: Vec<u64> =
             self.sent.iter().filter(|(_, sent)| expired(sent)).map(|(counter, _)| *counter).collect();
         for counter in counters {
+            if !out.has_room() {
+                return;
+            }
             if let Some(sent) = self.sent.remove(&counter) {
                 let why = format!(
                     "{} has not answered within {} s: it may be offline, refuse commands, or not know this node's key",

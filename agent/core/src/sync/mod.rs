@@ -383,6 +383,7 @@ impl Sync {
         self.spread_news(now, false, out);
         if self.wires.up {
             self.repeat_hellos(now, out);
+            self.read_again(now, out);
             self.repeat_announcements(now, out);
             self.repeat_wants(now, out);
         }
@@ -404,6 +405,7 @@ impl Sync {
             for peer in self.peers.values().filter(|peer| peer.is_active()) {
                 consider(peer.hello_at_ms, "hello to a peer");
                 consider(peer.out.retry_at_ms(), "announce again");
+                consider(peer.out.read_at_ms, "read the log again");
                 consider(peer.out.save_at_ms(), "save a cursor");
             }
             consider(self.incoming.values().map(|group| group.retry_at_ms).min(), "want again");

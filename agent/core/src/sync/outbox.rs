@@ -27,6 +27,8 @@ pub(super) struct Outbox {
     pub(super) announced: u64,
     /// A page of changes is being read.
     pub(super) reading: bool,
+    /// The log could not be read; when to try again.
+    pub(super) read_at_ms: Option<u64>,
     /// There may be changes behind `announced`.
     pub(super) more: bool,
     /// Announcements, oldest first; those that answer a fetch have no place in the log's order.
@@ -97,6 +99,7 @@ impl Outbox {
         self.groups.clear();
         self.announced = self.cursor;
         self.reading = false;
+        self.read_at_ms = None;
         self.more = true;
     }
 
@@ -177,7 +180,7 @@ impl Outbox {
     }
 
     pub(super) fn retry_at_ms(&self) -> Option<u64> {
-        self.groups.iter().map(|group| group.retry_at_ms).min()
+        self.groups.iter().filter(|group| !group.is_done()).map(|group| group.retry_at_ms).min()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -454,6 +454,9 @@ impl Sync {
             .map(|(key, _)| key.clone())
             .collect();
         for key in due {
+            if !out.has_room() {
+                return;
+            }
             let Some(mut group) = self.incoming.remove(&key) else { continue };
             if group.retry_wait_ms >= RETRY_MS_MAX {
                 // The sender knows nothing of it any more; were it wrong it would announce again.

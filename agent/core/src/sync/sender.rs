@@ -14,7 +14,7 @@ use crate::binding::{Binding, Content, Stored};
 use crate::id::{BlockId, NodeName};
 use crate::limits::{
     ANNOUNCE_BYTES_MAX, ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX, OUT_GROUPS_MAX,
-    SERVE_READS_MAX,
+    QUESTIONS_MAX, SERVE_READS_MAX,
 };
 use crate::message::{Answer, Bound, Change, Channel, Effects, Haste, Message, Note, Question};
 use crate::name::Name;
@@ -24,6 +24,9 @@ use crate::request::FailureKind;
 use crate::role::may_announce;
 use crate::time::Time;
 use bytes::Bytes;
+
+/// Milliseconds after which the log is read again when the store had no time.
+const READ_AGAIN_MS: u64 = 1_000;
 
 impl Sync {
     /// Reads on in the log for a peer, if there is room for another announcement.
@@ -39,6 +42,7 @@ impl Sync {
             return self.settle(now, name, out);
         }
         outbox.reading = true;
+        outbox.read_at_ms = None;
         let after = outbox.announced;
         let question = Question::Changes { after, limit: ANNOUNCE_ENTRIES_MAX };
         self.asked.ask(Purpose::Changes { peer: name.clone(), after }, question, out);
@@ -57,9 +61,9 @@ impl Sync {
             return; // rewound since
         }
         outbox.reading = false;
-        let page = match answer {
-            Answer::Page(page) => page,
-            _ => Vec::new(),
+        let Answer::Page(page) = answer else {
+            outbox.read_at_ms = Some(now.mono_ms + READ_AGAIN_MS);
+            return;
         };
         outbox.more = page.len() == ANNOUNCE_ENTRIES_MAX;
         let entries = take_entries(session, name, outbox, page);
@@ -101,10 +105,23 @@ impl Sync {
         self.wires.post(name, &message, out);
     }
 
+    /// Reads on for peers for which the store had no time.
+    pub(super) fn read_again(&mut self, now: Time, out: &mut Effects) {
+        let due = |peer: &Peer| peer.out.read_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms);
+        let due = self.peers.iter().filter(|(_, peer)| due(peer)).map(|(name, _)| name.clone());
+        for name in due.take(QUESTIONS_MAX / 4).collect::<Vec<_>>() {
+            self.pump(now, &name, out);
+        }
+    }
+
+    /// As many as there is room for; the others are still due.
     pub(super) fn repeat_announcements(&mut self, now: Time, out: &mut Effects) {
-        let due = |group: &OutGroup| group.retry_at_ms <= now.mono_ms;
+        let due = |group: &OutGroup| group.retry_at_ms <= now.mono_ms && !group.is_done();
         for (name, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.session.is_some()) {
             for group in peer.out.groups.iter_mut().filter(|group| due(group)) {
+                if !out.has_room() {
+                    return;
+                }
                 group.serving = None;
                 group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
                 group.retry_at_ms = now.mono_ms + group.retry_wait_ms;

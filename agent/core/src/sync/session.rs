@@ -79,6 +79,9 @@ impl Sync {
         let names: Vec<NodeName> =
             self.peers.iter().filter(|(_, peer)| due(peer)).map(|(name, _)| name.clone()).collect();
         for name in names {
+            if !out.has_room() {
+                return;
+            }
             self.say_hello(now, &name, out);
         }
     }

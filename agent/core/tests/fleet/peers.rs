@@ -325,6 +325,41 @@ fn more_workers_than_sessions_are_all_served_in_the_end() {
 }
 
 #[test]
+fn a_master_of_six_hundred_leechers_reaches_every_one() {
+    let mut world = World::new(16);
+    let names: Vec<String> = (0..600).map(|index| format!("l{index}")).collect();
+    let below: Vec<(&str, Role)> = names.iter().map(|name| (name.as_str(), Role::Leecher)).collect();
+    let mut master = master_settings(&below);
+    master.sessions_max = 1_000;
+    let master = world.add(master);
+    let leechers: Vec<usize> = names
+        .iter()
+        .map(|name| {
+            let mut settings = below_settings(name, Role::Leecher);
+            settings.subscriptions = vec!["shared".into()];
+            world.add(settings)
+        })
+        .collect();
+    world.run_ms(60_000);
+    world.put_now(master, "shared/a", noise(1, 3_000));
+    let has = |world: &World, name: &str| {
+        leechers.iter().all(|leecher| world.machines[*leecher].engine.table().contains_key(name))
+    };
+    world.run_until(120_000, "all have it", |world| has(world, "shared/a"));
+    // All at once fall silent in the middle of the next, so that all are told again at one moment.
+    world.put_now(master, "shared/b", noise(2, 3_000));
+    world.run_until(60_000, "it is announced", |world| world.judge.announcements > 2 * 600 - 1);
+    for leecher in &leechers {
+        world.cut(*leecher, 200_000);
+    }
+    world.run_ms(250_000);
+    for leecher in &leechers {
+        world.mend(*leecher);
+    }
+    world.run_until(600_000, "all have the next", |world| has(world, "shared/b"));
+}
+
+#[test]
 fn a_node_of_another_fleet_is_not_believed() {
     let mut world = World::new(15);
     let master = world.add(master_settings(&[("worker", Role::Worker)]));

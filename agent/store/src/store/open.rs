@@ -226,6 +226,14 @@ fn identify<D: Disk>(
     let newer =
         |found| OpenError::NewerFormat { directory: disk.location(), found, supported: FORMAT_VERSION };
     let superblock = read_superblock(disk, listed).map_err(io_error(disk, "reading the superblock"))?;
+    // a segment of a newer program would otherwise pass for one that was being made, and be removed
+    let segment = files.iter().find_map(|file| match file.header {
+        Decoded::Newer(found) => Some(found),
+        Decoded::Whole(_) | Decoded::Damaged => None,
+    });
+    if let Some(found) = segment {
+        return Err(newer(found));
+    }
     match superblock {
         Some(Decoded::Whole(id)) => return Ok(id),
         Some(Decoded::Newer(found)) => return Err(newer(found)),
@@ -238,8 +246,7 @@ fn identify<D: Disk>(
                 write_superblock(disk, &header.store)?;
                 return Ok(header.store);
             }
-            Decoded::Newer(found) => return Err(newer(found)),
-            Decoded::Damaged => {}
+            Decoded::Newer(_) | Decoded::Damaged => {}
         }
     }
     if !files.is_empty() {

@@ -1,0 +1,577 @@
+//! The store in bad luck: full, read-only, locked, of another version, damaged, torn, killed.
+
+use larder_store::{Options, OsDisk, Store};
+use larder_tests::mount::Mount;
+use larder_tests::node::{Node, noise, skip, wait_for};
+use larder_tests::wire;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+fn content(index: usize) -> Vec<u8> {
+    let length = [0, 100, 5_000, 120_000, 400_000, 2_000_000][index % 6];
+    noise(length, &format!("object {index}"))
+}
+
+/// Puts this many objects, named by their number.
+fn fill(node: &Node, count: usize) {
+    for index in 0..count {
+        node.run_with(["put", "--stdin", &format!("o/{index:03}")], &content(index)).expect(0);
+    }
+}
+
+fn all_whole(node: &Node, count: usize) {
+    assert_eq!(node.names("o/").len(), count);
+    for index in 0..count {
+        assert!(node.get(&format!("o/{index:03}")).unwrap() == content(index), "object {index}");
+    }
+}
+
+fn notes(node: &Node) -> String {
+    node.status()["store"]["notes"].to_string()
+}
+
+fn segments(store: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("segment-")).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_refused_with_the_way_out() {
+    let mut node = Node::new("cam", "worker");
+    fill(&node, 3);
+    let Some(mount) = Mount::read_only(&node.store()) else {
+        return skip("a_store_that_cannot_be_written_is_refused_with_the_way_out", "mounting needs root");
+    };
+    let refused = node.refused_start();
+    assert_eq!(refused.code, 6, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("can not be written") && refused.stderr.contains("mount it read-write"),
+        "{}",
+        refused.stderr
+    );
+    for arguments in [vec!["status"], vec!["put", "larder.toml"], vec!["ls"]] {
+        let refused = node.run(&arguments).expect(6);
+        assert!(refused.stderr.contains("mount it read-write"), "{}", refused.stderr);
+    }
+    drop(mount);
+    node.start();
+    all_whole(&node, 3);
+}
+
+/// Takes every byte that is left.
+fn fill_device(path: &Path) {
+    let file = File::create(path).unwrap();
+    let mut at = 0;
+    for piece in [1 << 20, 4096] {
+        while let Ok(written) = file.write_at(&vec![1; piece], at) {
+            at += written as u64;
+        }
+    }
+}
+
+#[test]
+fn a_full_device_refuses_new_data_keeps_the_rest_and_starts_again() {
+    let name = "a_full_device_refuses_new_data_keeps_the_rest_and_starts_again";
+    let mut node = Node::new("cam", "worker");
+    fs::create_dir(node.path("disk")).unwrap();
+    let Some(_mount) = Mount::tmpfs(&node.path("disk"), "96m") else {
+        return skip(name, "mounting needs root");
+    };
+    node.set("node", "store", "\"disk/store\"");
+    node.set("storage", "segment", "\"4 MiB\"");
+    node.start();
+    fill(&node, 12);
+    fill_device(&node.path("disk/filler"));
+    fs::write(node.path("large"), noise(16 << 20, "large")).unwrap();
+    let full = node.run(["put", "large"]).expect(5);
+    assert!(full.stderr.contains("full"), "{}", full.stderr);
+    assert!(node.status()["store"]["blocks"].as_u64().unwrap() > 0);
+    all_whole(&node, 12);
+    node.run(["rm", "o/000"]).expect(0);
+    node.kill();
+    node.start();
+    assert_eq!(node.names("o/").len(), 11, "{}", node.log());
+    for index in 1..12 {
+        assert!(node.get(&format!("o/{index:03}")).unwrap() == content(index), "object {index}");
+    }
+    node.run(["rm", "o/001"]).expect(0);
+    node.run(["put", "large"]).expect(5);
+    assert_eq!(node.stop(), 0);
+    node.start();
+    fs::remove_file(node.path("disk/filler")).unwrap();
+    node.run(["put", "large"]).expect(0);
+    assert!(node.get("large").unwrap() == noise(16 << 20, "large"));
+    node.run(["verify"]).expect(0);
+}
+
+#[test]
+fn the_quota_is_a_hard_limit_and_deleting_makes_room() {
+    let mut node = Node::new("cam", "worker");
+    node.set("storage", "limit", "\"32 MB\"");
+    node.start();
+    let mut stored = Vec::new();
+    let full = loop {
+        let name = format!("piece/{}", stored.len());
+        let put = node.run_with(["put", "--stdin", &name], &noise(2_000_000, &name));
+        if put.code != 0 {
+            break put.expect(5);
+        }
+        stored.push(name);
+        assert!(stored.len() < 20, "40 MB in 32");
+    };
+    assert!(stored.len() >= 6, "only {} pieces of 2 MB in 32 MB", stored.len());
+    assert!(full.stderr.contains("full"), "{}", full.stderr);
+    let used: u64 = fs::read_dir(node.store())
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap())
+        .map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512)
+        .sum();
+    assert!(used <= 32_000_000, "{used} bytes on disk");
+    for name in &stored {
+        assert!(node.get(name).unwrap() == noise(2_000_000, name), "{name}");
+    }
+    for name in &stored[..stored.len() / 2] {
+        node.run(["rm", name]).expect(0);
+    }
+    wait_for("deleting makes room", || {
+        (node.run_with(["put", "--stdin", "after"], &noise(2_000_000, "after")).code == 0).then_some(())
+    });
+    for name in &stored[stored.len() / 2..] {
+        assert!(node.get(name).unwrap() == noise(2_000_000, name), "{name}");
+    }
+    node.run(["verify"]).expect(0);
+}
+
+/// CRC32C, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+    })
+}
+
+/// Raises the format version in a header whose check stands at `check`.
+fn raise_version(path: &Path, check: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    assert_eq!(bytes[check..check + 4], crc32c(&bytes[..check]).to_le_bytes(), "docs/format.md");
+    bytes[8] = 2;
+    let sum = crc32c(&bytes[..check]);
+    bytes[check..check + 4].copy_from_slice(&sum.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_newer_format_is_refused_names_both_versions_and_changes_nothing() {
+    for (file, check) in [("superblock", 60), ("segment-00000001", 76)] {
+        let mut node = Node::new("cam", "worker");
+        fill(&node, 3);
+        let path = match file {
+            "superblock" => node.path("store/superblock"),
+            _ => segments(&node.store())[0].clone(),
+        };
+        raise_version(&path, check);
+        let read = || {
+            let files = fs::read_dir(node.store()).unwrap().map(|entry| entry.unwrap().path());
+            files.map(|path| (path.clone(), fs::read(path).unwrap())).collect::<BTreeMap<_, _>>()
+        };
+        let before = read();
+        let said = node.run(["ls"]).expect(2);
+        assert!(
+            said.stderr.contains("has store format 2, this program knows up to 1; upgrade larder"),
+            "{file}: {}",
+            said.stderr
+        );
+        assert!(before == read(), "{file}: something was changed");
+        let said = node.refused_start();
+        assert!(said.code == 2 && said.stderr.contains("upgrade larder"), "{file}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn a_store_in_use_is_refused_to_a_second_agent_and_to_commands_that_miss_the_socket() {
+    let mut node = Node::new("cam", "worker");
+    node.start();
+    fill(&node, 2);
+    for arguments in [vec!["run"], vec!["ls"], vec!["put", "larder.toml"]] {
+        let mut all = vec!["--socket", "other.sock"];
+        all.extend(arguments);
+        let refused = node.run(&all).expect(8);
+        assert!(refused.stderr.contains("is in use by another process"), "{}", refused.stderr);
+    }
+    let refused = node.run(["run"]).expect(8);
+    assert!(
+        refused.stderr.contains("in use") || refused.stderr.contains("another agent listens"),
+        "{}",
+        refused.stderr
+    );
+    all_whole(&node, 2);
+}
+
+#[test]
+fn an_index_lost_cut_zeroed_or_of_another_store_is_made_again_and_nothing_is_missing() {
+    type Harm = fn(&Path, &Path);
+    let harms: [(&str, Harm); 5] = [
+        ("deleted", |index, _| fs::remove_file(index).unwrap()),
+        ("truncated", |index, _| {
+            OpenOptions::new().write(true).open(index).unwrap().set_len(10_000).unwrap()
+        }),
+        ("empty", |index, _| File::create(index).unwrap().set_len(0).unwrap()),
+        ("zeroed", |index, _| {
+            let length = index.metadata().unwrap().len();
+            File::create(index).unwrap().set_len(length).unwrap();
+        }),
+        ("from another store", |index, other| {
+            fs::copy(other, index).unwrap();
+        }),
+    ];
+    let other = Node::new("other", "worker");
+    fill(&other, 2);
+    let mut node = Node::new("cam", "worker");
+    node.start();
+    fill(&node, 6);
+    for (harm, act) in harms {
+        for is_killed in [true, false] {
+            if is_killed {
+                node.kill();
+            } else {
+                assert_eq!(node.stop(), 0);
+            }
+            act(&node.path("store/index.redb"), &other.path("store/index.redb"));
+            node.start();
+            let notes = notes(&node);
+            assert!(notes.contains("the index was made again from the log"), "{harm}: {notes}");
+            assert!(node.log().contains("the index was made again"), "{harm}: {}", node.log());
+            all_whole(&node, 6);
+        }
+    }
+    node.run(["verify"]).expect(0);
+    node.restart();
+    assert_eq!(notes(&node), "[]", "what was repaired is not repaired again");
+}
+
+#[test]
+fn a_store_of_nothing_but_its_segments_has_lost_nothing() {
+    let mut node = Node::new("cam", "worker");
+    node.set("storage", "limit", "\"64 MB\"");
+    node.set("storage", "segment", "\"1 MiB\"");
+    fill(&node, 12);
+    assert!(segments(&node.store()).len() > 3);
+    for entry in fs::read_dir(node.store()).unwrap() {
+        let path = entry.unwrap().path();
+        if !segments(&node.store()).contains(&path) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    node.start();
+    all_whole(&node, 12);
+    node.run(["verify"]).expect(0);
+}
+
+/// What one cut of the log leaves to see, without an agent.
+fn open(store: &Path) -> Store<OsDisk> {
+    let options = Options { segment_bytes: 1 << 20, cache_bytes: 0, ..Options::default() };
+    Store::open(OsDisk::new(store).unwrap(), options).unwrap().0
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _there_was_one = fs::remove_dir_all(to).is_ok();
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Two stores as a kill leaves them: before and after one more put of `last`.
+fn before_and_after(node: &mut Node, last: &[u8]) -> (PathBuf, PathBuf) {
+    node.set("storage", "limit", "\"64 MB\"");
+    node.set("storage", "segment", "\"1 MiB\"");
+    node.start();
+    fill(node, 4);
+    node.kill();
+    copy(&node.store(), &node.path("before"));
+    node.start();
+    node.run_with(["put", "--stdin", "last"], last).expect(0);
+    node.kill();
+    copy(&node.store(), &node.path("after"));
+    (node.path("before"), node.path("after"))
+}
+
+/// The newest segment and where what was written to it between the two begins and ends.
+fn last_write(before: &Path, after: &Path) -> (PathBuf, usize, usize) {
+    let newest = segments(after).pop().unwrap();
+    let name = newest.file_name().unwrap();
+    let (old, new) = (fs::read(before.join(name)).unwrap(), fs::read(&newest).unwrap());
+    let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+    let from = end(&old).next_multiple_of(4096);
+    assert!(new[..from.min(old.len())] == old[..from.min(old.len())]);
+    // the last bytes of a commit are zeros themselves
+    (PathBuf::from(name), from, end(&new))
+}
+
+#[test]
+fn a_log_torn_at_any_byte_of_its_last_batch_opens_with_everything_before_it() {
+    let mut node = Node::new("cam", "worker");
+    let last = noise(700, "last");
+    let (before, after) = before_and_after(&mut node, &last);
+    let (segment, from, end) = last_write(&before, &after);
+    assert!(from < end && end - from < 8192, "{from}..{end}");
+    let whole = fs::read(after.join(&segment)).unwrap();
+    let torn = node.path("torn");
+    let mut seen = [0, 0];
+    for cut in from..=end + 16 {
+        copy(&after, &torn);
+        let mut bytes = whole.clone();
+        // cut off, or zeros as a file system leaves them that had grown the file already
+        if cut % 2 == 0 {
+            bytes.truncate(cut);
+        } else {
+            bytes[cut..].fill(0);
+        }
+        fs::write(torn.join(&segment), bytes).unwrap();
+        let mut store = open(&torn);
+        for index in 0..4 {
+            assert!(
+                store.binding(&format!("o/{index:03}")).unwrap().is_some(),
+                "cut at {cut}: object {index}"
+            );
+        }
+        let is_there = store.binding("last").unwrap().is_some();
+        let block = store.get(blake3::hash(&last).as_bytes()).unwrap();
+        assert_eq!(is_there, block.is_some(), "cut at {cut}: half of a batch");
+        assert!(block.is_none_or(|block| block == last), "cut at {cut}: wrong bytes");
+        seen[usize::from(is_there)] += 1;
+        store.close().unwrap();
+    }
+    assert!(seen[0] > 700 && seen[1] >= 1, "{seen:?}");
+    for cut in (from..end).step_by((end - from) / 8) {
+        copy(&after, &node.store());
+        OpenOptions::new()
+            .write(true)
+            .open(node.store().join(&segment))
+            .unwrap()
+            .set_len(cut as u64)
+            .unwrap();
+        node.start();
+        all_whole(&node, 4);
+        assert_eq!(node.run(["get", "last", "-o", "-"]).code, 3, "cut at {cut}");
+        node.run_with(["put", "--stdin", "last"], &last).expect(0);
+        node.run(["verify"]).expect(0);
+        node.kill();
+        assert!(node.get("last").unwrap() == last, "cut at {cut}");
+    }
+}
+
+/// Flips one bit.
+fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+/// Where some bytes stand in the log.
+fn find(store: &Path, bytes: &[u8]) -> (PathBuf, u64) {
+    let found = segments(store).into_iter().find_map(|path| {
+        let log = fs::read(&path).unwrap();
+        let at = log.windows(bytes.len()).position(|window| window == bytes)?;
+        Some((path, at as u64))
+    });
+    found.expect("the block is in the log")
+}
+
+#[test]
+fn a_flipped_bit_in_a_block_is_named_never_served_and_healed_by_a_new_put() {
+    for is_running in [false, true] {
+        let mut node = Node::new("cam", "worker");
+        fill(&node, 6);
+        if is_running {
+            node.start();
+        }
+        // object 4 has several blocks; its second half is in a later one than its first
+        let object = content(4);
+        let (path, at) = find(&node.store(), &object[300_000..300_064]);
+        flip(&path, at);
+        let damaged = node.run(["get", "o/004", "-o", "-"]).expect(4);
+        assert!(object.starts_with(&damaged.stdout), "wrong bytes were served");
+        assert!(
+            damaged.stderr.contains("block bafkr4i") && damaged.stderr.contains("is damaged in segment-"),
+            "{}",
+            damaged.stderr
+        );
+        let block =
+            damaged.stderr.split_whitespace().find(|word| word.starts_with("bafkr4i")).unwrap().to_owned();
+        node.run(["get", "o/004", "-o", "file"]).expect(4);
+        assert!(!node.path("file").exists(), "a file is there whole or not at all");
+        for index in [0, 1, 2, 3, 5] {
+            assert!(node.get(&format!("o/{index:03}")).unwrap() == content(index), "object {index}");
+        }
+        let verified = node.run(["--json", "verify"]).expect(4).json().pop().unwrap();
+        assert_eq!((&verified["damaged"], &verified["incomplete"]), (&json!([block]), &json!(["o/004"])));
+        let text = node.run(["verify"]).expect(4).text();
+        assert!(
+            text.contains(&format!("damaged block {block}")) && text.contains("incomplete o/004"),
+            "{text}"
+        );
+        node.run_with(["put", "--stdin", "o/004"], &object).expect(0);
+        assert!(node.get("o/004").unwrap() == object);
+        node.run(["verify"]).expect(0);
+        if is_running {
+            node.restart();
+        }
+        all_whole(&node, 6);
+        node.run(["verify"]).expect(0);
+    }
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_the_log_never_yields_wrong_bytes_nor_keeps_the_store_shut() {
+    let node = Node::new("cam", "worker");
+    fill(&node, 6);
+    let path = segments(&node.store()).remove(0);
+    let log = fs::read(&path).unwrap();
+    let end = log.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    let mut places: Vec<u64> = (0..24).map(|step| step * end / 24 + step).collect();
+    places.extend([9, 13, 20, 40, 77, 4096, 4100, 4104, 4112, end]);
+    copy(&node.store(), &node.path("whole"));
+    for is_index_lost in [false, true] {
+        for at in &places {
+            copy(&node.path("whole"), &node.store());
+            flip(&path, *at);
+            if is_index_lost {
+                fs::remove_file(node.path("store/index.redb")).unwrap();
+            }
+            for index in 0..6 {
+                let said = node.run(["get", &format!("o/{index:03}"), "-o", "-"]);
+                let is_right = if said.code == 0 {
+                    said.stdout == content(index)
+                } else {
+                    content(index).starts_with(&said.stdout)
+                };
+                assert!(is_right, "bit at {at}: wrong bytes of object {index}");
+                assert!([0, 3, 4].contains(&said.code), "bit at {at}: {} {}", said.code, said.stderr);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_acknowledged_before_a_kill_is_there_and_whole_after_it() {
+    let mut node = Node::new("cam", "worker");
+    node.set("storage", "limit", "\"1 GB\"");
+    node.set("storage", "segment", "\"4 MiB\"");
+    let acknowledged = Mutex::new(BTreeMap::<String, Vec<u8>>::new());
+    for round in 0..20 {
+        node.start();
+        let (acks, pid) = (AtomicUsize::new(0), node.pid());
+        let kill_at = 1 + round * 7 % 60;
+        thread::scope(|scope| {
+            for client in 0..4 {
+                let mut stream = node.connect();
+                let (acks, acknowledged) = (&acks, &acknowledged);
+                scope.spawn(move || {
+                    for number in 1.. {
+                        let name = format!("{round}/{client}/{number}");
+                        let length = [100, 3_000, 40_000, 300_000][number as usize % 4];
+                        let bytes = noise(length, &name);
+                        let Ok(()) = wire::put(&mut stream, number, &name, &bytes) else { return };
+                        let Ok((_, answer)) = wire::answer(&mut stream) else { return };
+                        assert_eq!(answer["answer"], "stored", "{answer}");
+                        acknowledged.lock().unwrap().insert(name, bytes);
+                        if acks.fetch_add(1, Ordering::Relaxed) == kill_at {
+                            kill_process(pid, Signal::KILL).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(node.ended(), 128 + 9);
+        if round % 5 == 4 {
+            node.start();
+            let mut stream = node.connect();
+            for (number, (name, bytes)) in (1..).zip(acknowledged.lock().unwrap().iter()) {
+                let found = wire::get(&mut stream, number, name).unwrap();
+                assert!(
+                    found.as_ref().is_ok_and(|found| found == bytes),
+                    "round {round}: {name} is not whole: {:?}",
+                    found.err()
+                );
+            }
+            node.run(["verify"]).expect(0);
+            node.kill();
+        }
+    }
+    node.start();
+    let names = node.names("");
+    let mut stream = node.connect();
+    let acknowledged = acknowledged.into_inner().unwrap();
+    println!("{} objects acknowledged in 20 killed agents, {} are there", acknowledged.len(), names.len());
+    for (number, name) in (1..).zip(&names) {
+        // an object that was not acknowledged is absent or whole
+        let found = wire::get(&mut stream, number, name).unwrap().unwrap();
+        assert!(found == noise(found.len(), name) && !found.is_empty(), "{name}");
+    }
+    assert!(acknowledged.keys().all(|name| names.contains(name)));
+}
+
+#[test]
+fn a_batch_is_one_gathered_write_and_one_fdatasync_and_nothing_else_is_synced_on_the_way() {
+    let name = "a_batch_is_one_gathered_write_and_one_fdatasync_and_nothing_else_is_synced_on_the_way";
+    let mut node = Node::new("cam", "worker");
+    node.start();
+    // the first batch opens a segment, whose folder is synced too
+    node.run_with(["put", "--stdin", "first"], b"first").expect(0);
+    let pid = node.pid().as_raw_nonzero().to_string();
+    let calls = "fsync,fdatasync,sync,syncfs,sync_file_range,msync,pwritev,pwritev2,pwrite64,writev";
+    let trace = node.path("trace");
+    let spawned = Command::new("strace")
+        .args(["-f", "-y", "-e", &format!("trace={calls}"), "-o"])
+        .arg(&trace)
+        .args(["-p", &pid])
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut strace) = spawned else { return skip(name, "there is no strace") };
+    let mut said = String::new();
+    let mut stderr = BufReader::new(strace.stderr.take().unwrap());
+    while stderr.read_line(&mut said).unwrap() > 0 && !said.contains("attached") {}
+    if !said.contains("attached") {
+        strace.wait().unwrap();
+        return skip(name, &format!("strace may not attach: {said}"));
+    }
+    let before = node.status();
+    for index in 0..20 {
+        let object = format!("object/{index}");
+        node.run_with(["put", "--stdin", &object], &noise(5_000 * index, &object)).expect(0);
+    }
+    let after = node.status();
+    kill_process(Pid::from_child(&strace), Signal::INT).unwrap();
+    strace.wait().unwrap();
+    let count = |status: &serde_json::Value, key: &str| status["store"][key].as_u64().unwrap();
+    let batches = count(&after, "batches") - count(&before, "batches");
+    let calls = fs::read_to_string(&trace).unwrap();
+    // a call that another thread's interrupts is told in two lines
+    let calls: Vec<&str> =
+        calls.lines().filter(|line| line.contains('(') && line.contains("/store/")).collect();
+    let (syncs, writes): (Vec<&str>, Vec<&str>) = calls.iter().partition(|line| line.contains("sync"));
+    println!("{batches} batches, {} syncs, {} writes to the store", syncs.len(), writes.len());
+    assert!(batches >= 20);
+    assert_eq!(syncs.len() as u64, batches, "{syncs:#?}");
+    assert!(
+        syncs.iter().all(|line| line.contains("fdatasync(") && line.contains("/store/segment-")),
+        "{syncs:#?}"
+    );
+    assert_eq!(writes.len() as u64, batches, "{writes:#?}");
+    assert!(writes.iter().all(|line| line.contains("/store/segment-")), "{writes:#?}");
+    assert_eq!(count(&after, "syncs") - count(&before, "syncs"), batches, "what status says");
+}
