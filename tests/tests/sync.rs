@@ -29,8 +29,8 @@ fn hash_of(node: &Node, target: &str) -> blake3::Hash {
 /// The listed object of this name.
 fn listed(node: &Node, name: &str) -> Option<Value> {
     let pages = node.json(["ls", name]);
-    let objects = pages.iter().filter_map(|page| page["objects"].as_array()).flatten();
-    objects.cloned().find(|object| object["name"] == name)
+    let mut objects = pages.iter().filter_map(|page| page["objects"].as_array()).flatten();
+    objects.find(|object| object["name"] == name).cloned()
 }
 
 /// Waits until `get` on the node gives these bytes under this name, from its own store.
