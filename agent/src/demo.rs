@@ -11,7 +11,7 @@ mod samples;
 mod screen;
 mod summary;
 
-use crate::config::{ConfigError, KeyError, init::InitError};
+use crate::config::{ConfigError, FOLDER_DEPTH_MAX, KeyError, init::InitError};
 use crate::run::RunError;
 use crate::socket::client::ClientError;
 use fleet::{Fleet, Member};
@@ -80,6 +80,9 @@ pub enum DemoError {
     /// Nothing moved any more.
     #[error("nothing has moved for two minutes: {0}")]
     Stuck(String),
+    /// The user or the system asked to stop.
+    #[error("interrupted; the folder was only read")]
+    Interrupted,
     /// A byte is not what it was, or not there.
     #[error("verification failed: {0}")]
     Wrong(String),
@@ -92,8 +95,8 @@ struct Source {
     bytes: u64,
 }
 
-/// Runs the demo.
-pub async fn demo(options: &DemoOptions) -> Result<(), DemoError> {
+/// Runs the demo, or as much of it as there is time for until `interrupted` ends.
+pub async fn demo(options: &DemoOptions, interrupted: impl Future<Output = ()>) -> Result<(), DemoError> {
     let temporary = match &options.keep {
         Some(_) => None,
         None => {
@@ -116,17 +119,21 @@ pub async fn demo(options: &DemoOptions) -> Result<(), DemoError> {
     let screen = Screen::new(!options.quiet && !options.json, &dir, &sources, skipped);
     let mut fleet = Fleet::start(&home, &dir, &options.profile).await?;
     let began = Instant::now();
-    let outcome = carry(&mut fleet, &sources, &screen).await;
-    let took = began.elapsed();
-    let checked = match outcome {
-        Ok(()) => verify(&mut fleet, &sources, &screen).await,
-        Err(error) => Err(error),
+    let work = async {
+        carry(&mut fleet, &sources, &screen).await?;
+        let took = began.elapsed();
+        verify(&mut fleet, &sources, &screen).await?;
+        Ok((took, fleet.statuses().await?))
     };
-    let statuses = fleet.statuses().await;
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        () = interrupted => Err(DemoError::Interrupted),
+    };
+    // before anything else, so that nobody writes any more when the folder is removed
     fleet.stop().await?;
-    checked?;
+    let (took, statuses) = outcome?;
     screen.finish();
-    Summary::new(&statuses?, &sources, skipped, took).print(options.json, options.keep.as_deref());
+    Summary::new(&statuses, &sources, skipped, took).print(options.json, options.keep.as_deref());
     Ok(())
 }
 
@@ -143,8 +150,8 @@ fn empty_folder(path: &Path) -> Result<PathBuf, DemoError> {
 fn inventory(dir: &Path) -> Result<(Vec<Source>, u64), DemoError> {
     let mut sources = Vec::new();
     let mut skipped = 0;
-    let mut folders = vec![dir.to_owned()];
-    while let Some(folder) = folders.pop() {
+    let mut folders = vec![(dir.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(source) if folder == dir => return Err(DemoError::Io { path: folder, source }),
@@ -156,8 +163,8 @@ fn inventory(dir: &Path) -> Result<(Vec<Source>, u64), DemoError> {
         for entry in entries.flatten() {
             let path = entry.path();
             let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                folders.push(path);
+            if metadata.is_dir() && depth < FOLDER_DEPTH_MAX {
+                folders.push((path, depth + 1));
                 continue;
             }
             let relative = path.strip_prefix(dir).ok().and_then(Path::to_str);

@@ -56,8 +56,17 @@ fn median(values: &mut [f64]) -> f64 {
 
 /// The agent's binary of this build profile.
 fn larder() -> PathBuf {
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--locked", "-p", "larder"])
+    let mut build = Command::new(env!("CARGO"));
+    // Variables of this bench's own package would make some dependencies build again.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("CARGO_") && !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name.as_str()) {
+            build.env_remove(name);
+        }
+    }
+    let status = build
+        // With the bench itself, so that both are built with the same features of what they share.
+        .args(["build", "--release", "--locked", "-p", "larder", "-p", "larder-tests"])
         .stderr(Stdio::inherit())
         .status()
         .expect("cargo runs");
@@ -165,6 +174,16 @@ async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
         if status.sync.objects_acknowledged > 0 && status.peers.iter().all(|peer| peer.outbox_empty) {
             let rate = (mib << 20) as f64 / 1e6 / began.elapsed().as_secs_f64();
             let messages = status.sync.messages_sent.max(1);
+            let master = self::status(&mut master_client).await;
+            println!(
+                "  worker: {} turns, {} ms of CPU; master: {} turns, {} batches, {} ms of CPU; {:.0} ms",
+                status.power.turns,
+                status.process.cpu_ms.unwrap_or_default(),
+                master.power.turns,
+                master.store.batches,
+                master.process.cpu_ms.unwrap_or_default(),
+                began.elapsed().as_secs_f64() * 1e3
+            );
             return (rate, (status.sync.bytes_sent / messages) as usize);
         }
         assert!(waiting.elapsed() < PATIENCE, "the transfer does not end: {:?}", status.sync);

@@ -1,6 +1,8 @@
-//! What Larder's tests share: nodes, brokers, certificates and bad networks.
+//! What Larder's tests share: nodes, fleets, brokers, certificates and bad networks.
 
 pub mod broker;
+
+pub mod fleet;
 pub mod mount;
 pub mod node;
 pub mod wire;

@@ -17,8 +17,11 @@ pub const OUT_GROUPS_MAX: usize = 4;
 /// Announcements taken in at once from all peers. A further one is answered with `Busy`.
 pub const IN_GROUPS_MAX: usize = 32;
 
-/// Block reads a sender has under way for one announcement.
-pub const SERVE_READS_MAX: usize = 8;
+/// Reads a sender has under way for one announcement, each of one message's blocks.
+pub const SERVE_READS_MAX: usize = 4;
+
+/// Blocks of one message.
+pub const MESSAGE_BLOCKS_MAX: usize = 64;
 
 /// Peers in the configuration. A configuration with more is refused.
 pub const PEERS_MAX: usize = 16_384;

@@ -376,7 +376,9 @@ pub enum ChangeDone {
 pub enum Question {
     /// The bytes of a block.
     Read(BlockId),
-    /// Which of these are here and whole.
+    /// The bytes of several blocks at once.
+    ReadMany(Vec<BlockId>),
+    /// Which of these are here and whole, and how long they are.
     Has(Vec<BlockId>),
     /// The bindings of these names.
     Lookup(Vec<Name>),
@@ -433,8 +435,10 @@ pub enum Question {
 pub enum Answer {
     /// To `Read`; `None`: there is no such block.
     Block(Option<Bytes>),
-    /// To `Has`, in order.
-    Has(Vec<bool>),
+    /// To `ReadMany`, in order; `None`: it is not here, or can not be read.
+    Blocks(Vec<Option<Bytes>>),
+    /// To `Has`, in order: the bytes of those that are here.
+    Has(Vec<Option<u32>>),
     /// To `Lookup`, in order.
     Bindings(Vec<Option<Bound>>),
     /// To `List` and `Changes`.

@@ -114,7 +114,7 @@ impl Node {
                 self.sync.link_up(now, out);
             }
             Input::LinkDown { reason } => self.sync.link_down(now, reason, out),
-            Input::Sent { token } => self.sync.sent(now, token, out),
+            Input::Sent { token } => self.sync.sent(token, out),
             Input::Wire { from, channel: channel @ (Channel::Command | Channel::Answer), payload } => {
                 if let Err(why) = self.control.wire(now, &from, channel, &payload, out) {
                     self.sync.refuse(&from, why, out);
@@ -167,7 +167,7 @@ impl Node {
             Message::Answered { ticket: Ticket { actor, number }, answer } => match actor {
                 Actor::Ingest => self.ingest.answered(now, number, answer, out),
                 Actor::Sync => self.sync.answered(now, number, answer, out),
-                Actor::Control => self.control.answered(number, answer, out),
+                Actor::Control => self.control.answered(now, number, answer, out),
                 Actor::Keeper => {
                     let (ingest, sync) = (&self.ingest, &self.sync);
                     let roots = || ingest.roots().into_iter().chain(sync.roots()).collect();

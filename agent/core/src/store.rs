@@ -259,3 +259,83 @@ fn limits(settings: &Settings) -> Limits {
         count_held_max: WRITES_MAX,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::Counters;
+    use crate::id::BlockId;
+    use crate::message::Actor;
+    use bytes::Bytes;
+
+    const NOW: Time = Time { mono_ms: 0, wall_ms: 0 };
+
+    fn store(bytes_held_max: usize) -> Store {
+        let limits = Limits { bytes: 1 << 20, count: 8, age_ms: 60_000, bytes_held_max, count_held_max: 64 };
+        Store {
+            batcher: LowPowerBatcher::new(limits),
+            hurry: 0,
+            committing: None,
+            failing: None,
+            refused: false,
+            questions: Deque::new(),
+            open: BTreeMap::new(),
+            next_job: 0,
+            checkpoint_age_ms: 60_000,
+            checkpoint_at_ms: None,
+        }
+    }
+
+    fn ticket(number: u32) -> Ticket {
+        Ticket { actor: Actor::Sync, number }
+    }
+
+    fn put(bytes: usize) -> Change {
+        Change::Put { id: BlockId([1; 32]), bytes: Bytes::from(vec![0; bytes]) }
+    }
+
+    fn bind() -> Change {
+        Change::Bind { name: "a".parse().unwrap(), value: Bytes::new(), expected_seq: None }
+    }
+
+    /// Who was answered, and whether it went well.
+    fn written(out: &mut Effects) -> Vec<(u32, bool)> {
+        let mut written = Vec::new();
+        while let Some(message) = out.next_message() {
+            if let Message::Written { ticket, done } = message {
+                written.push((ticket.number, done.is_ok()));
+            }
+        }
+        written
+    }
+
+    #[test]
+    fn a_name_never_gets_past_a_block_that_was_refused() {
+        let (mut store, mut out) = (store(100_000), Effects::default());
+        store.write(NOW, ticket(1), put(90_000), Haste::Patient, &mut out);
+        store.write(NOW, ticket(2), put(90_000), Haste::Patient, &mut out);
+        store.write(NOW, ticket(3), bind(), Haste::Patient, &mut out);
+        assert_eq!(written(&mut out), [(2, false), (3, false)]);
+        store.forget_refusal();
+        store.write(NOW, ticket(4), bind(), Haste::Patient, &mut out);
+        assert_eq!(written(&mut out), []);
+        assert_eq!(store.batcher.counters(), Counters { refused: 1, ..Counters::default() });
+    }
+
+    #[test]
+    fn a_failed_batch_takes_all_behind_it_in_portions() {
+        let (mut store, mut out) = (store(1 << 20), Effects::default());
+        for number in 0..50 {
+            store.write(NOW, ticket(number), put(10), Haste::Patient, &mut out);
+        }
+        let Some(Effect::Job { job, .. }) = out.next_effect() else { panic!("eight make a batch") };
+        let failed = JobDone::Committed(Err(Failure::new(FailureKind::Disk, "broken")));
+        store.job_done(NOW, job, failed, &mut out);
+        assert_eq!(written(&mut out).len(), 16, "the batch and as many behind it");
+        assert!(out.next_effect().is_none(), "nothing is written in between");
+        while !store.is_quiet() {
+            store.flush_now(NOW, &mut out);
+        }
+        assert_eq!(written(&mut out).len(), 34);
+    }
+}

@@ -48,6 +48,20 @@ pub enum VersionError {
 }
 
 impl Version {
+    /// Counts a write by `node` at `wall_ms`. The count never falls behind the clock: a node that has lost its
+    /// store, and with it its counts, still writes later versions than before, if its clock is set.
+    ///
+    /// # Errors
+    /// As [`Version::bump`].
+    pub fn write(&mut self, node: &NodeName, wall_ms: i64) -> Result<(), VersionError> {
+        self.bump(node)?;
+        if let (Ok(index), Ok(clock)) = (self.place(node), u64::try_from(wall_ms)) {
+            let count = &mut self.0[index].1;
+            *count = clock.max(*count);
+        }
+        Ok(())
+    }
+
     /// Counts one more write by `node`.
     ///
     /// # Errors

@@ -152,6 +152,9 @@ impl CommandError {
                 None
             }
             Self::Agent(error) | Self::Demo(DemoError::Run(error)) => error.kind(),
+            Self::Demo(DemoError::Io { source, .. }) => kind_of(source),
+            Self::Demo(DemoError::NotEmpty(_)) => Some(FailureKind::Invalid),
+            Self::Demo(DemoError::Nothing(_)) => Some(FailureKind::NotFound),
             Self::Demo(_) | Self::Signals(_) => None,
             Self::Output(error) | Self::Input(error) => kind_of(error),
             Self::Answer(_) | Self::Interrupted => None,

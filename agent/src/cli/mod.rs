@@ -106,7 +106,7 @@ async fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, CommandError> {
                 quiet: cli.global.quiet,
                 profile: cli.global.profile.clone().unwrap_or_else(|| DEMO_PROFILE.to_owned()),
             };
-            demo::demo(&options).await?;
+            demo::demo(&options, interruption()?).await?;
             Ok(Exit::OK)
         }
         Command::Init(arguments) => init(&cli, arguments, output),
@@ -129,9 +129,11 @@ async fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, CommandError> {
         | Command::Verify
         | Command::Index(_) => {
             let config = load(&cli)?;
+            let interrupted = interruption()?;
+            // what is dropped here cleans up after itself; the store needs no cleaning up
             tokio::select! {
                 ended = ask(&cli, &config, output) => ended,
-                interrupted = interrupted() => interrupted,
+                () = interrupted => Err(CommandError::Interrupted),
             }
         }
     }
@@ -142,16 +144,17 @@ fn load(cli: &Cli) -> Result<Config, CommandError> {
     Ok(Config::load(&cli.overrides(), &Environment::of_process(), &machine)?)
 }
 
-/// What is dropped when the user interrupts cleans up after itself; the store needs no cleaning up.
-async fn interrupted() -> Result<Exit, CommandError> {
+/// Comes to its end when the user or the system asks to stop; from the call on neither ends the process.
+fn interruption() -> Result<impl Future<Output = ()>, CommandError> {
     let failed = CommandError::Signals;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Err(CommandError::Interrupted)
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// The commands that ask a node.

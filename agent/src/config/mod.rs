@@ -39,7 +39,7 @@ pub use keys::{KeyError, NoPublicKey, NodeKey, PublicKey, read_password};
 pub use mqtt::{Login, Mqtt, Tls};
 pub use places::{Environment, Overrides};
 pub use size::{NoSize, Size};
-pub use watch::{After, Watch};
+pub use watch::{After, FOLDER_DEPTH_MAX, Watch};
 
 use effective::Wishes;
 use raw::{Layer, Layers, RawPeer};

@@ -15,6 +15,9 @@ use super::schema;
 const PATTERNS_MAX: usize = 256;
 const SETTLE_S_DEFAULT: u64 = 2;
 
+/// How deep below a watched folder a folder may lie; deeper ones are not looked at.
+pub const FOLDER_DEPTH_MAX: usize = 64;
+
 /// What becomes of a file once its content is safe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

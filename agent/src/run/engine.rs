@@ -90,6 +90,11 @@ impl Engine {
         self.done.recv().await
     }
 
+    /// A result that is there already.
+    pub(super) fn ready(&mut self) -> Option<Input> {
+        self.done.try_recv().ok()
+    }
+
     /// Makes the index whole and closes the store.
     pub(super) fn close(mut self) -> Result<(), MaintainError> {
         self.order(Order::Close);
@@ -256,9 +261,13 @@ impl StoreKeeper {
         let store = self.store()?;
         Ok(match question {
             Question::Read(id) => Answer::Block(store.get(&id.0).map_err(of_read)?),
+            Question::ReadMany(ids) => {
+                // What can not be read is reported by `verify`; here it only is not there.
+                Answer::Blocks(ids.iter().map(|id| store.get(&id.0).ok().flatten()).collect())
+            }
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
-                Answer::Has(store.has_many(&hashes).map_err(of_read)?)
+                Answer::Has(store.lengths(&hashes).map_err(of_read)?)
             }
             Question::Lookup(names) => {
                 let found = names.iter().map(|name| store.binding(name.as_str()));

@@ -3,7 +3,7 @@
 //! Symbolic links are never followed, and only regular files are taken. A file is opened by its path below
 //! the folder; one that is no longer a regular file is refused.
 
-use crate::config::Watch;
+use crate::config::{FOLDER_DEPTH_MAX, Watch};
 use bytes::BytesMut;
 use larder_core::limits::{FRAME_BYTES_MAX, SCAN_PAGE};
 use larder_core::message::{FileDone, FileId, FileJob, FileStat};
@@ -12,9 +12,6 @@ use std::fs::{File, Metadata, OpenOptions, ReadDir};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-/// Folders below folders; a deeper tree is not looked at.
-const DEPTH_MAX: usize = 64;
 
 /// The open files and scans of all watched folders.
 pub(super) struct Files {
@@ -119,7 +116,7 @@ impl Files {
             let Ok(entry) = entry else { continue };
             let relative = folder.join(entry.file_name());
             let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() && recursive && stack.len() < DEPTH_MAX {
+            if metadata.is_dir() && recursive && stack.len() <= FOLDER_DEPTH_MAX {
                 match std::fs::read_dir(root.join(&relative)) {
                     Ok(entries) => stack.push((relative, entries)),
                     Err(error) => tracing::warn!("{}: {error}", root.join(&relative).display()),

@@ -40,6 +40,7 @@ use watcher::Watcher;
 
 const IN_PROCESS_BYTES: usize = 512 * 1024;
 const ORDERS_MAX: usize = 16;
+const RESULTS_AT_ONCE: usize = 32;
 
 /// Why an agent does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -255,6 +256,13 @@ impl Agent {
                 () = sleep_until(at) => (Input::Wake, deadline.map(|(_, why)| why)),
             };
             self.turn(input, woken_for);
+            // Results that are there already need no waiting; a few at a time, lest others starve.
+            for _ in 0..RESULTS_AT_ONCE {
+                match self.engine.ready() {
+                    Some(input) => self.turn(input, None),
+                    None => break,
+                }
+            }
         }
         if let Some(wire) = self.wire.take() {
             wire.close().await;

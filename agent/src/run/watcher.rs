@@ -4,7 +4,7 @@
 //! watched as soon as it is seen, and scanned, because files may have been made in it before. Where the
 //! kernel refuses to watch (no inotify instances or watches left), the folder is scanned now and then.
 
-use crate::config::Watch;
+use crate::config::{FOLDER_DEPTH_MAX, Watch};
 use futures_core::Stream;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
 use larder_core::message::Input;
@@ -15,7 +15,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 const EVENT_BYTES: usize = 4096;
-const DEPTH_MAX: usize = 64;
 /// How often a folder that the kernel does not watch is scanned.
 const BLIND_SCAN: Duration = Duration::from_secs(60);
 
@@ -56,6 +55,9 @@ impl Watcher {
 
     /// Watches a folder and, where wanted, those below it.
     fn add(&mut self, watch: u8, relative: PathBuf, depth: usize) {
+        if depth > FOLDER_DEPTH_MAX {
+            return;
+        }
         let path = self.watches[usize::from(watch)].path.join(&relative);
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
@@ -75,7 +77,7 @@ impl Watcher {
                 return;
             }
         }
-        if !self.watches[usize::from(watch)].recursive || depth >= DEPTH_MAX {
+        if !self.watches[usize::from(watch)].recursive {
             return;
         }
         let Ok(entries) = std::fs::read_dir(&path) else { return };

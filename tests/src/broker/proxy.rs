@@ -20,6 +20,7 @@ pub struct Proxy {
 #[derive(Default)]
 struct Shared {
     drop_after: AtomicU64,
+    stall_at: AtomicU64,
     cut: AtomicBool,
     ended: AtomicBool,
     stalled: Mutex<bool>,
@@ -46,7 +47,7 @@ impl Proxy {
     pub fn start(to_port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
         let port = listener.local_addr().expect("a bound listener has an address").port();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { stall_at: AtomicU64::new(u64::MAX), ..Shared::default() });
         let accepting = shared.clone();
         thread::spawn(move || accept(&listener, to_port, &accepting));
         Self { port, shared }
@@ -76,6 +77,17 @@ impl Proxy {
     /// Keeps connections open and moves nothing.
     pub fn stall(&self) {
         *self.shared.stalled.lock().expect("no thread panics with the lock") = true;
+    }
+
+    /// Keeps connections open and moves nothing once so many more bytes have gone through, both directions
+    /// together, to within one read of 64 KiB in each.
+    pub fn stall_after_bytes(&self, count: u64) {
+        self.shared.stall_at.store(self.bytes() + count, SeqCst);
+    }
+
+    /// Whether nothing is moved.
+    pub fn is_stalled(&self) -> bool {
+        *self.shared.stalled.lock().expect("no thread panics with the lock")
     }
 
     /// Moves everything on.
@@ -152,7 +164,11 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, packets: &Atomi
             if to.write_all(&chunk[..used]).is_err() {
                 break;
             }
-            shared.bytes.fetch_add(used as u64, SeqCst);
+            let bytes = shared.bytes.fetch_add(used as u64, SeqCst) + used as u64;
+            if bytes >= shared.stall_at.load(SeqCst) {
+                shared.stall_at.store(u64::MAX, SeqCst);
+                *shared.stalled.lock().expect("no thread panics with the lock") = true;
+            }
             chunk = &chunk[used..];
             if !whole {
                 continue;

@@ -4,6 +4,11 @@
 //! leecher; requests that carry data over MQTT. Bounds: connections, requests of each, one export of each.
 //! A connection is read only while there is room for what it may say.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
 mod export;
 pub mod remote;
 
@@ -379,7 +384,7 @@ impl Control {
         }
     }
 
-    fn remove(&mut self, origin: Origin, name: Name, answer: Answer, out: &mut Effects) {
+    fn remove(&mut self, now: Time, origin: Origin, name: Name, answer: Answer, out: &mut Effects) {
         let bound = match answer {
             Answer::Bindings(found) => found.into_iter().next().flatten(),
             Answer::Failed(failure) => return self.respond(origin, Err(failure), out),
@@ -391,7 +396,7 @@ impl Control {
             let why = format!("{} is not here; `larder ls` shows what is", name.as_str());
             return self.respond(origin, Err(Failure::new(FailureKind::NotFound, why)), out);
         };
-        if let Err(error) = binding.version.bump(&self.settings.me) {
+        if let Err(error) = binding.version.write(&self.settings.me, now.wall_ms) {
             return self.respond(origin, Err(Failure::new(FailureKind::Invalid, error.to_string())), out);
         }
         binding.content = Content::Deleted;
@@ -409,12 +414,16 @@ impl Control {
             let why = "put and get carry data, which travels by sync: run them on the node itself";
             return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
         }
-        if to != self.settings.me && !self.settings.peers.iter().any(|peer| peer.name == to) {
-            let why = format!("no [[peer]] named {to} is configured here");
-            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
-        }
         if to == self.settings.me {
             return self.request(now, origin, request, out);
+        }
+        let Some(peer) = self.settings.peers.iter().find(|peer| peer.name == to) else {
+            let why = format!("no [[peer]] named {to} is configured here");
+            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
+        };
+        if !may_command(self.settings.role, peer.role) {
+            let why = format!("a {} may not command a {}: ask on {to} itself", self.settings.role, peer.role);
+            return self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why)), out);
         }
         self.last_counter = (self.last_counter + 1).max(u64::try_from(now.wall_ms).unwrap_or(0) * 1024);
         let counter = self.last_counter;
@@ -448,13 +457,15 @@ impl Control {
             return self.answer_came(from, &envelope, out);
         }
         let role = peer.role;
-        if !self.settings.commands {
-            return Err("commands over MQTT are switched off here (node.commands)".into());
-        }
         if !may_command(role, self.settings.role) {
             return Err(format!("a {role} may not command a {}", self.settings.role));
         }
-        envelope.check_expiry(now.wall_ms).map_err(|error| error.to_string())?;
+        if let Err(why) = self.check_command(now, &envelope) {
+            // an honest asker shall not wait for an answer that can not come
+            let origin = Origin::Remote(from.clone(), envelope.counter);
+            self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why.clone())), out);
+            return Err(why);
+        }
         let obeyed =
             self.obeyed.as_mut().ok_or("commands are obeyed once the store has been read; try again")?;
         let last = obeyed.entry(from.clone()).or_insert(0);
@@ -476,6 +487,13 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    fn check_command(&self, now: Time, envelope: &Envelope) -> Result<(), String> {
+        if !self.settings.commands {
+            return Err("commands over MQTT are switched off here (node.commands)".into());
+        }
+        envelope.check_expiry(now.wall_ms).map_err(|error| error.to_string())
     }
 
     /// The counter goes into the batch of the effect, which is handed over after it.
@@ -501,11 +519,11 @@ impl Control {
     }
 
     /// An answer of the store.
-    pub fn answered(&mut self, number: u32, answer: Answer, out: &mut Effects) {
+    pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
         match self.asked.remove(&number) {
             Some(Purpose::Counters) => self.obeyed = Some(read_counters(answer)),
             Some(Purpose::List(origin)) => self.list_read(origin, answer, out),
-            Some(Purpose::Remove(origin, name)) => self.remove(origin, name, answer, out),
+            Some(Purpose::Remove(origin, name)) => self.remove(now, origin, name, answer, out),
             Some(Purpose::Find(wish)) => self.found(wish, answer, out),
             Some(Purpose::FindBlock(wish, root)) => self.found_block(wish, root, answer, out),
             Some(Purpose::Block(caller)) => self.export_block(caller, answer, out),
@@ -673,6 +691,9 @@ impl Control {
         let counters: Vec<u64> =
             self.sent.iter().filter(|(_, sent)| expired(sent)).map(|(counter, _)| *counter).collect();
         for counter in counters {
+            if !out.has_room() {
+                return;
+            }
             if let Some(sent) = self.sent.remove(&counter) {
                 let why = format!(
                     "{} has not answered within {} s: it may be offline, refuse commands, or not know this node's key",

@@ -5,6 +5,11 @@
 //! however many there are. Refused: names that leave the root, objects on a leecher (Control says so).
 //! A file that vanishes, grows or can not be read is dropped without a trace and tried again.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
 mod folder;
 mod stream;
 
@@ -229,7 +234,7 @@ impl Ingest {
             return self.finish_if_written(now, number, out);
         }
         let mut version = old.map(|old| old.version).unwrap_or_default();
-        if let Err(error) = version.bump(&self.me) {
+        if let Err(error) = version.write(&self.me, now.wall_ms) {
             return self.fail(now, number, Failure::new(FailureKind::Invalid, error.to_string()), out);
         }
         let binding = Binding { version, content, meta, origin: self.me.clone(), conflict_of: None };

@@ -3,6 +3,11 @@
 //! Without a link a fetch that may wait does, up to the role's bound; any other fails at once and says
 //! so. The master looks a CID up among its names and, failing that, among its blocks.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
 use super::group::{InGroup, Plan};
 use super::outbox::OutGroup;
 use super::wire::{Outcome, SyncMessage};

@@ -3,7 +3,7 @@
 //! Plain state with no way to send; `receiver` drives it. Bounded by the announcement's entries, one
 //! manifest per level of the object being walked, and the window of blocks.
 
-use super::wire::{Outcome, Wanted};
+use super::wire::{Outcome, Refusal, Wanted};
 use crate::binding::{Binding, Content};
 use crate::id::{BlockId, NodeName};
 use crate::message::{Answer, ChangeDone};
@@ -42,6 +42,7 @@ pub(super) enum News {
 }
 
 /// What is to be done with an entry.
+#[expect(clippy::large_enum_variant, reason = "most entries are taken, and 64 are the most")]
 pub(super) enum Plan {
     /// Not compared with the local binding yet.
     Unknown,
@@ -159,6 +160,60 @@ impl InGroup {
         if !matches!(entry.plan, Plan::Done(_)) {
             entry.plan = Plan::Done(outcome.clone());
             self.outcomes.push((index, outcome));
+        }
+    }
+
+    /// Takes in which blocks of the round are here, and how long those are: the others are expected.
+    pub(super) fn expect(&mut self, blocks: impl Iterator<Item = (BlockId, Option<u32>)>) {
+        self.expected.clear();
+        let mut here = Vec::new();
+        for (id, length) in blocks {
+            match length {
+                Some(length) => here.push((id, length)),
+                None => drop(self.expected.insert(id)),
+            }
+        }
+        self.expected_known = true;
+        for (id, length) in here {
+            self.compare(id, u64::from(length));
+        }
+    }
+
+    /// Refuses whatever claims another length of this block than it has.
+    pub(super) fn compare(&mut self, id: BlockId, bytes: u64) {
+        match &self.node {
+            None => {
+                self.refuse_roots(Refusal::Content, |root, depth, size| {
+                    (root, depth) == (id, 0) && size != bytes
+                });
+            }
+            Some((node, children)) => {
+                let lies = |child: &Child| child.id == id && child.bytes != bytes;
+                if node.level == 1 && children.iter().any(lies) {
+                    self.refuse_walked(Refusal::Content);
+                }
+            }
+        }
+    }
+
+    /// Refuses the object whose manifests are being walked; nothing more is expected of it.
+    pub(super) fn refuse_walked(&mut self, why: Refusal) {
+        self.expected.clear();
+        self.nodes.clear();
+        self.node = None;
+        if let Some(index) = self.walking.take() {
+            self.settle(index, Outcome::Refused(why));
+        }
+    }
+
+    /// Refuses the entries whose root, depth and size `is_bad` finds bad.
+    pub(super) fn refuse_roots(&mut self, why: Refusal, is_bad: impl Fn(BlockId, u8, u64) -> bool) {
+        for index in self.indices() {
+            let entry = &self.entries[usize::from(index)];
+            let size = entry.incoming.meta.size;
+            if entry.needs().is_some_and(|(root, depth)| is_bad(root, depth, size)) {
+                self.settle(index, Outcome::Refused(why));
+            }
         }
     }
 

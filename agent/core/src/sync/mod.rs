@@ -60,7 +60,7 @@ enum Purpose {
     /// The manifest a peer wants children of.
     Manifest { peer: NodeName, group: u32, round: u32 },
     /// A block a peer wants.
-    Block { peer: NodeName, group: u32, round: u32, id: BlockId },
+    Blocks { peer: NodeName, group: u32, round: u32, ids: Vec<BlockId> },
     /// What a peer wants to fetch.
     Find { peer: NodeName, request: u32, target: Target },
     /// The bare block a peer wants to fetch.
@@ -77,6 +77,8 @@ struct Peer {
     /// Counts the sessions with this peer that this node has begun anew.
     session_number: u64,
     out: Outbox,
+    /// Its place in the order in which sessions were begun.
+    begun: u64,
     /// When to say hello (again), and how long to wait after that.
     hello_at_ms: Option<u64>,
     hello_wait_ms: u64,
@@ -162,6 +164,7 @@ pub struct Sync {
     upstream: Option<NodeName>,
     subscriptions: Vec<String>,
     sessions_max: usize,
+    sessions_begun: u64,
     window_blocks: u32,
     /// Transfers to this node, by peer and the peer's number.
     incoming: BTreeMap<(NodeName, u32), InGroup>,
@@ -196,6 +199,7 @@ impl Sync {
             upstream: None,
             subscriptions: Vec::new(),
             sessions_max: 0,
+            sessions_begun: 0,
             window_blocks: 0,
             incoming: BTreeMap::new(),
             serving: BTreeSet::new(),
@@ -251,9 +255,9 @@ impl Sync {
     }
 
     /// The broker has taken a message: there is room for another.
-    pub fn sent(&mut self, now: Time, token: u64, out: &mut Effects) {
+    pub fn sent(&mut self, token: u64, out: &mut Effects) {
         if self.wires.in_flight.remove(&token) && self.wires.has_room() {
-            self.serve_all(now, out);
+            self.serve_all(out);
         }
     }
 
@@ -312,6 +316,9 @@ impl Sync {
         if let SyncMessage::Hello(hello) = message {
             return self.hello(now, from, hello, out);
         }
+        if message == SyncMessage::Later {
+            return self.later(now, from);
+        }
         if !self.peers.get(from).is_some_and(|peer| session::are_related(peer.role, self.wires.role)) {
             let why = "nodes of its role and of this one have nothing to say to each other";
             return self.wires.dropped(from, why.into(), out);
@@ -321,10 +328,10 @@ impl Sync {
             return self.say_hello(now, from, out);
         }
         match message {
-            SyncMessage::Hello(_) => {}
+            SyncMessage::Hello(_) | SyncMessage::Later => {}
             SyncMessage::Announce(announce) => self.announced(now, from, announce, out),
             SyncMessage::Want(want) => self.wanted(now, from, want, out),
-            SyncMessage::Credit { group, round, limit } => self.credited(now, from, group, round, limit, out),
+            SyncMessage::Credit { group, round, limit } => self.credited(from, group, round, limit, out),
             SyncMessage::Ack { group, outcomes } => self.acknowledged(now, from, group, &outcomes, out),
             SyncMessage::Busy { group } => self.peer_is_busy(now, from, group),
             SyncMessage::Fetch { request, target } => self.fetch_asked(from, request, target, out),
@@ -340,10 +347,10 @@ impl Sync {
             Purpose::Cursor { peer } => self.cursor_loaded(now, &peer, answer, out),
             Purpose::Changes { peer, after } => self.changes_read(now, &peer, after, answer, out),
             Purpose::Manifest { peer, group, round } => {
-                self.manifest_read(now, &peer, group, round, answer, out);
+                self.manifest_read(&peer, group, round, answer, out);
             }
-            Purpose::Block { peer, group, round, id } => {
-                self.block_read(now, &peer, group, round, id, answer, out);
+            Purpose::Blocks { peer, group, round, ids } => {
+                self.blocks_read(now, &peer, group, round, &ids, answer, out);
             }
             Purpose::Find { peer, request, target } => self.found(now, &peer, request, target, answer, out),
             Purpose::FindBlock { peer, request, root } => {
@@ -376,6 +383,7 @@ impl Sync {
         self.spread_news(now, false, out);
         if self.wires.up {
             self.repeat_hellos(now, out);
+            self.read_again(now, out);
             self.repeat_announcements(now, out);
             self.repeat_wants(now, out);
         }
@@ -397,6 +405,7 @@ impl Sync {
             for peer in self.peers.values().filter(|peer| peer.is_active()) {
                 consider(peer.hello_at_ms, "hello to a peer");
                 consider(peer.out.retry_at_ms(), "announce again");
+                consider(peer.out.read_at_ms, "read the log again");
                 consider(peer.out.save_at_ms(), "save a cursor");
             }
             consider(self.incoming.values().map(|group| group.retry_at_ms).min(), "want again");
@@ -481,6 +490,7 @@ impl Peer {
             key,
             session: None,
             session_number: 0,
+            begun: 0,
             out: Outbox::new(epoch),
             hello_at_ms: None,
             hello_wait_ms: RETRY_MS,

@@ -7,12 +7,14 @@ use super::wire::Wanted;
 use crate::id::BlockId;
 use crate::name::Name;
 use crate::time::Time;
-use bytes::Bytes;
 use std::collections::VecDeque;
 
 /// Acknowledged changes after which the cursor is saved at once, and the longest it waits otherwise.
 const SAVE_CHANGES: u64 = 1024;
 const SAVE_MS: u64 = 60_000;
+
+/// A cursor as it is saved: the peer's store and interest it speaks of, and whether an echo is unfinished.
+type Saved = (u64, u64, u64, bool);
 
 /// The outbox of one peer.
 #[derive(Default)]
@@ -25,6 +27,8 @@ pub(super) struct Outbox {
     pub(super) announced: u64,
     /// A page of changes is being read.
     pub(super) reading: bool,
+    /// The log could not be read; when to try again.
+    pub(super) read_at_ms: Option<u64>,
     /// There may be changes behind `announced`.
     pub(super) more: bool,
     /// Announcements, oldest first; those that answer a fetch have no place in the log's order.
@@ -32,9 +36,20 @@ pub(super) struct Outbox {
     pub(super) next_group: u32,
     store: u64,
     interest: u64,
+    /// The peer's store is new to us: what came from its old one is told to it too, up to the log's end.
+    pub(super) echo: Option<Echo>,
     saved: u64,
     save_at_ms: Option<u64>,
     saving: bool,
+}
+
+/// How far a peer with a new store is told what came from its old one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Echo {
+    /// The end of the log has not been seen yet.
+    Open,
+    /// Up to this sequence number.
+    Until(u64),
 }
 
 /// One announcement under way.
@@ -59,19 +74,16 @@ pub(super) struct OutEntry {
 /// The answer to a want, as far as it has come.
 pub(super) struct Serving {
     pub(super) round: u32,
-    /// Empty while the manifest is being read.
-    pub(super) ids: Vec<BlockId>,
+    /// The blocks and the bytes they should have; empty while the manifest is being read.
+    pub(super) blocks: Vec<(BlockId, usize)>,
     /// What was wanted, until the manifest is there.
     pub(super) wanted: Option<Wanted>,
     /// Blocks asked of the store so far.
     pub(super) next: usize,
     /// Blocks that the receiver allows so far.
     pub(super) limit: u32,
-    /// Reads under way.
+    /// Reads under way, each of one message's blocks.
     pub(super) reads: usize,
-    /// Blocks read and not yet sent.
-    pub(super) pack: Vec<Bytes>,
-    pub(super) pack_bytes: usize,
 }
 
 impl Outbox {
@@ -87,16 +99,21 @@ impl Outbox {
         self.groups.clear();
         self.announced = self.cursor;
         self.reading = false;
+        self.read_at_ms = None;
         self.more = true;
     }
 
     /// Takes the saved cursor, if it speaks of this store of the peer and these subscriptions.
     pub(super) fn load(&mut self, value: Option<&[u8]>, store: u64, interest: u64) {
-        let saved: Option<(u64, u64, u64)> = value.and_then(|bytes| postcard::from_bytes(bytes).ok());
-        let fits =
-            |&(_, of_store, of_interest): &(u64, u64, u64)| (of_store, of_interest) == (store, interest);
-        let from_log = saved.filter(fits).map_or(0, |(cursor, ..)| cursor);
-        let in_memory = if (self.store, self.interest) == (store, interest) { self.cursor } else { 0 };
+        let saved: Option<Saved> = value.and_then(|bytes| postcard::from_bytes(bytes).ok());
+        let saved =
+            saved.filter(|(_, of_store, of_interest, _)| (*of_store, *of_interest) == (store, interest));
+        let from_log = saved.map_or(0, |(cursor, ..)| cursor);
+        let is_remembered = (self.store, self.interest) == (store, interest);
+        let in_memory = if is_remembered { self.cursor } else { 0 };
+        if !is_remembered {
+            self.echo = saved.is_none_or(|(.., echoing)| echoing).then_some(Echo::Open);
+        }
         (self.store, self.interest) = (store, interest);
         self.cursor = from_log.max(in_memory);
         self.saved = from_log;
@@ -107,8 +124,8 @@ impl Outbox {
 
     /// The cursor as it is saved.
     pub(super) fn value(&self) -> Vec<u8> {
-        postcard::to_allocvec(&(self.cursor, self.store, self.interest))
-            .expect("three numbers can be written")
+        let saved: Saved = (self.cursor, self.store, self.interest, self.echo.is_some());
+        postcard::to_allocvec(&saved).expect("numbers can be written")
     }
 
     /// Moves the cursor over every leading announcement that is wholly acknowledged.
@@ -126,6 +143,9 @@ impl Outbox {
         self.groups.retain(|group| group.last_seq.is_some() || !group.is_done());
         if !self.groups.iter().any(|group| group.last_seq.is_some()) && !self.reading {
             self.cursor = self.cursor.max(self.announced);
+        }
+        if matches!(self.echo, Some(Echo::Until(end)) if self.cursor >= end) {
+            self.echo = None;
         }
         if self.cursor > self.saved && self.save_at_ms.is_none() && !self.saving {
             self.save_at_ms = Some(now.mono_ms + SAVE_MS);
@@ -160,7 +180,7 @@ impl Outbox {
     }
 
     pub(super) fn retry_at_ms(&self) -> Option<u64> {
-        self.groups.iter().map(|group| group.retry_at_ms).min()
+        self.groups.iter().filter(|group| !group.is_done()).map(|group| group.retry_at_ms).min()
     }
 
     pub(super) fn is_empty(&self) -> bool {

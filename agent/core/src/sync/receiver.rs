@@ -13,7 +13,7 @@ use crate::limits::IN_GROUPS_MAX;
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Note, Question};
 use crate::name::Name;
 use crate::object::manifest::Manifest;
-use crate::role::may_announce;
+use crate::role::{Role, may_announce};
 use crate::time::Time;
 use bytes::Bytes;
 
@@ -82,15 +82,7 @@ impl Sync {
         self.wires.numbers.blocks_received += 1;
         self.wires.numbers.bytes_received += bytes.len() as u64;
         group.received += 1;
-        if group.node.is_none() {
-            for index in group.indices() {
-                let entry = &group.entries[usize::from(index)];
-                let size = entry.incoming.meta.size;
-                if entry.needs() == Some((id, 0)) && size != bytes.len() as u64 {
-                    group.settle(index, Outcome::Refused(Refusal::Content));
-                }
-            }
-        }
+        group.compare(id, bytes.len() as u64);
         group.writes += 1;
         let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put };
         self.asked.write(purpose, Change::Put { id, bytes }, Haste::Patient, out);
@@ -134,7 +126,7 @@ impl Sync {
         match (step, answer) {
             (Step::Lookup, Answer::Bindings(found)) => {
                 for (index, bound) in group.indices().zip(found) {
-                    plan(group, index, bound, &key.0);
+                    plan(group, index, bound, &key.0, self.wires.role);
                 }
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
@@ -147,18 +139,15 @@ impl Sync {
             (Step::Roots, Answer::Has(here)) => {
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
-                let missing = roots.into_iter().zip(here).filter(|(_, here)| !here).map(|(root, _)| root);
-                group.expected = missing.collect();
-                group.expected_known = true;
+                group.expect(roots.into_iter().zip(here));
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
             (Step::Manifest, Answer::Block(bytes)) => return self.manifest_here(key, group, bytes, out),
             (Step::Children, Answer::Has(here)) => {
                 let Some((_, children)) = &group.node else { return Ok(()) };
-                let missing = children.iter().zip(here).filter(|(_, here)| !here).map(|(child, _)| child.id);
-                group.expected = missing.collect();
-                group.expected_known = true;
+                let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
+                group.expect(ids.into_iter().zip(here));
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -168,7 +157,7 @@ impl Sync {
             }
             (Step::Again(index), Answer::Bindings(found)) => {
                 group.entries[usize::from(index)].plan = Plan::Unknown;
-                plan(group, index, found.into_iter().next().flatten(), &key.0);
+                plan(group, index, found.into_iter().next().flatten(), &key.0, self.wires.role);
                 self.bind(key, group, index, out);
             }
             (_, _) => return Err(GivenUp("the store gave an answer to another question".into())),
@@ -192,6 +181,8 @@ impl Sync {
                 return self.round_may_be_over(key, group, out);
             }
             (Step::CopyBound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
+                // Should the name be outrun, this is the only word of the copy.
+                out.tell(Message::Changed { bytes: 0 });
                 self.bind_name(key, group, index, out)
             }
             (Step::Bound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
@@ -317,12 +308,8 @@ impl Sync {
         let manifest = Manifest::decode(&bytes).ok();
         let fits = |manifest: &Manifest| manifest.level() == node.level && manifest.total() == node.bytes;
         let Some(manifest) = manifest.filter(fits) else {
-            group.node = None;
-            group.nodes.clear();
             group.expected_known = true;
-            if let Some(index) = group.walking.take() {
-                group.settle(index, Outcome::Refused(Refusal::Content));
-            }
+            group.refuse_walked(Refusal::Content);
             return self.next_node(key, group, out);
         };
         let ids = manifest.children().iter().map(|child| child.id).collect();
@@ -423,20 +410,10 @@ impl Sync {
         if group.round == round && group.expected.remove(&id)
             || group.node.as_ref().is_some_and(|n| n.0.id == id)
         {
-            match group.walking.take() {
-                Some(index) => {
-                    group.settle(index, Outcome::Refused(why));
-                    group.expected.clear();
-                    group.nodes.clear();
-                    group.node = None;
-                }
-                None => {
-                    for index in group.indices() {
-                        if group.entries[usize::from(index)].needs().is_some_and(|(root, _)| root == id) {
-                            group.settle(index, Outcome::Refused(why));
-                        }
-                    }
-                }
+            if group.walking.is_some() {
+                group.refuse_walked(why);
+            } else {
+                group.refuse_roots(why, |root, _, _| root == id);
             }
             result = self.round_may_be_over(&key, &mut group, out);
         }
@@ -477,6 +454,9 @@ impl Sync {
             .map(|(key, _)| key.clone())
             .collect();
         for key in due {
+            if !out.has_room() {
+                return;
+            }
             let Some(mut group) = self.incoming.remove(&key) else { continue };
             if group.retry_wait_ms >= RETRY_MS_MAX {
                 // The sender knows nothing of it any more; were it wrong it would announce again.
@@ -504,7 +484,7 @@ impl InGroup {
 }
 
 /// Decides what becomes of an entry, from the binding that is here.
-fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName) {
+fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, role: Role) {
     let entry = &mut group.entries[usize::from(index)];
     let incoming = &entry.incoming;
     let expected_seq = bound.as_ref().map(|bound| bound.seq);
@@ -519,6 +499,8 @@ fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName) 
         Some(Ok(Resolution::Newer)) => newer(),
         Some(Ok(Resolution::Same)) => Err(Outcome::Stored),
         Some(Ok(Resolution::Stale)) => Err(Outcome::Superseded),
+        // A leecher writes nothing: where it differs, its master has changed.
+        Some(Ok(Resolution::Merged(_) | Resolution::Conflict { .. })) if role == Role::Leecher => newer(),
         Some(Ok(Resolution::Merged(binding))) => take(binding, None, None, Outcome::Stored),
         Some(Ok(Resolution::Conflict { winner, loser_name, loser })) => {
             take(winner, None, Some((loser_name, loser)), Outcome::Conflict)

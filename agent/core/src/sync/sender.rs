@@ -1,6 +1,11 @@
 //! The sending half: announces what the log has behind a peer's cursor, and serves what the peer wants.
 
-use super::outbox::{OutEntry, OutGroup, Outbox, Serving};
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
+use super::outbox::{Echo, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted};
@@ -8,15 +13,20 @@ use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Content, Stored};
 use crate::id::{BlockId, NodeName};
 use crate::limits::{
-    ANNOUNCE_BYTES_MAX, ANNOUNCE_ENTRIES_MAX, MESSAGE_BYTES_MAX, OUT_GROUPS_MAX, SERVE_READS_MAX,
+    ANNOUNCE_BYTES_MAX, ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX, OUT_GROUPS_MAX,
+    QUESTIONS_MAX, SERVE_READS_MAX,
 };
 use crate::message::{Answer, Bound, Change, Channel, Effects, Haste, Message, Note, Question};
 use crate::name::Name;
-use crate::object::manifest::Manifest;
+use crate::object::BLOCK_BYTES_MAX;
+use crate::object::manifest::{Child, Manifest};
 use crate::request::FailureKind;
 use crate::role::may_announce;
 use crate::time::Time;
 use bytes::Bytes;
+
+/// Milliseconds after which the log is read again when the store had no time.
+const READ_AGAIN_MS: u64 = 1_000;
 
 impl Sync {
     /// Reads on in the log for a peer, if there is room for another announcement.
@@ -32,6 +42,7 @@ impl Sync {
             return self.settle(now, name, out);
         }
         outbox.reading = true;
+        outbox.read_at_ms = None;
         let after = outbox.announced;
         let question = Question::Changes { after, limit: ANNOUNCE_ENTRIES_MAX };
         self.asked.ask(Purpose::Changes { peer: name.clone(), after }, question, out);
@@ -50,12 +61,15 @@ impl Sync {
             return; // rewound since
         }
         outbox.reading = false;
-        let page = match answer {
-            Answer::Page(page) => page,
-            _ => Vec::new(),
+        let Answer::Page(page) = answer else {
+            outbox.read_at_ms = Some(now.mono_ms + READ_AGAIN_MS);
+            return;
         };
         outbox.more = page.len() == ANNOUNCE_ENTRIES_MAX;
         let entries = take_entries(session, name, outbox, page);
+        if !outbox.more && outbox.echo == Some(Echo::Open) {
+            outbox.echo = Some(Echo::Until(outbox.announced));
+        }
         let last_seq = outbox.announced;
         if !entries.is_empty() {
             self.announce(now, name, entries, Some(last_seq), None, out);
@@ -91,10 +105,23 @@ impl Sync {
         self.wires.post(name, &message, out);
     }
 
+    /// Reads on for peers for which the store had no time.
+    pub(super) fn read_again(&mut self, now: Time, out: &mut Effects) {
+        let due = |peer: &Peer| peer.out.read_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms);
+        let due = self.peers.iter().filter(|(_, peer)| due(peer)).map(|(name, _)| name.clone());
+        for name in due.take(QUESTIONS_MAX / 4).collect::<Vec<_>>() {
+            self.pump(now, &name, out);
+        }
+    }
+
+    /// As many as there is room for; the others are still due.
     pub(super) fn repeat_announcements(&mut self, now: Time, out: &mut Effects) {
-        let due = |group: &OutGroup| group.retry_at_ms <= now.mono_ms;
+        let due = |group: &OutGroup| group.retry_at_ms <= now.mono_ms && !group.is_done();
         for (name, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.session.is_some()) {
             for group in peer.out.groups.iter_mut().filter(|group| due(group)) {
+                if !out.has_room() {
+                    return;
+                }
                 group.serving = None;
                 group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
                 group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
@@ -121,9 +148,9 @@ impl Sync {
         match want.blocks {
             Wanted::Roots(indices) => {
                 let root = |index: u16| group.entries.get(usize::from(index)).and_then(OutEntry::root);
-                serving.ids = indices.into_iter().filter_map(root).collect();
+                serving.blocks = indices.into_iter().filter_map(root).collect();
                 group.serving = Some(serving);
-                self.serve(now, from, want.group, out);
+                self.serve(from, want.group, out);
             }
             Wanted::Children { manifest, missing } => {
                 serving.wanted = Some(Wanted::Children { manifest, missing });
@@ -136,7 +163,6 @@ impl Sync {
 
     pub(super) fn manifest_read(
         &mut self,
-        now: Time,
         name: &NodeName,
         group: u32,
         round: u32,
@@ -158,13 +184,14 @@ impl Sync {
         };
         let is_set = |index: usize| missing.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
         let children = node.children().iter().enumerate();
-        serving.ids = children.filter(|(index, _)| is_set(*index)).map(|(_, child)| child.id).collect();
-        self.serve(now, name, group, out);
+        let level = node.level();
+        let block = |(_, child): (usize, &Child)| (child.id, block_bytes(level - 1, child.bytes));
+        serving.blocks = children.filter(|(index, _)| is_set(*index)).map(block).collect();
+        self.serve(name, group, out);
     }
 
     pub(super) fn credited(
         &mut self,
-        now: Time,
         from: &NodeName,
         group: u32,
         round: u32,
@@ -173,11 +200,11 @@ impl Sync {
     ) {
         let Some(serving) = self.serving_mut(from, group, round) else { return };
         serving.limit = serving.limit.max(limit);
-        self.serve(now, from, group, out);
+        self.serve(from, group, out);
     }
 
     /// Goes on with every transfer that waits for room on the link.
-    pub(super) fn serve_all(&mut self, now: Time, out: &mut Effects) {
+    pub(super) fn serve_all(&mut self, out: &mut Effects) {
         let names: Vec<NodeName> = self.serving.iter().cloned().collect();
         for name in names {
             let Some(peer) = self.peers.get(&name) else { continue };
@@ -185,64 +212,72 @@ impl Sync {
                 .out
                 .groups
                 .iter()
-                .filter(|group| group.serving.as_ref().is_some_and(Serving::is_open))
+                .filter(|group| group.serving.as_ref().is_some_and(Serving::may_read))
                 .map(|group| group.id)
                 .collect();
             if groups.is_empty() {
                 self.serving.remove(&name);
             }
             for group in groups {
-                self.serve(now, &name, group, out);
+                self.serve(&name, group, out);
             }
         }
     }
 
-    /// Reads as many wanted blocks as credit, link and store allow; sends what has been read.
-    fn serve(&mut self, now: Time, name: &NodeName, group_id: u32, out: &mut Effects) {
+    /// Reads as many wanted blocks as credit, link and store allow, one message's at a time.
+    fn serve(&mut self, name: &NodeName, group_id: u32, out: &mut Effects) {
         let room = self.wires.has_room();
         let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group_id)) else { return };
         let Some(serving) = &mut group.serving else { return };
-        if room {
-            while serving.may_read() {
-                let id = serving.ids[serving.next];
-                serving.next += 1;
-                serving.reads += 1;
-                let purpose =
-                    Purpose::Block { peer: name.clone(), group: group_id, round: serving.round, id };
-                self.asked.ask(purpose, Question::Read(id), out);
-            }
+        while room && serving.may_read() {
+            let ids = serving.next_message();
+            serving.reads += 1;
+            let purpose = Purpose::Blocks {
+                peer: name.clone(),
+                group: group_id,
+                round: serving.round,
+                ids: ids.clone(),
+            };
+            self.asked.ask(purpose, Question::ReadMany(ids), out);
         }
-        let pack = if serving.reads == 0 && room { serving.take_pack() } else { Vec::new() };
-        if serving.is_open() {
+        if serving.may_read() {
             self.serving.insert(name.clone());
         }
-        self.send_pack(now, name, group_id, pack, out);
     }
 
-    pub(super) fn block_read(
+    #[expect(clippy::too_many_arguments, reason = "what the question was for, and its answer")]
+    pub(super) fn blocks_read(
         &mut self,
         now: Time,
         name: &NodeName,
         group: u32,
         round: u32,
-        id: BlockId,
+        ids: &[BlockId],
         answer: Answer,
         out: &mut Effects,
     ) {
         let Some(serving) = self.serving_mut(name, group, round) else { return };
         serving.reads -= 1;
-        let full = match answer {
-            Answer::Block(Some(bytes)) => serving.push(bytes),
-            Answer::Failed(failure) if failure.kind == FailureKind::Busy => {
-                return self.stop_serving(name, group);
-            }
-            _ => {
-                self.wires.post(name, &SyncMessage::Missing { group, round, id }, out);
-                Vec::new()
-            }
+        let blocks = match answer {
+            Answer::Blocks(blocks) => blocks,
+            _ => return self.stop_serving(name, group),
         };
-        self.send_pack(now, name, group, full, out);
-        self.serve(now, name, group, out);
+        let (mut pack, mut bytes) = (Vec::new(), BLOCKS_HEAD);
+        for (id, block) in ids.iter().zip(blocks) {
+            let Some(block) = block else {
+                self.wires.post(name, &SyncMessage::Missing { group, round, id: *id }, out);
+                continue;
+            };
+            // A block may be longer than its binding says; the receiver will refuse it.
+            if bytes + BLOCK_HEAD + block.len() > MESSAGE_BYTES_MAX {
+                self.send_pack(now, name, group, std::mem::take(&mut pack), out);
+                bytes = BLOCKS_HEAD;
+            }
+            bytes += BLOCK_HEAD + block.len();
+            pack.push(block);
+        }
+        self.send_pack(now, name, group, pack, out);
+        self.serve(name, group, out);
     }
 
     /// The store has no time: what is still wanted will be wanted again.
@@ -373,7 +408,7 @@ fn take_entries(
     for (name, bound) in page {
         // A binding that can not be read is reported by verify; it can not be announced.
         if let Ok(stored) = Stored::decode(&bound.value)
-            && concerns(session, peer, &name, &stored)
+            && concerns(session, peer, &name, &stored, outbox.echo.is_some())
         {
             let size = name.as_str().len() + bound.value.len();
             if bytes + size > ANNOUNCE_BYTES_MAX {
@@ -389,10 +424,10 @@ fn take_entries(
 }
 
 /// Whether a change is of the peer's business: upstream everything, downstream what it subscribes to or
-/// has written itself; never what came from it.
-fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored) -> bool {
+/// has written itself; never what came from it, save upstream what may have been lost there with a store.
+fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored, echo: bool) -> bool {
     if stored.via.as_ref() == Some(peer) {
-        return false;
+        return echo && session.upstream && !name.under("cid");
     }
     session.upstream
         || stored.binding.version.contains(peer)
@@ -412,9 +447,9 @@ impl OutGroup {
 }
 
 impl OutEntry {
-    fn root(&self) -> Option<BlockId> {
+    fn root(&self) -> Option<(BlockId, usize)> {
         match self.binding.content {
-            Content::Object { root, .. } => Some(root),
+            Content::Object { root, depth } => Some((root, block_bytes(depth, self.binding.meta.size))),
             Content::Deleted => None,
         }
     }
@@ -422,38 +457,33 @@ impl OutEntry {
 
 impl Serving {
     fn new(round: u32, limit: u32) -> Self {
-        Serving {
-            round,
-            ids: Vec::new(),
-            wanted: None,
-            next: 0,
-            limit,
-            reads: 0,
-            pack: Vec::new(),
-            pack_bytes: BLOCKS_HEAD,
-        }
-    }
-
-    fn may_read(&self) -> bool {
-        self.reads < SERVE_READS_MAX && self.next < self.ids.len() && self.next < self.limit as usize
+        Serving { round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
     }
 
     /// Whether there is anything left to do when there is room.
-    fn is_open(&self) -> bool {
-        self.may_read() || !self.pack.is_empty()
+    fn may_read(&self) -> bool {
+        self.reads < SERVE_READS_MAX && self.next < self.blocks.len() && self.next < self.limit as usize
     }
 
-    /// Adds a block; what was packed before comes back when the two do not fit one message.
-    fn push(&mut self, block: Bytes) -> Vec<Bytes> {
-        let bytes = BLOCK_HEAD + block.len();
-        let full = if self.pack_bytes + bytes > MESSAGE_BYTES_MAX { self.take_pack() } else { Vec::new() };
-        self.pack_bytes += bytes;
-        self.pack.push(block);
-        full
+    /// The next blocks that fit one message, at least one.
+    fn next_message(&mut self) -> Vec<BlockId> {
+        let allowed = &self.blocks[self.next..self.blocks.len().min(self.limit as usize)];
+        let mut bytes = BLOCKS_HEAD;
+        let fits = |(index, (_, length)): &(usize, &(BlockId, usize))| {
+            bytes += BLOCK_HEAD + length;
+            *index == 0 || bytes <= MESSAGE_BYTES_MAX
+        };
+        let message = allowed.iter().take(MESSAGE_BLOCKS_MAX).enumerate().take_while(fits);
+        let ids: Vec<BlockId> = message.map(|(_, (id, _))| *id).collect();
+        self.next += ids.len();
+        ids
     }
+}
 
-    fn take_pack(&mut self) -> Vec<Bytes> {
-        self.pack_bytes = BLOCKS_HEAD;
-        std::mem::take(&mut self.pack)
+/// What a block should have: at depth 0 it is data of this length, above it a manifest of any length.
+fn block_bytes(depth: u8, bytes: u64) -> usize {
+    if depth > 0 {
+        return BLOCK_BYTES_MAX;
     }
+    usize::try_from(bytes).unwrap_or(BLOCK_BYTES_MAX).min(BLOCK_BYTES_MAX)
 }

@@ -6,6 +6,11 @@
 //! one has forgotten all of it, and who answers it forgets. A repeated one changes nothing. One with a new
 //! store voids the cursor. A master that goes ends the session with it.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of another kind is one case, however many kinds there are"
+)]
+
 use super::wire::{Hello, SyncMessage};
 use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::id::NodeName;
@@ -14,6 +19,9 @@ use crate::name::NAME_BYTES_MAX;
 use crate::role::{Role, may_announce, may_fetch};
 use crate::time::Time;
 use bytes::Bytes;
+
+/// Milliseconds until a peer that had no session for us is asked again.
+const LATER_MS: u64 = 60_000;
 
 /// A peer that has said hello since the link came up.
 #[derive(Clone, Debug)]
@@ -27,8 +35,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    fn is_same(&self, other: &Session) -> bool {
-        (self.epoch, self.number) == (other.epoch, other.number)
+    fn is_of(&self, hello: &Hello) -> bool {
+        (self.epoch, self.number) == (hello.epoch, hello.session)
     }
 
     /// A number that changes when the peer wants to hear of other names.
@@ -45,14 +53,14 @@ impl Session {
 
 impl Sync {
     pub(super) fn say_hello(&mut self, now: Time, to: &NodeName, out: &mut Effects) {
-        self.send_hello(to, true, out);
+        self.send_hello(to, None, out);
         if let Some(peer) = self.peers.get_mut(to) {
             peer.hello_at_ms = Some(now.mono_ms + peer.hello_wait_ms);
             peer.hello_wait_ms = (peer.hello_wait_ms * 2).min(RETRY_MS_MAX);
         }
     }
 
-    fn send_hello(&mut self, to: &NodeName, answer: bool, out: &mut Effects) {
+    fn send_hello(&mut self, to: &NodeName, answers: Option<(u64, u64)>, out: &mut Effects) {
         let upstream = self.upstream.as_ref() == Some(to);
         let Some(peer) = self.peers.get(to) else { return };
         let hello = Hello {
@@ -61,7 +69,7 @@ impl Sync {
             store: self.wires.store,
             role: self.wires.role,
             subscriptions: if upstream { self.subscriptions.clone() } else { Vec::new() },
-            answer,
+            answers,
         };
         self.wires.post(to, &SyncMessage::Hello(hello), out);
     }
@@ -71,14 +79,16 @@ impl Sync {
         let names: Vec<NodeName> =
             self.peers.iter().filter(|(_, peer)| due(peer)).map(|(name, _)| name.clone()).collect();
         for name in names {
+            if !out.has_room() {
+                return;
+            }
             self.say_hello(now, &name, out);
         }
     }
 
     pub(super) fn hello(&mut self, now: Time, from: &NodeName, hello: Hello, out: &mut Effects) {
         let upstream = self.upstream.as_ref() == Some(from);
-        let sessions = self.sessions().filter(|name| *name != from).count();
-        let Some(peer) = self.peers.get_mut(from) else { return };
+        let Some(peer) = self.peers.get(from) else { return };
         if hello.role != peer.role || !are_related(peer.role, self.wires.role) {
             let why = format!("it says it is a {}; here it is configured as a {}", hello.role, peer.role);
             return self.wires.dropped(from, why, out);
@@ -86,12 +96,24 @@ impl Sync {
         if hello.subscriptions.iter().any(|prefix| prefix.len() > NAME_BYTES_MAX) {
             return self.wires.dropped(from, "a subscription longer than any name".into(), out);
         }
-        if sessions >= self.sessions_max {
-            let why = format!("{sessions} peers have a session, no more are served at once");
-            return self.wires.dropped(from, why, out);
+        if hello.answers.is_some_and(|answers| answers != (self.wires.epoch, peer.session_number)) {
+            // It speaks to an earlier start or session of ours; perhaps it knows no later one.
+            let is_known = peer.session.as_ref().is_some_and(|session| session.is_of(&hello));
+            if !is_known {
+                self.say_hello(now, from, out);
+            }
+            return;
         }
+        if !self.has_session_for(from, out) {
+            return self.wires.post(from, &SyncMessage::Later, out);
+        }
+        self.sessions_begun += 1;
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        peer.begun = self.sessions_begun;
         peer.hello_at_ms = None;
         peer.hello_wait_ms = RETRY_MS;
+        let (asked, is_of) = (hello.answers.is_none(), (hello.epoch, hello.session));
+        let is_repeated = peer.session.as_ref().is_some_and(|session| session.is_of(&hello));
         let session = Session {
             upstream,
             epoch: hello.epoch,
@@ -99,15 +121,14 @@ impl Sync {
             store: hello.store,
             subscriptions: hello.subscriptions,
         };
-        let is_repeated = peer.session.as_ref().is_some_and(|old| old.is_same(&session));
         if !is_repeated {
             peer.session = Some(session);
             peer.out.rewind();
             peer.out.loading = true;
             self.incoming.retain(|(name, _), _| name != from);
         }
-        if hello.answer {
-            self.send_hello(from, false, out);
+        if asked {
+            self.send_hello(from, Some(is_of), out);
         }
         if is_repeated {
             return;
@@ -134,6 +155,32 @@ impl Sync {
         self.pump(now, from, out);
     }
 
+    /// Whether this peer may have a session; the oldest one with nothing under way makes room for it.
+    fn has_session_for(&mut self, name: &NodeName, out: &mut Effects) -> bool {
+        let others = self.peers.iter().filter(|(other, peer)| *other != name && peer.session.is_some());
+        if others.clone().count() < self.sessions_max {
+            return true;
+        }
+        let is_idle = |other: &NodeName, peer: &Peer| {
+            peer.out.is_empty() && !self.incoming.keys().any(|(from, _)| from == other)
+        };
+        let idle = others.filter(|(other, peer)| is_idle(other, peer)).min_by_key(|(_, peer)| peer.begun);
+        let Some(idle) = idle.map(|(other, _)| other.clone()) else { return false };
+        self.wires.post(&idle, &SyncMessage::Later, out);
+        self.end_session(&idle);
+        true
+    }
+
+    /// The peer has no session for us now.
+    pub(super) fn later(&mut self, now: Time, from: &NodeName) {
+        self.end_session(from);
+        if self.upstream.as_ref() == Some(from)
+            && let Some(peer) = self.peers.get_mut(from)
+        {
+            peer.hello_at_ms = Some(now.mono_ms + LATER_MS);
+        }
+    }
+
     /// Ends the session with a peer: what was under way is forgotten, and a hello will say so.
     pub(super) fn end_session(&mut self, name: &NodeName) {
         self.incoming.retain(|(from, _), _| from != name);
@@ -157,14 +204,16 @@ impl Sync {
         let of_epoch = |session: &Session| state.contains(&format!("\"epoch\":{}}}", session.epoch));
         let known = peer.session.as_ref().is_some_and(of_epoch);
         if !state.contains("\"state\":\"online\"") {
-            if peer.session.is_some() {
-                self.end_session(from);
-            }
+            // Without a session too: an answer to a hello may still be on its way.
+            self.end_session(from);
             // Its coming back will be said; should that be missed, this is tried now and then.
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.hello_at_ms = Some(now.mono_ms + RETRY_MS_MAX);
             }
         } else if !known {
+            if peer.session.is_some() {
+                self.end_session(from);
+            }
             self.say_hello(now, from, out);
         }
     }

@@ -63,6 +63,8 @@ pub enum SyncMessage {
         /// The block.
         id: BlockId,
     },
+    /// Others have the sessions now: our session, if there was one, has ended; say hello again later.
+    Later,
 }
 
 /// The first message of a session, repeated until it is answered.
@@ -78,8 +80,8 @@ pub struct Hello {
     pub role: Role,
     /// Prefixes it wants to hear of.
     pub subscriptions: Vec<String>,
-    /// Please say hello too.
-    pub answer: bool,
+    /// The receiver's epoch and session, whose hello this answers; `None`: please answer.
+    pub answers: Option<(u64, u64)>,
 }
 
 /// Up to [`ANNOUNCE_ENTRIES_MAX`] names.
@@ -185,7 +187,8 @@ impl SyncMessage {
             | SyncMessage::Busy { .. }
             | SyncMessage::Fetch { .. }
             | SyncMessage::NotFound { .. }
-            | SyncMessage::Missing { .. } => false,
+            | SyncMessage::Missing { .. }
+            | SyncMessage::Later => false,
         };
         if long { Err(WireError::Long) } else { Ok(message) }
     }

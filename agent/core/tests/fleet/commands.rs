@@ -50,7 +50,7 @@ fn a_master_commands_its_workers_and_leechers() {
     assert_eq!(world.request(master, remote("w1", Request::Flush)), Response::Flushed);
     assert!(matches!(
         world.request(master, remote("leech", Request::Verify)),
-        Response::Verified { blocks: 2.., .. }
+        Response::Verified { blocks: 1, .. }
     ));
     let removed = world.request(master, remote("w1", remove("shared/a")));
     assert_eq!(removed, Response::Removed { name: "shared/a".parse().unwrap() });
@@ -74,7 +74,7 @@ fn only_a_master_may_command() {
         assert_eq!(world.status(master).sync.messages_dropped, dropped + 1);
     }
     let answer = world.request(leecher, remote("master", remove("shared/a")));
-    assert!(matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Unreachable));
+    assert!(matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Forbidden));
     assert_eq!(world.machines[master].engine.table().len(), 1);
 }
 
@@ -153,7 +153,8 @@ fn commands_that_are_switched_off_or_have_no_receiver_say_so() {
     world.machines[w1].node.as_mut().unwrap().reload(&settings);
     for node in ["w1", "nobody"] {
         let answer = world.request(master, remote(node, Request::Status));
-        assert!(matches!(answer, Response::Error(_)), "{answer:?}");
+        let kind = if node == "w1" { FailureKind::Forbidden } else { FailureKind::Invalid };
+        assert!(matches!(&answer, Response::Error(failure) if failure.kind == kind), "{answer:?}");
     }
     assert!(world.status(w1).sync.last_problem.contains("switched off"));
 }
@@ -165,4 +166,42 @@ fn a_leecher_takes_no_put_and_a_number_is_used_once() {
     let answer = world.wait(call);
     assert!(matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Forbidden));
     assert_eq!(world.request(leecher, Request::Flush), Response::Flushed, "the connection goes on");
+    let verify = world.ask(leecher, Request::Verify);
+    world.last_number -= 1;
+    let again = world.ask(leecher, Request::Status);
+    assert_eq!(again.number, verify.number);
+    world.run_until(10_000, "both are answered", |world| world.heard(verify).len() >= 2);
+    assert!(world.heard(verify).iter().any(|answer| matches!(answer, Response::Error(_))));
+    assert_eq!(world.request(leecher, Request::Flush), Response::Flushed, "the connection goes on");
+}
+
+/// The examples of `docs/protocol.md`, made as it says they are.
+#[test]
+fn the_examples_of_the_protocol_page_are_what_the_code_makes() {
+    let page = include_str!("../../../../docs/protocol.md");
+    let signer = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+    let (master, cam) = (name("master"), name("cam1"));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let public = hex(signer.verifying_key().as_bytes());
+    assert!(page.contains(&public), "public key {public}");
+    let between = Between { fleet: "site", from: &master, to: &cam, channel: Channel::Command };
+    let body = serde_json::to_string(&remove("cam/1.jpg")).unwrap();
+    let body_hash = blake3::hash(body.as_bytes()).to_hex();
+    assert!(page.contains(body_hash.as_str()), "body {body} hash {body_hash}");
+    let envelope = Envelope::seal(&signer, between, 1_843_200_000_000_000, 1_800_000_030_000, body);
+    let envelope = String::from_utf8(envelope.encode()).unwrap();
+    assert!(page.contains(&envelope), "envelope {envelope}");
+    let hello = larder_core::sync::wire::SyncMessage::Hello(larder_core::sync::wire::Hello {
+        epoch: 300,
+        session: 2,
+        store: 77,
+        role: larder_core::role::Role::Worker,
+        subscriptions: vec!["maps".into()],
+        answers: None,
+    });
+    let body = hello.encode();
+    assert!(page.contains(&hex(&body)), "hello {}", hex(&body));
+    let between = Between { channel: Channel::Sync, from: &cam, to: &master, ..between };
+    let sealed = hex(&larder_core::seal::seal(&signer, between, &body));
+    assert!(page.contains(&sealed), "sealed {sealed}");
 }

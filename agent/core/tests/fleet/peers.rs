@@ -162,7 +162,7 @@ fn sealed(from: &str, to: &str, signer: &str, message: &SyncMessage) -> Message 
 
 fn hello(role: Role) -> SyncMessage {
     let subscriptions = Vec::new();
-    SyncMessage::Hello(Hello { epoch: 9, session: 1, store: 9, role, subscriptions, answer: true })
+    SyncMessage::Hello(Hello { epoch: 9, session: 1, store: 9, role, subscriptions, answers: None })
 }
 
 fn announcement(writer: &str, size: u64, content: Content) -> SyncMessage {
@@ -322,6 +322,41 @@ fn more_workers_than_sessions_are_all_served_in_the_end() {
     world.run_until(3_600_000, "the master has all", |world| {
         names(world, master).len() == 6 && is_whole(world, master)
     });
+}
+
+#[test]
+fn a_master_of_six_hundred_leechers_reaches_every_one() {
+    let mut world = World::new(16);
+    let names: Vec<String> = (0..600).map(|index| format!("l{index}")).collect();
+    let below: Vec<(&str, Role)> = names.iter().map(|name| (name.as_str(), Role::Leecher)).collect();
+    let mut master = master_settings(&below);
+    master.sessions_max = 1_000;
+    let master = world.add(master);
+    let leechers: Vec<usize> = names
+        .iter()
+        .map(|name| {
+            let mut settings = below_settings(name, Role::Leecher);
+            settings.subscriptions = vec!["shared".into()];
+            world.add(settings)
+        })
+        .collect();
+    world.run_ms(60_000);
+    world.put_now(master, "shared/a", noise(1, 3_000));
+    let has = |world: &World, name: &str| {
+        leechers.iter().all(|leecher| world.machines[*leecher].engine.table().contains_key(name))
+    };
+    world.run_until(120_000, "all have it", |world| has(world, "shared/a"));
+    // All at once fall silent in the middle of the next, so that all are told again at one moment.
+    world.put_now(master, "shared/b", noise(2, 3_000));
+    world.run_until(60_000, "it is announced", |world| world.judge.announcements > 2 * 600 - 1);
+    for leecher in &leechers {
+        world.cut(*leecher, 200_000);
+    }
+    world.run_ms(250_000);
+    for leecher in &leechers {
+        world.mend(*leecher);
+    }
+    world.run_until(600_000, "all have the next", |world| has(world, "shared/b"));
 }
 
 #[test]

@@ -197,6 +197,23 @@ fn a_wiped_master_gets_everything_again() {
 }
 
 #[test]
+fn a_worker_that_lost_its_store_writes_later_versions_than_before() {
+    let (mut world, master, worker) = World::pair(20);
+    for version in 0..4 {
+        world.put_now(worker, "latest.jpg", noise(version, 30_000));
+        world.run_ms(1_000);
+    }
+    world.run_until(60_000, "the last is there", |world| are_alike(world, master, worker));
+    world.crash(worker);
+    world.wipe(worker);
+    world.start(worker);
+    world.put_now(worker, "latest.jpg", noise(9, 30_000));
+    world.run_until(60_000, "it is there", |world| are_alike(world, master, worker));
+    assert!(world.get(master, by_name("latest.jpg")) == Some(noise(9, 30_000)));
+    assert_eq!(world.status(master).sync.conflicts, 0);
+}
+
+#[test]
 fn a_restarted_master_is_found_without_a_new_link_of_the_worker() {
     let (mut world, master, worker) = World::pair(12);
     world.put_now(worker, "before", noise(1, 100_000));
@@ -311,6 +328,45 @@ fn no_patient_write_waits_longer_than_its_age_and_a_flush_waits_for_nothing() {
     assert_eq!(world.request(worker, Request::Flush), Response::Flushed);
     assert!(matches!(world.heard(call), [Response::Stored { .. }]));
     assert_eq!(world.machines[worker].engine.commits, commits + 1);
+}
+
+#[test]
+fn a_connection_that_ends_in_mid_put_leaves_no_name() {
+    let (mut world, master, worker) = World::pair(21);
+    for index in 0..40 {
+        let call = world.put_as(worker, 2, &format!("f{index}"), noise(index, 3 << 20));
+        let ms = world.random.below(30);
+        world.run_ms(ms);
+        let is_stored = world.heard(call).iter().any(|answer| matches!(answer, Response::Stored { .. }));
+        if !is_stored {
+            world.hang_up(worker, 2);
+        }
+    }
+    world.put_now(worker, "last", noise(99, 100));
+    assert!(is_whole(&world, worker));
+    world.run_until(120_000, "all that has a name is there", |world| are_alike(world, master, worker));
+}
+
+#[test]
+fn batches_of_a_patient_profile_spare_flash_and_radio() {
+    let count = |flush_ms: u64, send_ms: u64| {
+        let (mut world, master, worker) = World::pair(22);
+        let settings = &mut world.machines[worker].settings;
+        (settings.flush.age_ms, settings.send.age_ms) = (flush_ms, send_ms);
+        let settings = settings.clone();
+        world.machines[worker].node.as_mut().unwrap().reload(&settings);
+        let before = (world.machines[worker].engine.commits, world.judge.announcements);
+        for index in 0..600 {
+            world.put(worker, &format!("f{index}"), noise(index, 200));
+            world.run_ms(100);
+        }
+        let after = (world.machines[worker].engine.commits, world.judge.announcements);
+        world.run_until(300_000, "all are there", |world| are_alike(world, master, worker));
+        (after.0 - before.0, after.1 - before.1)
+    };
+    let (quick, patient) = (count(10, 10), count(10_000, 20_000));
+    assert!(patient.0 * 20 < quick.0, "commits: {patient:?} of {quick:?}");
+    assert!(patient.1 * 10 < quick.1, "announcements: {patient:?} of {quick:?}");
 }
 
 #[test]

@@ -51,20 +51,24 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// The index failed and could not be made again.
     pub fn has(&mut self, hash: &Hash) -> Result<bool, ReadError> {
-        let found = self.asked(|store| store.find_block(hash)).map_err(read_error)?;
-        let has = found.is_some() && !self.is_quarantined(hash);
-        if has {
-            self.note_used(std::slice::from_ref(hash));
-        }
-        Ok(has)
+        Ok(self.length(hash)?.is_some())
     }
 
-    /// [`Store::has`] for many.
+    /// The bytes of each of these blocks, as far as they are here and not known to be damaged.
     ///
     /// # Errors
     /// The index failed and could not be made again.
-    pub fn has_many(&mut self, hashes: &[Hash]) -> Result<Vec<bool>, ReadError> {
-        hashes.iter().map(|hash| self.has(hash)).collect()
+    pub fn lengths(&mut self, hashes: &[Hash]) -> Result<Vec<Option<u32>>, ReadError> {
+        hashes.iter().map(|hash| self.length(hash)).collect()
+    }
+
+    fn length(&mut self, hash: &Hash) -> Result<Option<u32>, ReadError> {
+        let found = self.asked(|store| store.find_block(hash)).map_err(read_error)?;
+        let found = found.filter(|_| !self.is_quarantined(hash));
+        if found.is_some() {
+            self.note_used(std::slice::from_ref(hash));
+        }
+        Ok(found.map(|place| place.length))
     }
 
     /// Reads a block from its segment and checks it.

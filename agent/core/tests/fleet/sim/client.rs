@@ -7,6 +7,7 @@ use larder_core::message::{ClientId, Input};
 use larder_core::name::Name;
 use larder_core::request::{Request, Response, Status};
 use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
 
 const FRAME_BYTES: usize = 256 * 1024;
 
@@ -33,8 +34,8 @@ pub(crate) struct Call {
 
 impl World {
     fn say(&mut self, node: usize, client: u32, number: u32, frames: impl IntoIterator<Item = Frame>) {
-        if !self.machines[node].clients.contains_key(&client) {
-            self.machines[node].clients.insert(client, Client::default());
+        if let Entry::Vacant(place) = self.machines[node].clients.entry(client) {
+            place.insert(Client::default());
             self.input(node, Input::ClientCame(ClientId(client)));
         }
         let life = self.machines[node].life;

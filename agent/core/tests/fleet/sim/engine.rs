@@ -130,9 +130,14 @@ impl Engine {
                 Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
             }
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
+            Question::ReadMany(ids) => {
+                let whole =
+                    |id: &BlockId| self.blocks.get(id).filter(|_| !self.damaged.contains(id)).cloned();
+                Answer::Blocks(ids.iter().map(whole).collect())
+            }
             Question::Has(ids) => {
                 self.mark(&ids);
-                Answer::Has(ids.iter().map(|id| self.is_whole(id)).collect())
+                Answer::Has(ids.iter().map(|id| self.length(id)).collect())
             }
             Question::Lookup(names) => {
                 Answer::Bindings(names.iter().map(|name| self.names.get(name).cloned()).collect())
@@ -174,6 +179,11 @@ impl Engine {
 
     fn is_whole(&self, id: &BlockId) -> bool {
         self.blocks.contains_key(id) && !self.damaged.contains(id)
+    }
+
+    fn length(&self, id: &BlockId) -> Option<u32> {
+        let block = self.blocks.get(id).filter(|_| self.is_whole(id))?;
+        Some(u32::try_from(block.len()).expect("a block has at most 120 KiB"))
     }
 
     fn list(&self, prefix: &str, after: Option<&Name>, limit: usize) -> Vec<(Name, Bound)> {

@@ -19,13 +19,14 @@ use larder_core::id::NodeName;
 use larder_core::message::{
     Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Note, Presence,
 };
+use larder_core::name::Name;
 use larder_core::node::Node;
 use larder_core::request::{ProcessNumbers, Response};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
 use net::{Message, Net};
 use random::Random;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Unix milliseconds at the start of every world.
 pub(crate) const START_MS: i64 = 1_800_000_000_000;
@@ -79,9 +80,6 @@ pub(crate) enum Event {
     Notices {
         node: usize,
         connection: u64,
-    },
-    Starts {
-        node: usize,
     },
 }
 
@@ -200,7 +198,7 @@ impl World {
         machine.folders.crash();
         machine.clients.clear();
         while machine.out.next_effect().is_some() {}
-        machine.out = Box::default();
+        *machine.out = Effects::default();
         self.lose_link(node);
     }
 
@@ -279,7 +277,6 @@ impl World {
             Event::Arrives { connection, message } => self.arrives(connection, message),
             Event::Connects { node } => self.connects(node),
             Event::Notices { node, connection } => self.notices(node, connection),
-            Event::Starts { node } => self.start(node),
         }
     }
 
@@ -402,7 +399,24 @@ impl World {
                 machine.notes.iter().rev().take(3).collect::<Vec<_>>(),
             );
         }
-        text
+        text + &self.differences()
+    }
+
+    /// The first names that do not stand for the same everywhere.
+    fn differences(&self) -> String {
+        let names: BTreeSet<&Name> =
+            self.machines.iter().flat_map(|machine| machine.engine.names.keys()).collect();
+        let lines = names.into_iter().filter_map(|name| {
+            let shown = |machine: &Machine| {
+                let binding = machine.engine.binding(name)?;
+                let whole = if machine.engine.is_complete(&binding) { "" } else { " incomplete" };
+                Some(format!("{:?} {:?}{whole}", binding.version, binding.content))
+            };
+            let all: Vec<Option<String>> = self.machines.iter().map(shown).collect();
+            let differs = all.iter().any(|one| *one != all[0]);
+            differs.then(|| format!("{name}: {all:#?}\n"))
+        });
+        lines.take(24).collect()
     }
 }
 

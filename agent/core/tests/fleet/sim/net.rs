@@ -227,7 +227,12 @@ impl World {
         }
     }
 
+    /// A node listens to its master's state alone.
     fn state_to(&mut self, to: usize, of: usize, text: &str) {
+        if self.machines[to].settings.upstream().is_none_or(|peer| peer.name != self.machines[of].settings.me)
+        {
+            return;
+        }
         let message = Message {
             from: self.name(of),
             to: self.name(to),

@@ -1,0 +1,256 @@
+//! Brokers that are absent, forget, refuse and break, and agents that die: the fleet goes on where it was.
+
+use larder_tests::broker::{Config, Mosquitto, Proxy, free_port};
+use larder_tests::fleet::{Contents, Fleet, assert_holds, befriend, connect, contents, number, put, settled};
+use larder_tests::node::{Node, noise, wait_for};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+/// What a receiver in the balanced profile has asked for and not stored: 32 blocks, of the 40 KiB that noise
+/// is cut to on average. So much is sent again, at the most, when a link breaks.
+const WINDOW_BYTES: u64 = 32 * 40 * 1024;
+
+fn mosquitto() -> Mosquitto {
+    Mosquitto::start(Config { persistence: true, ..Config::default() })
+}
+
+fn reason(status: &Value) -> String {
+    status["link"]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn without_a_broker_agents_start_take_puts_and_sync_once_it_is_there() {
+    let port = free_port();
+    let mut fleet = Fleet::new(port);
+    fleet.leecher.set("node", "subscribe", "[\"\"]");
+    for node in [&mut fleet.master, &mut fleet.worker, &mut fleet.leecher] {
+        node.start();
+        let why =
+            node.wait_status("it says why", |status| Some(reason(status)).filter(|why| !why.contains("yet")));
+        assert!(why.contains("nothing listens") && why.contains("start the broker"), "{why}");
+    }
+    let files = contents([("from/cam", noise(300_000, "cam")), ("from/hub", b"hub".to_vec())]);
+    put(&fleet.worker, "from/cam", &files["from/cam"]);
+    put(&fleet.master, "from/hub", &files["from/hub"]);
+    let _broker = Mosquitto::start(Config { port: Some(port), ..Config::default() });
+    fleet.settled();
+    assert_holds(&fleet.master, &files);
+    assert_holds(&fleet.leecher, &files);
+    assert_holds(&fleet.worker, &contents([("from/cam", files["from/cam"].clone())]));
+}
+
+fn broker_restarted_in_mid_transfer(keep_state: bool) {
+    let mut broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"\"]");
+    let proxy = Proxy::start(broker.port());
+    connect(&fleet.worker, proxy.port());
+    fleet.master.set("node", "profile", "\"balanced\"");
+    fleet.start();
+    let files = contents([("large", noise(16_000_000, "large")), ("small", b"small".to_vec())]);
+    proxy.stall_after_bytes(3_000_000);
+    for (name, bytes) in &files {
+        put(&fleet.worker, name, bytes);
+    }
+    wait_for("the transfer is held up", || proxy.is_stalled().then_some(()));
+    assert!(!fleet.master.names("").contains(&"large".to_owned()), "it is not in mid-transfer");
+    broker.restart(keep_state);
+    proxy.unstall();
+    fleet.settled();
+    for node in fleet.nodes() {
+        assert_holds(node, &files);
+    }
+    let sent = number(&fleet.worker.status(), "sync", "bytes_sent");
+    println!("{sent} bytes sent for 16,000,005");
+    assert!(sent < 16_100_000 + WINDOW_BYTES, "{sent} bytes were sent: more than a window again");
+}
+
+#[test]
+fn a_broker_restarted_in_mid_transfer_with_its_state_costs_a_window() {
+    broker_restarted_in_mid_transfer(true);
+}
+
+#[test]
+fn a_broker_restarted_in_mid_transfer_without_its_state_costs_a_window() {
+    broker_restarted_in_mid_transfer(false);
+}
+
+#[test]
+fn a_refused_login_is_said_in_plain_words_and_works_once_corrected() {
+    let broker = Mosquitto::start(Config { login: Some(("fleet", "open sesame")), ..Config::default() });
+    let mut fleet = Fleet::new(broker.port());
+    let write_password = |node: &Node, password: &str| {
+        let path = node.path("password");
+        fs::write(&path, password).expect("the folder is writable");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is our own file");
+    };
+    for node in fleet.nodes() {
+        node.set("mqtt", "user", "\"fleet\"");
+        node.set("mqtt", "password_file", "\"password\"");
+        write_password(node, "open sesame\n");
+    }
+    write_password(&fleet.worker, "guessed\n");
+    fleet.worker.start();
+    let why = fleet.worker.wait_status("the refusal", |status| {
+        Some(reason(status)).filter(|why| why.contains("refuses the login"))
+    });
+    assert!(why.contains("\"fleet\"") && !why.contains("guessed"), "the user and not the password: {why}");
+    assert!(fleet.worker.run(["status"]).expect(0).text().contains("refuses the login"));
+    put(&fleet.worker, "a", b"a");
+    assert_eq!(fleet.worker.stop(), 0);
+    write_password(&fleet.worker, "open sesame\n");
+    fleet.start();
+    assert_holds(&fleet.master, &contents([("a", b"a".to_vec())]));
+}
+
+/// The worker's link breaks after every `packets` packets until `ended` says that it has been enough.
+fn link_dropped_after(packets: u64, bytes: usize, enough: impl Fn(&Fleet, &Proxy) -> bool) {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    let proxy = Proxy::start(broker.port());
+    connect(&fleet.worker, proxy.port());
+    fleet.master.set("node", "profile", "\"balanced\"");
+    fleet.start();
+    let seed = packets.to_string();
+    let files = contents([("large", noise(bytes, &seed)), ("empty", Vec::new()), ("one", vec![1])]);
+    // a connection that is older than the order has had its packets already
+    proxy.drop_after_packets(packets);
+    proxy.cut();
+    proxy.restore();
+    let before = proxy.bytes();
+    for (name, bytes) in &files {
+        put(&fleet.worker, name, bytes);
+    }
+    wait_for("the link has broken often enough", || enough(&fleet, &proxy).then_some(()));
+    let drops = proxy.drops();
+    proxy.drop_after_packets(0);
+    fleet.settled();
+    assert_holds(&fleet.master, &files);
+    let sent = number(&fleet.worker.status(), "sync", "bytes_sent");
+    let carried = proxy.bytes() - before;
+    println!("{packets} packets: {drops} drops, {sent} bytes sent and {carried} carried for {bytes}");
+    let again = drops * WINDOW_BYTES;
+    assert!(
+        carried < bytes as u64 + bytes as u64 / 50 + again,
+        "{carried} bytes carried for {bytes}, {drops} drops"
+    );
+}
+
+fn master_has_large(fleet: &Fleet) -> bool {
+    fleet.master.names("large") == ["large"]
+}
+
+#[test]
+fn a_link_that_never_lives_long_enough_harms_nothing() {
+    link_dropped_after(6, 1_000_000, |fleet, proxy| {
+        assert!(!master_has_large(fleet), "six packets carry nothing");
+        proxy.drops() >= 3
+    });
+}
+
+#[test]
+fn a_link_that_breaks_after_every_40_packets_gets_there_by_itself() {
+    link_dropped_after(40, 5_000_000, |fleet, proxy| master_has_large(fleet) && proxy.drops() >= 2);
+}
+
+#[test]
+fn a_link_that_breaks_after_every_100_packets_gets_there_by_itself() {
+    link_dropped_after(100, 12_000_000, |fleet, proxy| master_has_large(fleet) && proxy.drops() >= 2);
+}
+
+#[test]
+fn two_agents_of_one_name_both_say_so_without_a_busy_loop_and_one_alone_works() {
+    let broker = mosquitto();
+    let mut hub = Node::new("hub", "master");
+    let mut twins = [Node::new("cam", "worker"), Node::new("cam", "worker")];
+    for node in twins.iter().chain([&hub]) {
+        connect(node, broker.port());
+    }
+    befriend(&hub, &twins[0]);
+    twins[1].trust(&hub);
+    hub.start();
+    twins.iter_mut().for_each(Node::start);
+    for twin in &twins {
+        let why = twin.wait_status("it says so", |status| {
+            Some(reason(status)).filter(|why| why.contains("another agent uses the client id"))
+        });
+        assert!(why.contains("larder-home-cam") && why.contains("give each node its own name"), "{why}");
+    }
+    let connects: Vec<u64> = twins.iter().map(|twin| number(&twin.status(), "link", "connects")).collect();
+    println!("connects until both said so: {connects:?}");
+    assert!(connects.iter().all(|connects| *connects <= 20), "a busy loop: {connects:?} connections");
+    assert_eq!(twins[1].stop(), 0);
+    put(&twins[0], "a", b"a");
+    settled(&[&twins[0], &hub]);
+    assert_holds(&hub, &contents([("a", b"a".to_vec())]));
+}
+
+#[derive(Clone, Copy)]
+enum Victim {
+    Worker,
+    Master,
+    Leecher,
+}
+
+fn killed_in_mid_transfer(victim: Victim) {
+    let broker = mosquitto();
+    let proxy = Proxy::start(broker.port());
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"\"]");
+    let of = |fleet: &Fleet| match victim {
+        Victim::Worker => fleet.worker.folder().to_owned(),
+        Victim::Master => fleet.master.folder().to_owned(),
+        Victim::Leecher => fleet.leecher.folder().to_owned(),
+    };
+    let folder = of(&fleet);
+    let node = fleet.nodes().into_iter().find(|node| node.folder() == folder).expect("one of the three");
+    connect(node, proxy.port());
+    fleet.start();
+    let mut files: Contents = contents([("large", noise(16_000_000, "large")), ("empty", Vec::new())]);
+    for index in 0..20 {
+        files.insert(format!("small/{index}"), noise(500 + index, "small"));
+    }
+    proxy.stall_after_bytes(3_000_000);
+    for (name, bytes) in &files {
+        put(&fleet.worker, name, bytes);
+    }
+    wait_for("the transfer is held up", || proxy.is_stalled().then_some(()));
+    let node = match victim {
+        Victim::Worker => &mut fleet.worker,
+        Victim::Master => &mut fleet.master,
+        Victim::Leecher => &mut fleet.leecher,
+    };
+    let is_under_way = match victim {
+        Victim::Worker => node.status()["peers"][0]["outbox_empty"] == false,
+        Victim::Master | Victim::Leecher => !node.names("").contains(&"large".to_owned()),
+    };
+    assert!(is_under_way, "it is not in mid-transfer");
+    node.signal(Signal::KILL);
+    assert_eq!(node.ended(), 128 + 9);
+    proxy.unstall();
+    node.start();
+    fleet.settled();
+    for node in fleet.nodes() {
+        assert_holds(node, &files);
+    }
+    for node in fleet.nodes() {
+        assert_eq!(number(&node.status(), "sync", "conflicts"), 0, "{}", node.name());
+    }
+}
+
+#[test]
+fn a_worker_killed_in_mid_transfer_goes_on_after_its_restart() {
+    killed_in_mid_transfer(Victim::Worker);
+}
+
+#[test]
+fn a_master_killed_in_mid_transfer_goes_on_after_its_restart() {
+    killed_in_mid_transfer(Victim::Master);
+}
+
+#[test]
+fn a_leecher_killed_in_mid_transfer_goes_on_after_its_restart() {
+    killed_in_mid_transfer(Victim::Leecher);
+}

@@ -1,0 +1,537 @@
+//! What a node makes of a peer that breaks the rules: counted, said in plain words, nothing stored, and
+//! everything else goes on. The peer is made by hand from the core's own types.
+
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test waits for one message and passes the others by")]
+
+use bytes::Bytes;
+use larder::config::NodeKey;
+use larder::config::init::stanza;
+use larder::mqtt::{Link, LinkEvent, LinkOptions, Outgoing, Plan, Qos, Transport};
+use larder_core::binding::{Binding, Content, Meta};
+use larder_core::control::remote::Envelope;
+use larder_core::id::{BlockId, NodeName};
+use larder_core::limits::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
+use larder_core::message::Channel;
+use larder_core::name::Name;
+use larder_core::object::manifest::{Child, Manifest};
+use larder_core::request::{Request, Response};
+use larder_core::role::Role;
+use larder_core::seal::{Between, seal};
+use larder_core::sync::wire::{Announce, Blocks, Hello, Outcome, Refusal, SyncMessage, Want, Wanted};
+use larder_core::version::Version;
+use larder_tests::broker::{Config, Mosquitto};
+use larder_tests::fleet::{Contents, assert_holds, befriend, connect, contents, number, put, settled};
+use larder_tests::node::{Node, SOON, noise};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+const FLEET: &str = "home";
+
+/// A node that says whatever it is told to say.
+struct Impostor {
+    name: NodeName,
+    role: Role,
+    key: NodeKey,
+    runtime: Runtime,
+    link: Link,
+    token: u64,
+}
+
+impl Impostor {
+    fn new(name: &str, role: Role, port: u16) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime can be made");
+        let mut options = LinkOptions::new("127.0.0.1", port, format!("larder-{FLEET}-{name}"));
+        options.subscriptions = vec![format!("larder/1/{FLEET}/{name}/#")];
+        let plan = Plan::new(options).expect("the options are fine");
+        let entered = runtime.enter();
+        let link = Link::start(plan);
+        drop(entered);
+        let key = NodeKey::generate().expect("the kernel has random bytes");
+        let mut impostor =
+            Self { name: name.parse().expect("a plain name"), role, key, runtime, link, token: 0 };
+        impostor.until("Up", |event| matches!(event, LinkEvent::Up { .. }).then_some(()));
+        impostor
+    }
+
+    fn stanza(&self) -> String {
+        stanza(&self.name, self.role, &self.key.public())
+    }
+
+    fn until<T>(&mut self, what: &str, mut wanted: impl FnMut(&LinkEvent) -> Option<T>) -> T {
+        let link = &mut self.link;
+        let search = async {
+            loop {
+                if let Some(found) = wanted(&link.next().await) {
+                    return found;
+                }
+            }
+        };
+        let found = self.runtime.block_on(async { timeout(SOON, search).await });
+        found.unwrap_or_else(|_| panic!("no {what} within {SOON:?}"))
+    }
+
+    /// Publishes, and waits until the broker has it.
+    fn publish(&mut self, topic: &str, payload: impl Into<Bytes>) {
+        self.token += 1;
+        let token = self.token;
+        let message = Outgoing::new(token, topic, payload, Qos::AtLeastOnce);
+        let entered = self.runtime.enter();
+        self.link.send(message).expect("the link takes it");
+        drop(entered);
+        self.until("acknowledgement of the broker", |event| {
+            (*event == LinkEvent::Sent { token }).then_some(())
+        });
+    }
+
+    fn topic(&self, to: &str, kind: &str) -> String {
+        let from = &self.name;
+        match kind {
+            "c" | "b" => format!("larder/1/{FLEET}/{to}/sync/{from}/{kind}"),
+            _ => format!("larder/1/{FLEET}/{to}/{kind}/{from}"),
+        }
+    }
+
+    fn sealed(&self, to: &str, body: &[u8]) -> Vec<u8> {
+        let to = to.parse().expect("a plain name");
+        let between = Between { fleet: FLEET, from: &self.name, to: &to, channel: Channel::Sync };
+        seal(self.key.signing(), between, body)
+    }
+
+    fn say(&mut self, to: &str, message: &SyncMessage) {
+        let (topic, sealed) = (self.topic(to, "c"), self.sealed(to, &message.encode()));
+        self.publish(&topic, sealed);
+    }
+
+    fn send_blocks(&mut self, to: &str, group: u32, blocks: Vec<Bytes>) {
+        let topic = self.topic(to, "b");
+        self.publish(&topic, Blocks { group, blocks }.encode());
+    }
+
+    /// Says hello and waits for the answer.
+    fn greet(&mut self, to: &str) {
+        let hello =
+            Hello { epoch: 1, session: 1, store: 1, role: self.role, subscriptions: vec![], answers: None };
+        self.say(to, &SyncMessage::Hello(hello));
+        self.hears("a hello", |message| matches!(message, SyncMessage::Hello(_)).then_some(()));
+    }
+
+    fn hears<T>(&mut self, what: &str, mut wanted: impl FnMut(SyncMessage) -> Option<T>) -> T {
+        self.until(what, |event| {
+            let LinkEvent::Message { topic, payload, .. } = event else { return None };
+            // a version byte and a signature come first
+            let is_sync = topic.ends_with("/c");
+            is_sync.then(|| SyncMessage::decode(&payload[65..]).ok()).flatten().and_then(&mut wanted)
+        })
+    }
+
+    fn hears_outcome(&mut self, of_group: u32) -> Outcome {
+        self.hears("an acknowledgement", |message| match message {
+            SyncMessage::Ack { group, outcomes } if group == of_group => Some(outcomes[0].1.clone()),
+            _ => None,
+        })
+    }
+
+    fn hears_want(&mut self, of_group: u32) -> Want {
+        self.hears("a want", |message| match message {
+            SyncMessage::Want(want) if want.group == of_group => Some(want),
+            _ => None,
+        })
+    }
+
+    fn binding(&self, root: BlockId, depth: u8, size: u64) -> Binding {
+        let mut version = Version::default();
+        version.bump(&self.name).expect("there is room for one writer");
+        let meta = Meta { size, mtime_ms: 1, mode: 0o644 };
+        Binding {
+            version,
+            content: Content::Object { root, depth },
+            meta,
+            origin: self.name.clone(),
+            conflict_of: None,
+        }
+    }
+
+    fn announce(&mut self, to: &str, group: u32, name: &str, binding: Binding) {
+        let entries = vec![(Name::parse(name).expect("a plain name"), binding)];
+        self.say(to, &SyncMessage::Announce(Announce { group, request: None, entries }));
+    }
+
+    fn command(&self, to: &str, counter: u64, expires_ms: i64, request: &Request) -> Vec<u8> {
+        let to = to.parse().expect("a plain name");
+        let between = Between { fleet: FLEET, from: &self.name, to: &to, channel: Channel::Command };
+        let body = serde_json::to_string(request).expect("requests are JSON");
+        Envelope::seal(self.key.signing(), between, counter, expires_ms, body).encode()
+    }
+
+    fn hears_answer(&mut self, counter: u64) -> Response {
+        self.until("an answer", |event| {
+            let LinkEvent::Message { topic, payload, .. } = event else { return None };
+            let envelope: Option<Envelope> =
+                serde_json::from_slice(payload).ok().filter(|_| topic.contains("/resp/"));
+            let envelope = envelope.filter(|envelope| envelope.counter == counter)?;
+            Some(serde_json::from_str(&envelope.body).expect("an answer is JSON"))
+        })
+    }
+}
+
+/// Drops so far, and the last reason.
+fn dropped(node: &Node) -> (u64, String) {
+    let status = node.status();
+    let problem = status["sync"]["last_problem"].as_str().unwrap_or_default().to_owned();
+    (number(&status, "sync", "messages_dropped"), problem)
+}
+
+/// Does something that has to be counted once, with a reason that names the sender and has these words.
+#[track_caller]
+fn assert_counted(node: &Node, from: &str, words: &str, act: impl FnOnce()) {
+    let (before, _) = dropped(node);
+    act();
+    node.wait_status(&format!("a drop that says {words:?}"), |status| {
+        let dropped = number(status, "sync", "messages_dropped");
+        assert!(dropped <= before + 1, "counted {} times: {}", dropped - before, status["sync"]);
+        (dropped == before + 1).then_some(())
+    });
+    let (_, problem) = dropped(node);
+    assert!(
+        problem.starts_with(&format!("{from}: ")) && problem.contains(words),
+        "{problem:?}, not {words:?}"
+    );
+    let shown = node.run(["status"]).expect(0).text();
+    assert!(shown.contains(words), "status shows it: {shown}");
+}
+
+struct World {
+    broker: Mosquitto,
+    hub: Node,
+    cam: Node,
+}
+
+impl World {
+    /// A master and a worker, not started.
+    fn new() -> Self {
+        let broker = Mosquitto::start(Config::default());
+        let (hub, cam) = (Node::new("hub", "master"), Node::new("cam", "worker"));
+        connect(&hub, broker.port());
+        connect(&cam, broker.port());
+        befriend(&hub, &cam);
+        Self { broker, hub, cam }
+    }
+
+    fn start(&mut self) {
+        self.hub.start();
+        self.cam.start();
+        settled(&[&self.cam, &self.hub]);
+    }
+
+    /// Everything else goes on: one link for all that time, honest work is done, and nothing else is there.
+    fn assert_goes_on(&self) {
+        self.assert_goes_on_beside(&Contents::new());
+    }
+
+    /// The same, when the hub has taken these too.
+    fn assert_goes_on_beside(&self, taken: &Contents) {
+        let honest = contents([("honest", noise(300_000, "honest"))]);
+        put(&self.cam, "honest", &honest["honest"]);
+        settled(&[&self.cam, &self.hub]);
+        let at_hub = honest.iter().chain(taken).map(|(name, bytes)| (name.clone(), bytes.clone()));
+        assert_holds(&self.hub, &at_hub.collect());
+        assert_holds(&self.cam, &honest);
+        for node in [&self.hub, &self.cam] {
+            let status = node.status();
+            assert_eq!(number(&status, "link", "connects"), 1, "{}: {}", node.name(), status["link"]);
+            assert_eq!(number(&status, "power", "dropped"), 0, "{}", node.name());
+        }
+    }
+}
+
+#[test]
+fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
+    let mut world = World::new();
+    let port = world.broker.port();
+    let mut imp = Impostor::new("imp", Role::Worker, port);
+    let mut ghost = Impostor::new("ghost", Role::Worker, port);
+    world.hub.append(&imp.stanza());
+    world.start();
+    imp.greet("hub");
+    let hello =
+        SyncMessage::Fetch { request: 1, target: larder_core::request::Target::Cid(BlockId::of(b"x")) };
+    let body = hello.encode();
+    let good = imp.sealed("hub", &body);
+    let mut unsigned = good.clone();
+    unsigned[1..65].fill(0);
+    let mut altered = good.clone();
+    *altered.last_mut().expect("it has bytes") ^= 1;
+    let mut newer = good.clone();
+    newer[0] = 2;
+    let by_another_key = {
+        let between = Between {
+            fleet: FLEET,
+            from: &imp.name,
+            to: &"hub".parse().expect("plain"),
+            channel: Channel::Sync,
+        };
+        seal(ghost.key.signing(), between, &body)
+    };
+    let for_another_node = imp.sealed("cam", &body);
+    let trailing = imp.sealed("hub", &[&body[..], b"more"].concat());
+    let garbage = imp.sealed("hub", &noise(5_000, "garbage"));
+    let escaping = {
+        let name = Name::parse("aa/x").expect("a plain name");
+        let entries = vec![(name, imp.binding(BlockId::of(b"x"), 0, 1))];
+        let body = SyncMessage::Announce(Announce { group: 9, request: None, entries }).encode();
+        let at = body.windows(4).position(|bytes| bytes == b"aa/x").expect("the name is in the message");
+        imp.sealed("hub", &[&body[..at], b"../x", &body[at + 4..]].concat())
+    };
+    let topic = imp.topic("hub", "c");
+    // as large as a packet may be is larger than a message may be
+    let huge = noise(128 * 1024 - 18 - topic.len(), "huge");
+    assert!(huge.len() > MESSAGE_BYTES_MAX);
+    for (words, payload) in [
+        ("too short to be signed", b"hello".to_vec()),
+        ("too short to be signed", Vec::new()),
+        ("seal version 2", newer),
+        ("signature", unsigned),
+        ("signature", altered),
+        ("signature", by_another_key),
+        ("signature", for_another_node),
+        ("does not parse", trailing),
+        ("does not parse", garbage),
+        ("does not parse", escaping),
+        ("are the limit", huge),
+    ] {
+        assert_counted(&world.hub, "imp", words, || imp.publish(&topic, payload));
+    }
+    let (topic, sealed) = (ghost.topic("hub", "c"), ghost.sealed("hub", &body));
+    assert_counted(&world.hub, "ghost", "no [[peer]] of this name", || ghost.publish(&topic, sealed));
+    let topic = imp.topic("hub", "b");
+    assert_counted(&world.hub, "imp", "does not parse", || imp.publish(&topic, b"no blocks".to_vec()));
+    // blocks are not signed: one of nobody is one that nobody asked for
+    ghost.send_blocks("hub", 1, vec![Bytes::from_static(b"x")]);
+    world
+        .hub
+        .wait_status("it is counted", |status| (number(status, "sync", "blocks_unasked") == 1).then_some(()));
+    world.assert_goes_on();
+}
+
+#[test]
+fn a_packet_beyond_what_an_agent_takes_reaches_none_and_harms_none() {
+    let mut world = World::new();
+    world.start();
+    let file = world.hub.path("large");
+    fs::write(&file, noise(200 * 1024, "large")).expect("the folder is writable");
+    for topic in ["larder/1/home/hub/sync/cam/c", "larder/1/home/hub/sync/cam/b", "larder/1/home/hub/cmd/cam"]
+    {
+        let mut command = Command::new("mosquitto_pub");
+        command.args([
+            "-V",
+            "mqttv5",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &world.broker.port().to_string(),
+            "-q",
+            "1",
+            "-t",
+            topic,
+        ]);
+        let done = command.arg("-f").arg(&file).status();
+        assert!(done.expect("these tests need mosquitto_pub: apt-get install mosquitto-clients").success());
+    }
+    world.assert_goes_on();
+    assert_eq!(dropped(&world.hub).0, 0, "the broker keeps to the size that the agent announced");
+}
+
+#[test]
+fn blocks_that_were_not_asked_for_are_counted_and_not_stored() {
+    let mut world = World::new();
+    let mut imp = Impostor::new("imp", Role::Worker, world.broker.port());
+    world.hub.append(&imp.stanza());
+    world.start();
+    imp.greet("hub");
+    let unasked = |hub: &Node, count: u64| {
+        hub.wait_status("they are counted", |status| {
+            (number(status, "sync", "blocks_unasked") == count).then_some(())
+        });
+    };
+    let before = number(&world.hub.status(), "store", "blocks");
+    imp.send_blocks("hub", 7, vec![Bytes::from_static(b"nobody asked"), Bytes::from_static(b"for these")]);
+    unasked(&world.hub, 2);
+    // asked for one block, another comes, then the right one twice
+    let wanted = Bytes::from(noise(1000, "wanted"));
+    imp.announce("hub", 1, "taken", imp.binding(BlockId::of(&wanted), 0, 1000));
+    let want = imp.hears_want(1);
+    assert_eq!(want.blocks, Wanted::Roots(vec![0]));
+    imp.send_blocks("hub", 1, vec![Bytes::from(noise(1000, "another"))]);
+    unasked(&world.hub, 3);
+    assert_eq!(number(&world.hub.status(), "store", "blocks"), before, "nothing was stored");
+    assert_eq!(world.hub.names(""), [""; 0]);
+    imp.send_blocks("hub", 1, vec![wanted.clone(), wanted.clone()]);
+    assert_eq!(imp.hears_outcome(1), Outcome::Stored);
+    unasked(&world.hub, 4);
+    assert!(world.hub.get("taken").is_some_and(|got| got == wanted));
+    world.assert_goes_on_beside(&contents([("taken", wanted.to_vec())]));
+}
+
+#[test]
+fn content_that_is_not_what_its_binding_says_is_refused() {
+    let mut world = World::new();
+    let mut imp = Impostor::new("imp", Role::Worker, world.broker.port());
+    world.hub.append(&imp.stanza());
+    world.start();
+    imp.greet("hub");
+    let block = Bytes::from(noise(1000, "block"));
+    let child = Child { id: BlockId::of(&block), bytes: 1000 };
+    let manifest = Manifest::new(1, vec![child, child]).expect("it is an honest one");
+    let two_levels = Manifest::new(2, vec![Child { id: BlockId::of(&manifest.encode()), bytes: 2000 }]);
+    let liar = |first: u64| {
+        let lies = vec![Child { bytes: first, ..child }, Child { bytes: 2000 - first, ..child }];
+        Manifest::new(1, lies).expect("no parser can see it lie").encode()
+    };
+    let lies: [(&str, Bytes, u8, u64); 7] = [
+        ("a manifest that lies about a block that is still to come", liar(700), 1, 2000),
+        ("a manifest that lies about a block that is here", liar(800), 1, 2000),
+        ("more bytes than the block has", block.clone(), 0, 1001),
+        ("fewer bytes than the block has", block.clone(), 0, 999),
+        ("a block that is no manifest", block.clone(), 1, 200_000),
+        ("a manifest of other sizes", manifest.encode(), 1, 200_000),
+        (
+            "a manifest of another level",
+            two_levels.map_or_else(|_| manifest.encode(), |two| two.encode()),
+            1,
+            2000,
+        ),
+    ];
+    for (index, (lie, root, depth, size)) in lies.into_iter().enumerate() {
+        let group = u32::try_from(index).expect("a few") + 1;
+        imp.announce("hub", group, "lie", imp.binding(BlockId::of(&root), depth, size));
+        let outcome = loop {
+            let answer = imp.hears("an answer", |message| match message {
+                SyncMessage::Want(want) if want.group == group => Some(Err(want.blocks)),
+                SyncMessage::Ack { group: of, outcomes } if of == group => Some(Ok(outcomes[0].1.clone())),
+                _ => None,
+            });
+            match answer {
+                Ok(outcome) => break outcome,
+                Err(Wanted::Roots(_)) => imp.send_blocks("hub", group, vec![root.clone()]),
+                Err(Wanted::Children { .. }) => imp.send_blocks("hub", group, vec![block.clone()]),
+            }
+        };
+        assert_eq!(outcome, Outcome::Refused(Refusal::Content), "{lie}");
+        assert_eq!(world.hub.names(""), [""; 0], "{lie}");
+    }
+    // what no honest node writes is not even looked at
+    let impossible = imp.binding(BlockId::of(&block), 0, 1 << 40);
+    assert_counted(&world.hub, "imp", "which can not be", || imp.announce("hub", 20, "lie", impossible));
+    let mut foreign = imp.binding(BlockId::of(&block), 0, 1000);
+    foreign.origin = "cam".parse().expect("a plain name");
+    assert_counted(&world.hub, "imp", "its version does not", || imp.announce("hub", 21, "lie", foreign));
+    world.assert_goes_on();
+}
+
+#[test]
+fn what_a_role_may_not_send_is_counted_and_refused() {
+    let mut world = World::new();
+    let port = world.broker.port();
+    let mut thief = Impostor::new("thief", Role::Leecher, port);
+    let mut imp = Impostor::new("imp", Role::Worker, port);
+    world.hub.append(&thief.stanza());
+    world.hub.append(&imp.stanza());
+    world.start();
+    thief.greet("hub");
+    let binding = thief.binding(BlockId::of(b"x"), 0, 1);
+    assert_counted(&world.hub, "thief", "a leecher may not announce to a master", || {
+        thief.announce("hub", 1, "planted", binding);
+    });
+    assert_eq!(thief.hears_outcome(1), Outcome::Refused(Refusal::Role));
+    let promoted =
+        Hello { epoch: 2, session: 1, store: 1, role: Role::Master, subscriptions: vec![], answers: None };
+    assert_counted(&world.hub, "thief", "it says it is a master; here it is configured as a leecher", || {
+        thief.say("hub", &SyncMessage::Hello(promoted));
+    });
+    // nobody can even be configured for what his role may not do
+    let refused = Node::new("other", "worker");
+    refused.append(&imp.stanza());
+    let said = refused.run(["ls"]).expect(2);
+    assert!(said.stderr.contains("has no business with a worker"), "{}", said.stderr);
+    let binding = imp.binding(BlockId::of(b"x"), 0, 1);
+    assert_counted(&world.cam, "imp", "no [[peer]] of this name", || {
+        imp.announce("cam", 1, "planted", binding);
+    });
+    let expires_ms = now_ms() + 30_000;
+    let refuses_command = |from: &mut Impostor, to: &Node, why: &str| {
+        let name = from.name.to_string();
+        let topic = from.topic(to.name(), "cmd");
+        let command = from.command(to.name(), 1, expires_ms, &Request::Status);
+        assert_counted(to, &name, why, || from.publish(&topic, command));
+    };
+    refuses_command(&mut imp, &world.hub, "a worker may not command a master");
+    refuses_command(&mut thief, &world.hub, "a leecher may not command a master");
+    refuses_command(&mut imp, &world.cam, "no [[peer]] of this name");
+    world.assert_goes_on();
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is set");
+    i64::try_from(since.as_millis()).expect("the clock is not in the far future")
+}
+
+#[test]
+fn a_command_is_obeyed_once_in_time_and_unaltered() {
+    let broker = Mosquitto::start(Config::default());
+    let mut boss = Impostor::new("boss", Role::Master, broker.port());
+    let mut cam = Node::new("cam", "worker");
+    connect(&cam, broker.port());
+    cam.append(&boss.stanza());
+    cam.start();
+    put(&cam, "a", b"a");
+    cam.wait_status("the link is up", |status| (status["link"]["up"] == true).then_some(()));
+    let topic = boss.topic("cam", "cmd");
+    let (now, hour_ms) = (now_ms(), Duration::from_secs(3600).as_millis() as i64);
+    let remove = Request::Remove { name: Name::parse("a").expect("a plain name") };
+
+    let late = boss.command("cam", 1, now - hour_ms, &remove);
+    assert_counted(&cam, "boss", "has expired; check both clocks", || boss.publish(&topic, late));
+    assert!(matches!(boss.hears_answer(1), Response::Error(failure) if failure.message.contains("expired")));
+    let far = boss.command("cam", 1, now + 48 * hour_ms, &remove);
+    assert_counted(&cam, "boss", "has expired", || boss.publish(&topic, far));
+    let good = boss.command("cam", 2, now + hour_ms, &remove);
+    let altered =
+        String::from_utf8(good.clone()).expect("JSON is text").replace("\"counter\":2", "\"counter\":3");
+    assert_counted(&cam, "boss", "signature", || boss.publish(&topic, altered));
+    assert_counted(&cam, "boss", "does not parse", || boss.publish(&topic, b"{}".to_vec()));
+    let large = noise(COMMAND_BYTES_MAX + 1, "large");
+    assert_counted(&cam, "boss", "are the limit", || boss.publish(&topic, large));
+    let elsewhere = boss.command("hub", 2, now + hour_ms, &remove);
+    assert_counted(&cam, "boss", "other nodes than its topic", || boss.publish(&topic, elsewhere));
+    assert_eq!(cam.names(""), ["a"], "none of these was obeyed");
+
+    boss.publish(&topic, good.clone());
+    assert!(matches!(boss.hears_answer(2), Response::Removed { .. }));
+    assert_eq!(cam.names(""), [""; 0]);
+    put(&cam, "a", b"again");
+    assert_counted(&cam, "boss", "was obeyed already", || boss.publish(&topic, good.clone()));
+    cam.kill();
+    cam.start();
+    cam.wait_status("the link is up", |status| (status["link"]["up"] == true).then_some(()));
+    assert_counted(&cam, "boss", "was obeyed already", || boss.publish(&topic, good));
+    assert_eq!(cam.names(""), ["a"]);
+
+    // with data it is answered, and not done
+    let get = Request::Get {
+        target: larder_core::request::Target::Name(Name::parse("a").expect("plain")),
+        offset: 0,
+        length: None,
+    };
+    let command = boss.command("cam", 4, now + hour_ms, &get);
+    boss.publish(&topic, command);
+    assert!(
+        matches!(boss.hears_answer(4), Response::Error(failure) if failure.message.contains("locally only"))
+    );
+    let status = boss.command("cam", 5, now + hour_ms, &Request::Status);
+    boss.publish(&topic, status);
+    assert!(matches!(boss.hears_answer(5), Response::Status(status) if status.node == "cam"));
+}
