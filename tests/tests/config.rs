@@ -1,0 +1,394 @@
+//! The configuration as users write it: what is wrong is named with its line and the way out, and what is
+//! right is in force.
+
+use larder_tests::broker::{self, Mosquitto};
+use larder_tests::node::{Node, larder_bin, noise, skip};
+use larder_tests::wire;
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::process::Command;
+
+/// The number of the line that starts with this.
+fn line(node: &Node, start: &str) -> usize {
+    let text = fs::read_to_string(node.config()).unwrap();
+    1 + text.lines().position(|line| line.starts_with(start)).unwrap()
+}
+
+#[track_caller]
+fn refused(node: &mut Node, parts: &[&str]) {
+    for arguments in [vec!["run"], vec!["status"], vec!["put", "larder.toml"]] {
+        let said = node.run(&arguments).expect(2);
+        for part in parts {
+            assert!(said.stderr.contains(part), "{part:?} is missing in {}", said.stderr);
+        }
+    }
+    assert!(!node.store().exists(), "something was done with a configuration that is wrong");
+}
+
+/// A node with one more line in `[section]`, and what is to be said of it.
+#[track_caller]
+fn refused_line(section: &str, key: &str, value: &str, parts: &[&str]) {
+    let mut node = Node::new("cam", "worker");
+    node.set(section, key, value);
+    let place = format!("larder.toml:{}", line(&node, &format!("{key} = {value}")));
+    refused(&mut node, &[&[place.as_str()], parts].concat());
+}
+
+#[test]
+fn an_unknown_key_is_refused_and_the_nearest_is_named() {
+    refused_line("node", "rol", "\"worker\"", &["unknown key [node] rol", "did you mean [node] role?"]);
+    refused_line(
+        "storage",
+        "limits",
+        "\"1 GB\"",
+        &["unknown key [storage] limits", "did you mean [storage] limit?"],
+    );
+    refused_line("storage", "profile", "\"balanced\"", &["did you mean [node] profile?"]);
+    refused_line("mqtt", "keepalive", "60", &["did you mean [mqtt] keep_alive_s?"]);
+    let mut node = Node::new("cam", "worker");
+    node.append("[[peers]]\nname = \"x\"");
+    refused(&mut node, &["unknown key peers", "did you mean [[peer]]?"]);
+    let mut node = Node::new("cam", "worker");
+    node.variable("LARDER_STORAGE_LIMITT", "1 GB");
+    refused(&mut node, &["environment LARDER_STORAGE_LIMITT", "did you mean [storage] limit?"]);
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
+    refused_line("node", "role", "7", &["[node] role", "\"master\", \"worker\" or \"leecher\""]);
+    refused_line("node", "commands", "\"yes\"", &["[node] commands", "true or false"]);
+    refused_line("storage", "limit", "true", &["[storage] limit", "such as \"10 GB\""]);
+    refused_line("mqtt", "port", "\"1883\"", &["[mqtt] port", "a number from 1 to 65535"]);
+    refused_line("node", "subscribe", "\"maps/\"", &["[node] subscribe", "a list of name prefixes"]);
+    let mut node = Node::new("cam", "worker");
+    node.append("this is no TOML");
+    refused(&mut node, &["not TOML"]);
+}
+
+#[test]
+fn an_impossible_value_is_refused_with_what_is_possible() {
+    refused_line("node", "role", "\"boss\"", &["\"boss\"", "\"master\", \"worker\" or \"leecher\""]);
+    refused_line("node", "name", "\"No Spaces\"", &["[node] name", "1 to 64 characters"]);
+    refused_line("node", "profile", "\"low_power\"", &["did you mean \"low-power\"?"]);
+    refused_line("node", "board", "\"raspberry-pi-6\"", &["did you mean \"raspberry-pi-"]);
+    refused_line("storage", "limit", "\"1 MB\"", &["a size of at least \"16 MB\""]);
+    refused_line("storage", "limit", "\"ten GB\"", &["[storage] limit"]);
+    refused_line("storage", "segment", "\"100 KiB\"", &["1 MiB to 1 GiB in multiples of 64 KiB"]);
+    refused_line("storage", "reserve", "\"99 GB\"", &["at most half of the quota"]);
+    refused_line("mqtt", "port", "70000", &["[mqtt] port", "a number from 1 to 65535"]);
+    let mut node = Node::new("attic", "master");
+    node.set("mqtt", "host", "\"127.0.0.1\"");
+    node.set("mqtt", "keep_alive_s", "1");
+    refused(&mut node, &["[mqtt] keep_alive_s", "a number from 5 to 65535"]);
+    let mut node = Node::new("cam", "worker");
+    node.append("[[watch]]\npath = \"store/inside\"");
+    refused(&mut node, &["which overlaps the store"]);
+    let mut node = Node::new("cam", "worker");
+    node.append("[[watch]]\npath = \"in\"\nprefix = \"../out/\"");
+    refused(&mut node, &["[[watch]] prefix", "without . or .."]);
+    let mut node = Node::new("cam", "worker");
+    node.append("[[watch]]\npath = \"in\"\ninclude = [\"[\"]");
+    refused(&mut node, &["[[watch]] include", "a list of patterns"]);
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_named_with_the_command_that_makes_one() {
+    let node = Node::new("cam", "worker");
+    let said = node.run(["--config", "elsewhere.toml", "status"]).expect(2);
+    assert!(
+        said.stderr.contains("elsewhere.toml cannot be read") && said.stderr.contains("`larder init`"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn a_key_that_is_missing_damaged_or_open_to_others_stops_an_agent_with_a_link() {
+    let mut node = Node::new("attic", "master");
+    node.set("mqtt", "host", "\"127.0.0.1\"");
+    let key = node.path("node.key");
+    let good = fs::read(&key).unwrap();
+    assert_eq!(key.metadata().unwrap().mode() & 0o777, 0o600);
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let loose = node.run(["run"]).expect(2);
+    assert!(loose.stderr.contains("node.key") && loose.stderr.contains("chmod 600"), "{}", loose.stderr);
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&key, b"nonsense").unwrap();
+    let damaged = node.run(["run"]).expect(2);
+    assert!(damaged.stderr.contains("node.key"), "{}", damaged.stderr);
+    fs::remove_file(&key).unwrap();
+    let missing = node.run(["run"]).expect(2);
+    assert!(
+        missing.stderr.contains("node.key") && missing.stderr.contains("larder init"),
+        "{}",
+        missing.stderr
+    );
+    fs::write(&key, good).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    node.start();
+}
+
+#[test]
+fn plain_mqtt_to_another_machine_and_a_link_without_a_master_are_refused() {
+    for host in ["broker.example.org", "192.168.1.5", "::2"] {
+        let mut node = Node::new("attic", "master");
+        node.set("mqtt", "host", &format!("{host:?}"));
+        refused(&mut node, &[host, "plain MQTT is spoken on loopback alone: set [mqtt] ca"]);
+    }
+    let mut node = Node::new("attic", "master");
+    node.set("mqtt", "embedded_broker", "true");
+    node.set("mqtt", "listen", "\"0.0.0.0:1883\"");
+    refused(&mut node, &["0.0.0.0", "plain MQTT is spoken on loopback alone"]);
+    let mut node = Node::new("cam", "worker");
+    node.set("mqtt", "host", "\"127.0.0.1\"");
+    refused(&mut node, &["needs exactly one [[peer]] with role = \"master\""]);
+}
+
+fn setting(node: &Node, key: &str) -> (String, String) {
+    let status = node.status();
+    let settings = status["settings"].as_array().unwrap();
+    let setting = settings.iter().find(|setting| setting["key"] == key);
+    let setting = setting.unwrap_or_else(|| panic!("{key} is missing in {settings:?}"));
+    let text = |field: &str| setting[field].as_str().unwrap().to_owned();
+    (text("value"), text("from"))
+}
+
+#[test]
+fn flags_are_stronger_than_the_environment_that_is_stronger_than_the_file_and_status_says_so() {
+    let mut node = Node::new("cam", "worker");
+    node.set("storage", "limit", "\"2 GB\"");
+    node.set("storage", "cache", "\"1 MiB\"");
+    node.set("storage", "segment", "\"2 MiB\"");
+    let from = |node: &Node, start: &str| format!("config {}:{}", node.config().display(), line(node, start));
+    node.start();
+    assert_eq!(setting(&node, "quota_bytes"), ("2000000000".into(), from(&node, "limit")));
+    assert_eq!(setting(&node, "cache_bytes"), ("1048576".into(), from(&node, "cache")));
+    assert_eq!(setting(&node, "segment_bytes"), ("2097152".into(), from(&node, "segment")));
+    assert_eq!(setting(&node, "profile"), ("performance".into(), from(&node, "profile")));
+    assert_eq!(setting(&node, "tick_ms"), ("10".into(), "profile performance".into()));
+    assert_eq!(setting(&node, "role"), ("worker".into(), from(&node, "role")));
+    assert_eq!(setting(&node, "clean_watermark_percent"), ("90".into(), "role worker".into()));
+    assert_eq!(setting(&node, "clean_period_s"), ("3600".into(), "role worker".into()));
+    assert_eq!(setting(&node, "evict"), ("never".into(), "role worker".into()));
+    let (board, from_machine) = setting(&node, "board");
+    assert_eq!(from_machine, "recognised");
+    assert_eq!(setting(&node, "prepare").1, format!("board {board}"));
+    assert_eq!(node.stop(), 0);
+
+    node.variable("LARDER_STORAGE_LIMIT", "1 GB");
+    node.variable("LARDER_STORAGE_CACHE", "512 KiB");
+    node.variable("LARDER_PROFILE", "balanced");
+    node.start_with(["--limit", "500 MB", "--board", "raspberry-pi-4", "--role", "leecher"]);
+    assert_eq!(
+        setting(&node, "quota_bytes"),
+        ("475000000".into(), "flag --limit, 95 % by profile balanced".into())
+    );
+    assert_eq!(setting(&node, "cache_bytes"), ("524288".into(), "environment LARDER_STORAGE_CACHE".into()));
+    assert_eq!(setting(&node, "profile"), ("balanced".into(), "environment LARDER_PROFILE".into()));
+    assert_eq!(setting(&node, "board"), ("raspberry-pi-4".into(), "flag --board".into()));
+    assert_eq!(setting(&node, "role"), ("leecher".into(), "flag --role".into()));
+    assert_eq!(setting(&node, "evict"), ("oldest".into(), "role leecher".into()));
+    let text = node.run(["status"]).expect(0).text();
+    assert!(text.contains("quota_bytes") && text.contains("flag --limit"), "{text}");
+}
+
+#[test]
+fn each_role_has_its_own_defaults() {
+    for (role, limit, watermark, period) in
+        [("master", 1_000, "80", "43200"), ("worker", 100, "90", "3600"), ("leecher", 10, "95", "1800")]
+    {
+        let node = Node::new("solo", role);
+        let (quota, from) = setting(&node, "quota_bytes");
+        let quota: u64 = quota.parse().unwrap();
+        // a disk smaller than the limit caps it
+        assert!(quota == limit * 1_000_000_000 || from.contains("% of the disk"), "{role}: {quota} {from}");
+        assert_eq!(setting(&node, "clean_watermark_percent").0, watermark);
+        assert_eq!(setting(&node, "clean_period_s").0, period);
+    }
+}
+
+const PROFILE: &str = "name = \"own\"\nsummary = \"A profile of one's own.\"\ntick_ms = 20\nflush_age_ms = 60000\n\
+    flush_bytes = 1048576\nsend_age_ms = 10\nsend_bytes = 262144\nkeep_alive_s = 77\ncache_bytes = 262144\n\
+    table_entries = 1024\nquota_share_percent = 50\nwindow_blocks = 8\nclean_step_bytes = 1048576\ncheckpoint_age_s = 30\n";
+
+const BOARD: &str = "name = \"shed\"\nsummary = \"A board of one's own.\"\nmemory_bytes = 536870912\npage_bytes = 4096\n\
+    segment_bytes = 3145728\nprepare = \"zero\"\nindex_cache_bytes = 2097152\ncache_bytes_max = 1048576\n\
+    storage_share_percent = 90\ndefault_profile = \"low-power\"\n";
+
+fn own(role: &str) -> Node {
+    let node = Node::new("cam", role);
+    fs::write(node.path("own.toml"), PROFILE).unwrap();
+    fs::write(node.path("shed.toml"), BOARD).unwrap();
+    node.set("node", "profile", "\"own.toml\"");
+    node.set("node", "board", "\"./shed.toml\"");
+    node.set("storage", "limit", "\"2 GB\"");
+    node
+}
+
+#[test]
+fn a_board_of_ones_own_decides_how_segments_lie_on_the_disk() {
+    let mut node = own("worker");
+    node.start();
+    assert_eq!(setting(&node, "segment_bytes"), ("3145728".into(), "board shed".into()));
+    assert_eq!(setting(&node, "prepare"), ("zero".into(), "board shed".into()));
+    assert_eq!(setting(&node, "index_cache_bytes"), ("2097152".into(), "board shed".into()));
+    node.run_with(["put", "--stdin", "large"], &noise(9_000_000, "large")).expect(0);
+    let files = fs::read_dir(node.store()).unwrap().map(|entry| entry.unwrap());
+    let segments = files.filter(|file| file.file_name().to_str().unwrap().starts_with("segment-"));
+    let sizes: Vec<(u64, u64)> =
+        segments.map(|file| file.metadata().unwrap()).map(|file| (file.len(), file.blocks() * 512)).collect();
+    assert!(sizes.len() >= 3 && sizes.iter().all(|(length, _)| *length <= 3 << 20), "{sizes:?}");
+    let open = sizes.iter().max().unwrap();
+    assert!(open.0 == 3 << 20 && open.1 >= 3 << 20, "the open segment is there whole, in zeros: {sizes:?}");
+}
+
+#[test]
+fn a_profile_of_ones_own_decides_on_quota_cache_and_how_long_a_write_waits() {
+    let mut node = own("worker");
+    node.start();
+    assert_eq!(setting(&node, "profile").0, "own");
+    assert_eq!(setting(&node, "tick_ms"), ("20".into(), "profile own".into()));
+    assert_eq!(setting(&node, "quota_bytes").0, "1000000000");
+    assert!(setting(&node, "quota_bytes").1.contains("50 % by profile own"));
+    assert_eq!(setting(&node, "cache_bytes"), ("262144".into(), "profile own".into()));
+    let count = |key: &str| node.status()["store"][key].as_u64().unwrap();
+
+    // a write waits for company, for a minute or until somebody says that it is enough
+    let before = count("batches");
+    let mut stream = node.connect();
+    wire::put(&mut stream, 1, "small", b"waits").unwrap();
+    let mut other = node.connect();
+    wire::put(&mut other, 1, "other", b"waits as well").unwrap();
+    for _ in 0..20 {
+        assert_eq!(count("batches"), before, "a batch was written before its time");
+    }
+    wire::ask(&mut other, 2, &json!({"do": "flush"})).unwrap();
+    assert_eq!(wire::answer(&mut stream).unwrap().1["answer"], "stored");
+    assert!(count("batches") > before);
+    drop((stream, other));
+
+    // a cache of two blocks holds no object of forty
+    node.run_with(["put", "--stdin", "large"], &noise(4_000_000, "large")).expect(0);
+    let misses = count("cache_misses");
+    for _ in 0..3 {
+        assert!(node.get("large").unwrap() == noise(4_000_000, "large"));
+    }
+    let misses = count("cache_misses") - misses;
+    assert!(misses > 200, "{misses} misses in three readings");
+}
+
+#[test]
+fn a_large_cache_holds_what_was_read() {
+    let mut node = own("worker");
+    node.set("storage", "cache", "\"64 MiB\"");
+    node.start();
+    node.run_with(["put", "--stdin", "large"], &noise(4_000_000, "large")).expect(0);
+    node.get("large").unwrap();
+    let misses = |node: &Node| node.status()["store"]["cache_misses"].as_u64().unwrap();
+    let before = misses(&node);
+    node.get("large").unwrap();
+    assert_eq!(misses(&node), before);
+}
+
+#[test]
+fn the_keep_alive_of_a_profile_reaches_the_broker() {
+    let mut mosquitto = Mosquitto::start(broker::Config::default());
+    let mut node = own("master");
+    node.set("mqtt", "host", "\"127.0.0.1\"");
+    node.set("mqtt", "port", &mosquitto.port().to_string());
+    let is_up = |status: &Value| status["link"]["up"].as_bool().filter(|up| *up);
+    node.start();
+    node.wait_status("the link is up", is_up);
+    node.set("mqtt", "keep_alive_s", "33");
+    node.restart();
+    node.wait_status("the link is up again", is_up);
+    // it writes its log in pieces, the last when it ends
+    mosquitto.stop();
+    let log = mosquitto.log();
+    assert!(log.contains("k77") && log.contains("k33"), "{log}");
+}
+
+#[test]
+fn a_profile_or_board_of_ones_own_with_a_mistake_is_refused_at_its_line() {
+    let mut node = own("worker");
+    fs::write(node.path("own.toml"), PROFILE.replace("tick_ms = 20", "tick_ms = 0")).unwrap();
+    refused(&mut node, &["own.toml:3", "tick_ms = 0", "1 to 60000"]);
+    fs::write(node.path("own.toml"), PROFILE.replace("tick_ms", "tik_ms")).unwrap();
+    refused(&mut node, &["own.toml:3", "tik_ms"]);
+    fs::write(node.path("own.toml"), PROFILE).unwrap();
+    fs::write(node.path("shed.toml"), BOARD.replace("segment_bytes = 3145728", "segment_bytes = 5")).unwrap();
+    refused(&mut node, &["shed.toml:5", "segment_bytes = 5"]);
+    fs::remove_file(node.path("shed.toml")).unwrap();
+    refused(&mut node, &["shed.toml cannot be read"]);
+}
+
+#[test]
+fn init_makes_what_runs_and_overwrites_nothing() {
+    let mut node = Node::new("cam", "worker");
+    let before = (fs::read(node.config()).unwrap(), fs::read(node.path("node.key")).unwrap());
+    let again = node.run(["--config", node.config().to_str().unwrap(), "init", "--role", "master"]).expect(2);
+    assert!(again.stderr.contains("larder.toml exists"), "{}", again.stderr);
+    let after = (fs::read(node.config()).unwrap(), fs::read(node.path("node.key")).unwrap());
+    assert!(before == after);
+    for role in ["master", "worker", "leecher"] {
+        let config = node.path(format!("{role}/larder.toml"));
+        let flags = ["--config", config.to_str().unwrap()];
+        let made =
+            node.run([&flags[..], &["--json", "init", "--name", role, "--role", role]].concat()).expect(0);
+        let made: Value = made.json().remove(0);
+        assert_eq!(
+            (&made["answer"], &made["key"]),
+            (&json!("initialised"), &json!(node.path(format!("{role}/node.key"))))
+        );
+        assert!(made["peer"].as_str().unwrap().contains(made["public"].as_str().unwrap()));
+        let store = node.path(format!("{role}/store"));
+        let all =
+            [&flags[..], &["--store", store.to_str().unwrap(), "--socket", "no.sock", "--json", "status"]]
+                .concat();
+        let status = node.run(all).expect(0).json().remove(0);
+        assert_eq!((&status["node"], &status["role"]), (&json!(role), &json!(role)));
+    }
+    node.start();
+}
+
+#[test]
+fn an_ordinary_user_has_everything_below_home() {
+    let node = Node::new("cam", "worker");
+    let home = node.path("home");
+    fs::create_dir(&home).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root && std::path::Path::new("/etc/larder/larder.toml").exists() {
+        return skip("an_ordinary_user_has_everything_below_home", "this machine has a Larder of its own");
+    }
+    if is_root {
+        fs::copy(larder_bin(), node.path("larder")).unwrap();
+        fs::set_permissions(node.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+        chown(&home, Some(65_534), Some(65_534)).unwrap();
+    }
+    let run = |arguments: &[&str]| {
+        let mut command = match is_root {
+            true => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(node.path("larder"));
+                command
+            }
+            false => Command::new(larder_bin()),
+        };
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", &home)
+            .current_dir(&home);
+        let output = command.args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    run(&["init"]);
+    assert!(
+        home.join(".config/larder/larder.toml").exists() && home.join(".config/larder/node.key").exists()
+    );
+    run(&["put", ".config/larder/larder.toml", "--name", "mine"]);
+    assert!(home.join(".local/share/larder/superblock").exists());
+    assert_eq!(run(&["get", "mine", "-o", "-"]), fs::read(home.join(".config/larder/larder.toml")).unwrap());
+}
