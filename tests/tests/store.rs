@@ -328,7 +328,11 @@ fn a_log_torn_at_any_byte_of_its_last_batch_opens_with_everything_before_it() {
     let (segment, from, end) = last_write(&before, &after);
     assert!(from < end && end - from < 8192, "{from}..{end}");
     let whole = fs::read(after.join(&segment)).unwrap();
-    let torn = node.path("torn");
+    // thousands of syncs: in memory, if there is a place for it
+    let memory = Path::new("/dev/shm");
+    let memory = if memory.is_dir() { memory } else { node.folder() };
+    let memory = tempfile::tempdir_in(memory).unwrap();
+    let torn = memory.path().join("torn");
     let mut seen = [0, 0];
     for cut in from..=end + 16 {
         copy(&after, &torn);
@@ -442,7 +446,7 @@ fn a_flipped_bit_anywhere_in_the_log_never_yields_wrong_bytes_nor_keeps_the_stor
     let path = segments(&node.store()).remove(0);
     let log = fs::read(&path).unwrap();
     let end = log.iter().rposition(|byte| *byte != 0).unwrap() as u64;
-    let mut places: Vec<u64> = (0..24).map(|step| step * end / 24 + step).collect();
+    let mut places: Vec<u64> = (0..14).map(|step| step * end / 14 + step).collect();
     places.extend([9, 13, 20, 40, 77, 4096, 4100, 4104, 4112, end]);
     copy(&node.store(), &node.path("whole"));
     for is_index_lost in [false, true] {
