@@ -211,12 +211,15 @@ impl<T> LowPowerBatcher<T> {
     /// When a batch has to go for its age, and how much later is still in time. Items of one urgency are held
     /// in the order of their ages, so the first of each decides.
     fn window(&self) -> Option<(u64, u64)> {
-        let bulk_age_ms = self.limits.age_ms.max(BULK_AGE_MS);
         let oldest = |is_bulk: bool, age_ms: u64| {
             let held = self.held.iter().find(|held| (held.urgency == Urgency::Bulk) == is_bulk)?;
-            Some((held.since_ms.saturating_add(age_ms - age_ms / 4), age_ms / 4))
+            let latest_ms = held.since_ms.saturating_add(age_ms);
+            Some((latest_ms - age_ms / 4, latest_ms))
         };
-        [oldest(true, bulk_age_ms), oldest(false, self.limits.age_ms)].into_iter().flatten().min()
+        let ages = [oldest(true, self.limits.age_ms.max(BULK_AGE_MS)), oldest(false, self.limits.age_ms)];
+        let start_ms = ages.iter().flatten().map(|(start_ms, _)| *start_ms).min()?;
+        let latest_ms = ages.iter().flatten().map(|(_, latest_ms)| *latest_ms).min()?;
+        Some((start_ms, latest_ms - start_ms))
     }
 
     fn count(&mut self, reason: Reason, items: usize, bytes: usize) {
