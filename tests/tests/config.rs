@@ -1,6 +1,8 @@
 //! The configuration as users write it: what is wrong is named with its line and the way out, and what is
 //! right is in force.
 
+#![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
+
 use larder_tests::broker::{self, Mosquitto};
 use larder_tests::node::{Node, larder_bin, noise, skip};
 use larder_tests::wire;

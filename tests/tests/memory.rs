@@ -1,6 +1,8 @@
 //! Memory of a worker in the low-power profile, as the kernel counts it: it depends on neither the size of a
 //! file nor the number of files.
 
+#![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
+
 use larder_tests::node::{Node, noise, wait_for};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};

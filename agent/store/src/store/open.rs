@@ -338,7 +338,13 @@ fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
 }
 
 fn index_error<D: Disk>(disk: &D, error: IndexError) -> OpenError {
-    OpenError::Index { directory: disk.location(), reason: error.reason() }
+    match error {
+        IndexError::Full => {
+            let full = "the device is full; make room on it, then start again";
+            io_error(disk, "making the index")(io::Error::new(io::ErrorKind::StorageFull, full))
+        }
+        IndexError::Failed(reason) => OpenError::Index { directory: disk.location(), reason },
+    }
 }
 
 fn io_error<D: Disk>(disk: &D, doing: &str) -> impl Fn(io::Error) -> OpenError + use<D> {
