@@ -66,6 +66,8 @@ pub struct Stored {
     pub binding: Binding,
     /// The peer it came from, `None` if it was written here. Local knowledge, never sent.
     pub via: Option<NodeName>,
+    /// The upstream peer will not take it: what it was made from must stay. Local knowledge, never sent.
+    pub refused: bool,
 }
 
 /// Why a binding is refused.
@@ -299,7 +301,7 @@ mod tests {
             mut binding in written(2), via in prop::option::of(0usize..9), bytes in prop::collection::vec(any::<u8>(), 0..200),
         ) {
             binding.conflict_of = Some(Name::parse("x").unwrap());
-            let stored = Stored { binding, via: via.map(node) };
+            let stored = Stored { binding, via: via.map(node), refused: false };
             prop_assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
             if let Ok(read) = Stored::decode(&[&[FORMAT], &bytes[..]].concat()) {
                 prop_assert_eq!(Stored::decode(&read.encode()), Ok(read));
@@ -356,7 +358,7 @@ mod tests {
         let meta = Meta { size: u64::MAX, mtime_ms: i64::MIN, mode: u32::MAX };
         let conflict_of = Some(Name::parse(&"x".repeat(1024)).unwrap());
         let binding = Binding { version, content, meta, origin: long(0), conflict_of };
-        let stored = Stored { binding, via: Some(long(1)) };
+        let stored = Stored { binding, via: Some(long(1)), refused: true };
         let bytes = stored.encode();
         // Counters near their end take nine bytes more each.
         assert!(bytes.len() + 64 * 9 <= STORED_BYTES_MAX, "{}", bytes.len());

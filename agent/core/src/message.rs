@@ -654,6 +654,13 @@ pub enum Message {
         /// The cursor.
         seq: u64,
     },
+    /// To Ingest: upstream will not take this; the file it came from must stay.
+    Undelivered {
+        /// The name.
+        name: Name,
+        /// A block of it is damaged here: reading the file again mends it.
+        is_lost: bool,
+    },
     /// To Ingest: a local put begins.
     PutBegin {
         /// The request.

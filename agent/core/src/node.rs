@@ -179,6 +179,7 @@ impl Node {
                 self.ingest.delivered(seq, out);
                 self.keeper.delivered(seq);
             }
+            Message::Undelivered { name, is_lost } => self.ingest.undelivered(now, &name, is_lost),
             Message::PutBegin { caller, name, meta } => self.ingest.put_begin(caller, name, meta, out),
             Message::PutData { caller, bytes } => self.ingest.put_data(caller, bytes, out),
             Message::PutEnd { caller } => self.ingest.put_end(caller, out),

@@ -402,7 +402,7 @@ impl Control {
         binding.content = Content::Deleted;
         binding.meta.size = 0;
         binding.origin = self.settings.me.clone();
-        let value = Bytes::from(Stored { binding, via: None }.encode());
+        let value = Bytes::from(Stored { binding, via: None, refused: false }.encode());
         let change = Change::Bind { name: name.clone(), value, expected_seq };
         let ticket = self.ticket(Purpose::Removed(origin, name));
         out.tell(Message::Write { ticket, change, haste: Haste::Now });

@@ -186,6 +186,26 @@ impl Ingest {
         self.delete_delivered(out);
     }
 
+    /// Upstream will not take this name: its file stays, and is read again where that can help.
+    pub fn undelivered(&mut self, now: Time, name: &Name, is_lost: bool) {
+        let watches = &self.watches;
+        let is_of_it = |(watch, path): &Path| {
+            let prefix = &watches[usize::from(*watch)].prefix;
+            name.as_str().strip_prefix(prefix.as_str()) == Some(path.as_str())
+        };
+        let mut from = None;
+        self.folders.awaiting.retain(|(_, path, _)| {
+            let is_of_it = is_of_it(path);
+            if is_of_it {
+                from = Some(path.0);
+            }
+            !is_of_it
+        });
+        if let Some(watch) = from.filter(|_| is_lost) {
+            self.folders.scan_later(now, watch);
+        }
+    }
+
     fn delete_delivered(&mut self, out: &mut Effects) {
         let folders = &mut self.folders;
         while folders.awaiting.front().is_some_and(|(seq, ..)| *seq <= folders.delivered)
@@ -452,7 +472,8 @@ fn buffered(stream: &Stream) -> u64 {
 fn is_bound_as(bound: &Bound, stat: &FileStat) -> bool {
     Stored::decode(&bound.value).is_ok_and(|stored| {
         let Binding { content, meta, .. } = stored.binding;
-        content != Content::Deleted
+        !stored.refused
+            && content != Content::Deleted
             && meta == Meta { size: stat.size, mtime_ms: stat.mtime_ms, mode: stat.mode }
     })
 }

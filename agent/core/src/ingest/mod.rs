@@ -221,11 +221,12 @@ impl Ingest {
         let Phase::Binding(root) = &stream.phase else { return };
         let meta = Meta { size: root.size, ..stream.meta };
         let content = Content::Object { root: root.root, depth: root.depth };
-        let old = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok()).map(|old| old.binding);
+        let old = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
         let expected_seq = bound.map(|bound| bound.seq);
         if let (Some(old), Some(seq)) = (&old, expected_seq)
-            && old.content == content
-            && old.meta == meta
+            && old.binding.content == content
+            && old.binding.meta == meta
+            && !old.refused
         {
             stream.finished = Some(Finished::Unchanged { seq });
             if stream.hasty && stream.writes > 0 {
@@ -233,7 +234,7 @@ impl Ingest {
             }
             return self.finish_if_written(now, number, out);
         }
-        let mut version = old.map(|old| old.version).unwrap_or_default();
+        let mut version = old.map(|old| old.binding.version).unwrap_or_default();
         if let Err(error) = version.write(&self.me, now.wall_ms) {
             return self.fail(now, number, Failure::new(FailureKind::Invalid, error.to_string()), out);
         }
@@ -244,7 +245,7 @@ impl Ingest {
     fn bind(&mut self, number: u32, binding: Binding, expected_seq: Option<u64>, out: &mut Effects) {
         let Some(stream) = self.streams.get(&number) else { return };
         let haste = if stream.hasty { Haste::Now } else { Haste::Patient };
-        let value = Bytes::from(Stored { binding, via: None }.encode());
+        let value = Bytes::from(Stored { binding, via: None, refused: false }.encode());
         let change = Change::Bind { name: stream.name.clone(), value, expected_seq };
         let ticket = self.ticket(Purpose::Bind { stream: number });
         out.tell(Message::Write { ticket, change, haste });

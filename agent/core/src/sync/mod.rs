@@ -57,6 +57,8 @@ enum Purpose {
     CursorSaved { peer: NodeName },
     /// The next changes for a peer.
     Changes { peer: NodeName, after: u64 },
+    /// A binding that upstream refused, and then the mark on it.
+    Refused { peer: NodeName, group: u32, entry: u16 },
     /// The manifest a peer wants children of.
     Manifest { peer: NodeName, group: u32, round: u32 },
     /// A block a peer wants.
@@ -346,6 +348,9 @@ impl Sync {
         match purpose {
             Purpose::Cursor { peer } => self.cursor_loaded(now, &peer, answer, out),
             Purpose::Changes { peer, after } => self.changes_read(now, &peer, after, answer, out),
+            Purpose::Refused { peer, group, entry } => {
+                self.refused_found(now, &peer, group, entry, answer, out);
+            }
             Purpose::Manifest { peer, group, round } => {
                 self.manifest_read(&peer, group, round, answer, out);
             }
@@ -370,6 +375,9 @@ impl Sync {
                 if let Some(peer) = self.peers.get_mut(&peer) {
                     peer.out.saved(now, done.is_ok());
                 }
+            }
+            Some(Purpose::Refused { peer, group, entry }) if done.is_ok() => {
+                self.refusal_kept(now, &peer, group, entry, out);
             }
             Some(Purpose::Receive { peer, group, step }) => {
                 self.receive_step(now, &peer, group, step, group::News::Written(done), out);

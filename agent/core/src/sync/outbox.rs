@@ -3,7 +3,7 @@
 //! The cursor moves only over changes that the peer has acknowledged, or that do not concern it. It is
 //! saved now and then, not each time: an old one costs announcements that are answered at once.
 
-use super::wire::Wanted;
+use super::wire::{Refusal, Wanted};
 use crate::id::BlockId;
 use crate::name::Name;
 use crate::time::Time;
@@ -69,6 +69,8 @@ pub(super) struct OutEntry {
     pub(super) name: Name,
     pub(super) binding: crate::binding::Binding,
     pub(super) acknowledged: bool,
+    /// Why upstream will not take it; acknowledged once the log knows.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// The answer to a want, as far as it has come.

@@ -369,7 +369,7 @@ impl Sync {
         expected_seq: Option<u64>,
         out: &mut Effects,
     ) {
-        let value = Bytes::from(Stored { binding, via }.encode());
+        let value = Bytes::from(Stored { binding, via, refused: false }.encode());
         let change = Change::Bind { name: name.clone(), value, expected_seq };
         let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step };
         self.asked.write(purpose, change, Haste::Now, out);

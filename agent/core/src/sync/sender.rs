@@ -89,8 +89,12 @@ impl Sync {
     ) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.out.next_group = peer.out.next_group.wrapping_add(1);
-        let entries =
-            entries.into_iter().map(|(name, binding)| OutEntry { name, binding, acknowledged: false });
+        let entries = entries.into_iter().map(|(name, binding)| OutEntry {
+            name,
+            binding,
+            acknowledged: false,
+            refusal: None,
+        });
         let group = OutGroup {
             id: peer.out.next_group,
             last_seq,
@@ -313,15 +317,17 @@ impl Sync {
         outcomes: &[(u16, Outcome)],
         out: &mut Effects,
     ) {
+        let is_upstream = self.upstream.as_ref() == Some(from);
         let Some(peer) = self.peers.get_mut(from) else { return };
         let Some(group) = peer.out.group(group_id) else { return };
         group.touch(now);
-        let mut conflicts = Vec::new();
+        let (mut conflicts, mut refused) = (Vec::new(), Vec::new());
         for (index, outcome) in outcomes {
             let Some(entry) = group.entries.get_mut(usize::from(*index)) else { continue };
-            if std::mem::replace(&mut entry.acknowledged, true) {
+            if entry.acknowledged || entry.refusal.is_some() {
                 continue;
             }
+            entry.acknowledged = true;
             match outcome {
                 Outcome::Stored | Outcome::Superseded => self.wires.numbers.objects_acknowledged += 1,
                 Outcome::Conflict => {
@@ -329,6 +335,12 @@ impl Sync {
                     conflicts.push(entry.name.clone());
                 }
                 Outcome::Refused(why) => {
+                    if is_upstream && group.last_seq.is_some() {
+                        // The cursor may pass only once the log knows that the master does not have it.
+                        entry.acknowledged = false;
+                        entry.refusal = Some(*why);
+                        refused.push((*index, entry.name.clone()));
+                    }
                     let why = why.to_string();
                     self.wires.numbers.objects_refused += 1;
                     self.wires.numbers.last_problem =
@@ -343,7 +355,57 @@ impl Sync {
         for name in conflicts {
             self.conflict(&name, None, out);
         }
+        for (entry, name) in refused {
+            let purpose = Purpose::Refused { peer: from.clone(), group: group_id, entry };
+            self.asked.ask(purpose, Question::Lookup(vec![name]), out);
+        }
         self.pump(now, from, out);
+    }
+
+    /// The binding that upstream refused, as it is now: marked in the log, if it is still that one.
+    pub(super) fn refused_found(
+        &mut self,
+        now: Time,
+        name: &NodeName,
+        group: u32,
+        entry: u16,
+        answer: Answer,
+        out: &mut Effects,
+    ) {
+        let Answer::Bindings(found) = answer else { return }; // announced again later, refused again
+        let bound = found.into_iter().next().flatten();
+        let Some(of) = self.refused_entry(name, group, entry) else { return };
+        let stored = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
+        match (bound, stored.filter(|stored| stored.binding == of.binding)) {
+            (Some(bound), Some(stored)) => {
+                let value = Bytes::from(Stored { refused: true, ..stored }.encode());
+                let change = Change::Bind { name: of.name.clone(), value, expected_seq: Some(bound.seq) };
+                let purpose = Purpose::Refused { peer: name.clone(), group, entry };
+                self.asked.write(purpose, change, Haste::Patient, out);
+            }
+            _ => self.refusal_kept(now, name, group, entry, out), // bound anew: that version goes its own way
+        }
+    }
+
+    /// The log knows of the refusal: the cursor may pass, and what the object was made from stays.
+    pub(super) fn refusal_kept(
+        &mut self,
+        now: Time,
+        name: &NodeName,
+        group: u32,
+        entry: u16,
+        out: &mut Effects,
+    ) {
+        let Some(of) = self.refused_entry(name, group, entry) else { return };
+        of.acknowledged = true;
+        let is_lost = of.refusal == Some(Refusal::Lost);
+        out.tell(Message::Undelivered { name: of.name.clone(), is_lost });
+        self.pump(now, name, out);
+    }
+
+    fn refused_entry(&mut self, name: &NodeName, group: u32, entry: u16) -> Option<&mut OutEntry> {
+        let entry = self.peers.get_mut(name)?.out.group(group)?.entries.get_mut(usize::from(entry))?;
+        (entry.refusal.is_some() && !entry.acknowledged).then_some(entry)
     }
 
     /// Moves the cursor as far as it goes, and tells Ingest.
@@ -426,6 +488,9 @@ fn take_entries(
 /// Whether a change is of the peer's business: upstream everything, downstream what it subscribes to or
 /// has written itself; never what came from it, save upstream what may have been lost there with a store.
 fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored, echo: bool) -> bool {
+    if session.upstream && stored.refused {
+        return false;
+    }
     if stored.via.as_ref() == Some(peer) {
         return echo && session.upstream && !name.under("cid");
     }

@@ -120,6 +120,32 @@ fn a_file_is_deleted_after_the_masters_ack_and_not_before() {
 }
 
 #[test]
+fn a_file_whose_stored_block_has_rotted_stays_until_it_mended_the_block_and_the_master_has_it() {
+    let (mut world, master, worker) = watching(15, true);
+    world.cut(worker, 0);
+    write(&mut world, worker, "only", noise(1, 40_000));
+    world.run_ms(60_000);
+    let name = "cam/only".parse().unwrap();
+    let root = world.machines[worker].engine.table()["cam/only"];
+    world.machines[worker].engine.damaged.insert(root);
+    world.mend(worker);
+    world.run_ms(20_000);
+    assert_eq!(world.status(worker).sync.objects_refused, 1);
+    assert!(world.machines[worker].folders.has(0, "only"), "it may be the last whole copy");
+    assert!(world.machines[master].engine.binding(&name).is_none());
+    // A worker that starts again knows it from its log.
+    world.crash(worker);
+    world.start(worker);
+    world.run_until(4_000_000, "the file was read again, sent and deleted", |world| {
+        let has = world.machines[worker].folders.has(0, "only");
+        let binding = world.machines[master].engine.binding(&name);
+        let safe = binding.is_some_and(|binding| world.machines[master].engine.is_complete(&binding));
+        assert!(has || safe, "it was deleted before it was safe");
+        !has
+    });
+}
+
+#[test]
 fn a_file_rewritten_before_its_deletion_is_taken_again() {
     let (mut world, master, worker) = watching(6, true);
     world.cut(worker, 0);
