@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often the two are asked how far they are; each answer costs them about a millisecond.
+const LOOK: Duration = Duration::from_millis(25);
 /// As many messages on their way as the agent's link allows.
 const IN_FLIGHT: u16 = 96;
 
@@ -162,17 +164,18 @@ async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
     let _broker = Mosquitto::start(BrokerConfig { port: Some(port), ..BrokerConfig::default() });
 
     let waiting = Instant::now();
-    let began = loop {
-        if status(&mut master_client).await.sync.bytes_received > 0 {
-            break Instant::now();
+    let (began, before) = loop {
+        let received = status(&mut master_client).await.sync.bytes_received;
+        if received > 0 {
+            break (Instant::now(), received);
         }
         assert!(waiting.elapsed() < PATIENCE, "nothing arrives");
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(LOOK).await;
     };
     loop {
         let status = status(&mut worker_client).await;
         if status.sync.objects_acknowledged > 0 && status.peers.iter().all(|peer| peer.outbox_empty) {
-            let rate = (mib << 20) as f64 / 1e6 / began.elapsed().as_secs_f64();
+            let rate = ((mib << 20) - before.min(mib << 20)) as f64 / 1e6 / began.elapsed().as_secs_f64();
             let messages = status.sync.messages_sent.max(1);
             let master = self::status(&mut master_client).await;
             println!(
@@ -187,7 +190,7 @@ async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
             return (rate, (status.sync.bytes_sent / messages) as usize);
         }
         assert!(waiting.elapsed() < PATIENCE, "the transfer does not end: {:?}", status.sync);
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -25,9 +25,15 @@ pub struct Limits {
     pub count_held_max: usize,
 }
 
+/// The longest a part of something larger waits where the profile's own age is shorter.
+pub const BULK_AGE_MS: u64 = 250;
+
 /// Whether an item may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
+    /// It is part of something larger whose end will come by itself: it waits for company, at most
+    /// [`BULK_AGE_MS`] or [`Limits::age_ms`], whichever is longer.
+    Bulk,
     /// It waits for company, at most [`Limits::age_ms`].
     Patient,
     /// It makes the batch due at once.
@@ -116,11 +122,13 @@ impl<T> LowPowerBatcher<T> {
     /// Why a batch is due now, if it is; `awake` says that the device is in use anyway.
     #[must_use]
     pub fn due(&self, now: Time, awake: bool) -> Option<Reason> {
-        let oldest = self.held.front()?;
+        if self.held.is_empty() {
+            return None;
+        }
         if let Some(reason) = self.due_at_once() {
             return Some(reason);
         }
-        if now.mono_ms >= self.window_start_ms(oldest) {
+        if self.window().is_some_and(|(start_ms, _)| now.mono_ms >= start_ms) {
             return Some(Reason::Age);
         }
         awake.then_some(Reason::Awake)
@@ -153,8 +161,8 @@ impl<T> LowPowerBatcher<T> {
         Some(match self.due_at_once() {
             Some(_) => Deadline { at_ms: oldest.since_ms, slack_ms: 0, why: "batch" },
             None => {
-                let at_ms = self.window_start_ms(oldest);
-                Deadline { at_ms, slack_ms: self.limits.age_ms / 4, why: "batch age" }
+                let (at_ms, slack_ms) = self.window()?;
+                Deadline { at_ms, slack_ms, why: "batch age" }
             }
         })
     }
@@ -200,8 +208,18 @@ impl<T> LowPowerBatcher<T> {
         }
     }
 
-    fn window_start_ms(&self, held: &Held<T>) -> u64 {
-        held.since_ms.saturating_add(self.limits.age_ms - self.limits.age_ms / 4)
+    /// When a batch has to go for its age, and how much later is still in time. Items of one urgency are held
+    /// in the order of their ages, so the first of each decides.
+    fn window(&self) -> Option<(u64, u64)> {
+        let oldest = |is_bulk: bool, age_ms: u64| {
+            let held = self.held.iter().find(|held| (held.urgency == Urgency::Bulk) == is_bulk)?;
+            let latest_ms = held.since_ms.saturating_add(age_ms);
+            Some((latest_ms - age_ms / 4, latest_ms))
+        };
+        let ages = [oldest(true, self.limits.age_ms.max(BULK_AGE_MS)), oldest(false, self.limits.age_ms)];
+        let start_ms = ages.iter().flatten().map(|(start_ms, _)| *start_ms).min()?;
+        let latest_ms = ages.iter().flatten().map(|(_, latest_ms)| *latest_ms).min()?;
+        Some((start_ms, latest_ms - start_ms))
     }
 
     fn count(&mut self, reason: Reason, items: usize, bytes: usize) {
@@ -284,7 +302,8 @@ mod tests {
     }
 
     fn act() -> impl Strategy<Value = Act> {
-        let urgency = prop_oneof![9 => Just(Urgency::Patient), 1 => Just(Urgency::Now)];
+        let urgency =
+            prop_oneof![6 => Just(Urgency::Patient), 3 => Just(Urgency::Bulk), 1 => Just(Urgency::Now)];
         prop_oneof![
             (0usize..130, urgency).prop_map(|(bytes, urgency)| Act::Push { bytes, urgency }),
             (0u64..30, prop::bool::weighted(0.1)).prop_map(|(ms, awake)| Act::Pass { ms, awake }),
@@ -297,12 +316,16 @@ mod tests {
         fn nothing_is_late_lost_or_out_of_order_and_the_bounds_hold(acts in prop::collection::vec(act(), 0..200)) {
             let mut batcher = LowPowerBatcher::new(LIMITS);
             let (mut now, mut pushed, mut taken) = (0, Vec::new(), Vec::new());
-            let mut drain = |batcher: &mut LowPowerBatcher<usize>, pushed: &[(u64, usize)], now, awake| {
+            let mut drain = |batcher: &mut LowPowerBatcher<usize>, pushed: &[(u64, usize, Urgency)], now, awake| {
                 while let Some(reason) = batcher.due(at(now), awake) {
                     let batch = batcher.take(reason);
                     let bytes: usize = batch.iter().map(|item| pushed[*item].1).sum();
                     assert!(batch.len() <= 4 && (bytes <= 100 || batch.len() == 1), "{batch:?} of {bytes}");
-                    assert!(batch.iter().all(|item| now - pushed[*item].0 <= 40), "late at {now}: {batch:?}");
+                    let in_time = |item: &usize| {
+                        let (since, _, urgency) = pushed[*item];
+                        now - since <= if urgency == Urgency::Bulk { BULK_AGE_MS } else { 40 }
+                    };
+                    assert!(batch.iter().all(in_time), "late at {now}: {batch:?}");
                     taken.extend(batch);
                 }
             };
@@ -310,7 +333,7 @@ mod tests {
                 match act {
                     Act::Push { bytes, urgency } => {
                         if batcher.push(at(now), pushed.len(), bytes, urgency).is_ok() {
-                            pushed.push((now, bytes));
+                            pushed.push((now, bytes, urgency));
                         }
                         if urgency == Urgency::Now {
                             drain(&mut batcher, &pushed, now, false);

@@ -7,6 +7,7 @@
 use crate::id::{BlockId, NodeName};
 use crate::limits::{EFFECTS_MAX, EFFECTS_ROOM, MESSAGES_MAX};
 use crate::name::Name;
+use crate::object::manifest::Manifest;
 use crate::request::{Failure, ProcessNumbers, Request, Response, StoreNumbers, Target};
 use bytes::Bytes;
 use heapless::Deque;
@@ -376,6 +377,8 @@ pub enum ChangeDone {
 pub enum Question {
     /// The bytes of a block.
     Read(BlockId),
+    /// A manifest, and which of its children are here and whole.
+    Children(BlockId),
     /// The bytes of several blocks at once.
     ReadMany(Vec<BlockId>),
     /// Which of these are here and whole, and how long they are.
@@ -435,6 +438,13 @@ pub enum Question {
 pub enum Answer {
     /// To `Read`; `None`: there is no such block.
     Block(Option<Bytes>),
+    /// To `Children`.
+    Children {
+        /// The manifest; `None`: there is no such block, or it is none.
+        manifest: Option<Manifest>,
+        /// The length of each of its children that is here, in their order.
+        here: Vec<Option<u32>>,
+    },
     /// To `ReadMany`, in order; `None`: it is not here, or can not be read.
     Blocks(Vec<Option<Bytes>>),
     /// To `Has`, in order: the bytes of those that are here.
@@ -576,6 +586,9 @@ pub enum FileDone {
 /// When a write must be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Haste {
+    /// With what it is a part of, whose end is handed over by itself; within the profile's age or a quarter
+    /// of a second, whichever is longer.
+    Bulk,
     /// Within the profile's age.
     Patient,
     /// As soon as the disk is free.

@@ -75,6 +75,7 @@ impl Store {
     pub fn write(&mut self, now: Time, ticket: Ticket, change: Change, haste: Haste, out: &mut Effects) {
         let bytes = change.bytes();
         let urgency = match haste {
+            Haste::Bulk => Urgency::Bulk,
             Haste::Patient => Urgency::Patient,
             Haste::Now => Urgency::Now,
         };

@@ -10,6 +10,7 @@ use larder_core::message::{
     Answer, Bound, Change, ChangeDone, FileId, FileJob, Input, Job, JobDone, JobId, Question,
 };
 use larder_core::name::Name;
+use larder_core::object::manifest::Manifest;
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
 use larder_store::{
     CommitError, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, ReadError, Store, StoreStatus,
@@ -268,6 +269,13 @@ impl StoreKeeper {
         let store = self.store()?;
         Ok(match question {
             Question::Read(id) => Answer::Block(store.get(&id.0).map_err(of_read)?),
+            Question::Children(id) => {
+                let block = store.get(&id.0).map_err(of_read)?;
+                let manifest = block.and_then(|bytes| Manifest::decode(&bytes).ok());
+                let children = manifest.as_ref().map_or(&[][..], Manifest::children);
+                let hashes: Vec<[u8; 32]> = children.iter().map(|child| child.id.0).collect();
+                Answer::Children { here: store.lengths(&hashes).map_err(of_read)?, manifest }
+            }
             Question::ReadMany(ids) => {
                 // What can not be read is reported by `verify`; here it only is not there.
                 Answer::Blocks(ids.iter().map(|id| store.get(&id.0).ok().flatten()).collect())

@@ -171,7 +171,7 @@ impl Ingest {
                 stream.writes += 1;
             }
             let ticket = self.ticket(Purpose::Put { stream: number, bytes: bytes.len() });
-            out.tell(Message::Write { ticket, change: Change::Put { id, bytes }, haste: Haste::Patient });
+            out.tell(Message::Write { ticket, change: Change::Put { id, bytes }, haste: Haste::Bulk });
         }
         if self.unwritten >= self.window {
             out.tell(Message::FlushNow);

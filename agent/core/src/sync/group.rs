@@ -19,10 +19,8 @@ pub(super) enum Step {
     Lookup,
     /// Which roots are here.
     Roots,
-    /// The manifest to walk next.
+    /// The manifest to walk next, and which of its children are here.
     Manifest,
-    /// Which of its children are here.
-    Children,
     /// A received block is being written.
     Put,
     /// The binding at the name of a conflict's copy.

@@ -85,9 +85,10 @@ impl Sync {
         group.compare(id, bytes.len() as u64);
         group.writes += 1;
         let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put };
-        self.asked.write(purpose, Change::Put { id, bytes }, Haste::Patient, out);
+        self.asked.write(purpose, Change::Put { id, bytes }, Haste::Bulk, out);
         let unstored = group.received.saturating_sub(group.stored);
-        if group.expected.is_empty() || unstored >= group.window / 2 {
+        let is_held_up = group.received >= group.limit;
+        if group.expected.is_empty() || is_held_up || unstored >= group.window / 2 {
             out.tell(Message::FlushNow);
         }
     }
@@ -143,13 +144,8 @@ impl Sync {
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
-            (Step::Manifest, Answer::Block(bytes)) => return self.manifest_here(key, group, bytes, out),
-            (Step::Children, Answer::Has(here)) => {
-                let Some((_, children)) = &group.node else { return Ok(()) };
-                let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
-                group.expect(ids.into_iter().zip(here));
-                self.want(key, group, out);
-                return self.round_may_be_over(key, group, out);
+            (Step::Manifest, Answer::Children { manifest, here }) => {
+                return self.manifest_here(key, group, manifest, here, out);
             }
             (Step::Copy(index), Answer::Bindings(found)) => {
                 let bound = found.into_iter().next().flatten();
@@ -212,7 +208,8 @@ impl Sync {
     fn extend_credit(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
         let left = group.limit.saturating_sub(group.stored);
         let needed = group.received + u32::try_from(group.expected.len()).unwrap_or(u32::MAX) > group.limit;
-        if needed && left <= group.window / 2 {
+        // Early enough that the sender has something to send while the next batch is being written.
+        if needed && left <= group.window - group.window / 8 {
             group.limit = group.stored + group.window;
             let credit = SyncMessage::Credit { group: key.1, round: group.round, limit: group.limit };
             self.wires.post(&key.0, &credit, out);
@@ -289,7 +286,7 @@ impl Sync {
         }
         let Some(node) = group.nodes.pop() else { return Ok(()) };
         group.node = Some((node, Vec::new()));
-        self.ask_for(key, Step::Manifest, Question::Read(node.id), out);
+        self.ask_for(key, Step::Manifest, Question::Children(node.id), out);
         // Nothing is expected while the manifest is read: the round must not seem to be over.
         group.expected_known = false;
         Ok(())
@@ -299,23 +296,23 @@ impl Sync {
         &mut self,
         key: &(NodeName, u32),
         group: &mut InGroup,
-        bytes: Option<Bytes>,
+        manifest: Option<Manifest>,
+        here: Vec<Option<u32>>,
         out: &mut Effects,
     ) -> Result<(), GivenUp> {
         let Some((node, _)) = group.node else { return Ok(()) };
-        let bytes =
-            bytes.ok_or_else(|| GivenUp(format!("manifest {} was cleaned away meanwhile", node.id)))?;
-        let manifest = Manifest::decode(&bytes).ok();
+        group.expected_known = true;
         let fits = |manifest: &Manifest| manifest.level() == node.level && manifest.total() == node.bytes;
         let Some(manifest) = manifest.filter(fits) else {
-            group.expected_known = true;
             group.refuse_walked(Refusal::Content);
             return self.next_node(key, group, out);
         };
-        let ids = manifest.children().iter().map(|child| child.id).collect();
-        group.node = Some((node, manifest.into_children()));
-        self.ask_for(key, Step::Children, Question::Has(ids), out);
-        Ok(())
+        let children = manifest.into_children();
+        let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
+        group.node = Some((node, children));
+        group.expect(ids.into_iter().zip(here));
+        self.want(key, group, out);
+        self.round_may_be_over(key, group, out)
     }
 
     fn content_here(&mut self, key: &(NodeName, u32), group: &mut InGroup, index: u16, out: &mut Effects) {

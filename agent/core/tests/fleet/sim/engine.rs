@@ -8,6 +8,7 @@ use larder_core::binding::{Binding, Content, Stored};
 use larder_core::id::BlockId;
 use larder_core::message::{Answer, Bound, Change, ChangeDone, Job, JobDone, Question};
 use larder_core::name::Name;
+use larder_core::object::manifest::Manifest;
 use larder_core::object::reach::{Page, Reach};
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,6 +131,16 @@ impl Engine {
                 Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
             }
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
+            Question::Children(id) if self.damaged.contains(&id) => {
+                Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
+            }
+            Question::Children(id) => {
+                let manifest = self.blocks.get(&id).and_then(|bytes| Manifest::decode(bytes).ok());
+                let children = manifest.as_ref().map_or(&[][..], Manifest::children);
+                let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
+                self.mark(&ids);
+                Answer::Children { here: ids.iter().map(|id| self.length(id)).collect(), manifest }
+            }
             Question::ReadMany(ids) => {
                 let whole =
                     |id: &BlockId| self.blocks.get(id).filter(|_| !self.damaged.contains(id)).cloned();
