@@ -268,13 +268,9 @@ fn clients_that_take_no_answers_and_send_half_puts_hold_up_nobody() {
     assert_eq!(node.stop(), 0);
 }
 
-#[test]
-fn more_connections_than_allowed_are_told_so_and_have_their_turn_later() {
-    let mut node = Node::new("cam", "worker");
-    node.start();
-    let mut streams: Vec<UnixStream> = (0..40).map(|_| node.connect()).collect();
+fn served_and_refused(streams: &mut [UnixStream]) -> (usize, usize) {
     let (mut served, mut refused) = (0, 0);
-    for stream in &mut streams {
+    for stream in streams {
         // one that is refused may be closed already
         let _sent = wire::ask(stream, 1, &json!({"do": "flush"})).is_ok();
         match wire::answer(stream) {
@@ -283,12 +279,30 @@ fn more_connections_than_allowed_are_told_so_and_have_their_turn_later() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!((served, refused), (32, 8));
+    (served, refused)
+}
+
+#[test]
+fn more_connections_than_allowed_are_told_so_and_have_their_turn_later() {
+    let mut node = Node::new("cam", "worker");
+    node.start();
+    let mut streams: Vec<UnixStream> = (0..40).map(|_| node.connect()).collect();
+    let (served, refused) = served_and_refused(&mut streams);
+    // the one that asked whether the agent is up may just be leaving
+    assert!(served + refused == 40 && (31..=32).contains(&served), "{served} served, {refused} refused");
+    if served == 31 {
+        let mut last = [node.connect()];
+        assert_eq!(served_and_refused(&mut last), (1, 0));
+        streams.extend(last);
+    }
     let busy = node.run(["ls"]).expect(8);
     assert!(busy.stderr.contains("32"), "{}", busy.stderr);
     drop(streams);
+    wait_for("there is room for as many again", || {
+        let mut streams: Vec<UnixStream> = (0..32).map(|_| node.connect()).collect();
+        (served_and_refused(&mut streams) == (32, 0)).then_some(())
+    });
     wait_for("there is room again", || (node.run(["ls"]).code == 0).then_some(()));
-    answers(&node);
 }
 
 #[test]
