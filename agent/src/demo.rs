@@ -250,9 +250,11 @@ async fn verify_member(
     expected: &BTreeMap<Name, blake3::Hash>,
 ) -> Result<(), DemoError> {
     let role = member.role;
-    match member.client.ask(Request::Verify, |_| {}).await? {
-        Response::Verified { damaged, incomplete, .. } if damaged.is_empty() && incomplete.is_empty() => {}
-        other => return Err(DemoError::Wrong(format!("{role}: {other:?}"))),
+    let answer = member.client.ask(Request::Verify, |_| {}).await?;
+    let is_whole = matches!(&answer, Response::Verified { damaged, incomplete, .. }
+        if damaged.is_empty() && incomplete.is_empty());
+    if !is_whole {
+        return Err(DemoError::Wrong(format!("{role}: {answer:?}")));
     }
     for (name, hash) in expected {
         let mut hasher = blake3::Hasher::new();

@@ -84,10 +84,9 @@ impl Member {
     }
 
     async fn status(&mut self) -> Result<Status, DemoError> {
-        match self.client.ask(Request::Status, |_| {}).await? {
-            Response::Status(status) => Ok(*status),
-            _ => Err(ClientError::Unexpected.into()),
-        }
+        let answer = self.client.ask(Request::Status, |_| {}).await?;
+        let Response::Status(status) = answer else { return Err(ClientError::Unexpected.into()) };
+        Ok(*status)
     }
 }
 

@@ -46,9 +46,9 @@ async fn put(stream: &mut DuplexStream, number: u32, name: &str, bytes: &[u8]) -
 
 async fn get(stream: &mut DuplexStream, number: u32, name: &str) -> Result<Vec<u8>, Response> {
     let target = Target::Name(Name::parse(name).unwrap());
-    match ask(stream, number, Request::Get { target, offset: 0, length: None }).await {
-        Response::Object { .. } => {}
-        other => return Err(other),
+    let first = ask(stream, number, Request::Get { target, offset: 0, length: None }).await;
+    if !matches!(first, Response::Object { .. }) {
+        return Err(first);
     }
     let mut bytes = Vec::new();
     loop {

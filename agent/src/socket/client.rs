@@ -58,11 +58,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub async fn get(&mut self, target: Target, mut take: impl FnMut(&[u8])) -> Result<Listed, ClientError> {
         self.send(Request::Get { target, offset: 0, length: None }).await?;
         let Frame::Message(first) = self.next().await? else { return Err(ClientError::Unexpected) };
-        let object = match first {
-            Response::Object { object } => object,
-            Response::Error(failure) => return Err(failure.into()),
-            _ => return Err(ClientError::Unexpected),
-        };
+        if let Response::Error(failure) = first {
+            return Err(failure.into());
+        }
+        let Response::Object { object } = first else { return Err(ClientError::Unexpected) };
         loop {
             match self.next().await? {
                 Frame::Data(bytes) => take(&bytes),
