@@ -1,7 +1,7 @@
 //! The listening side of the local socket: connections as inputs of the loop.
 //!
 //! The socket's file has mode 0600. A connection is read one frame at a time, only when the core asks for
-//! it; one that does not take its answers is closed when [`ANSWERS_MAX`] wait. What does not parse is
+//! it; one that does not take its answers is closed when `ANSWERS_MAX` wait. What does not parse is
 //! answered and the connection goes on; what is no frame ends it.
 
 use super::{Frame, FrameError, read, write_response};

@@ -3,10 +3,10 @@
 //! Duty: what the product needs and no more: QoS 0 and 1, retained messages, wills, sessions that
 //! outlive a connection, expiry, response topics and correlation data, packets up to 128 KiB; one
 //! login or client certificates, and with certificates the same access rules as
-//! `packaging/mosquitto` ([`access`]).
+//! `packaging/mosquitto` (`access`).
 //! Refuses: plain TCP beyond loopback, MQTT 3, QoS 2, topic aliases, shared subscriptions,
 //! subscription identifiers, will delays (a will is published at once).
-//! Bound: every number in [`hub`]; what does not fit in a client's queue is dropped and counted.
+//! Bound: every number in `hub`; what does not fit in a client's queue is dropped and counted.
 //! State lives in memory: a restart forgets it, and the layers above build it again.
 //! Fails: by closing the one connection that misbehaves, with a reason code.
 //!
