@@ -17,6 +17,7 @@ pub mod limits;
 pub mod message;
 pub mod name;
 pub mod node;
+pub mod note;
 pub mod object;
 pub mod power;
 pub mod profile;

@@ -58,6 +58,9 @@ pub const CLIENTS_MAX: usize = 32;
 /// Requests of one connection that are not answered yet. The connection is not read meanwhile.
 pub const REQUESTS_PER_CLIENT_MAX: usize = 256;
 
+/// Requests of all connections and nodes that are not answered yet; a further command over MQTT is refused.
+pub const REQUESTS_OPEN_MAX: usize = 4096;
+
 /// Bytes of one frame on the local socket, its header aside.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 

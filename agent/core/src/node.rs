@@ -8,7 +8,8 @@ use crate::control::Control;
 use crate::ingest::Ingest;
 use crate::keeper::Keeper;
 use crate::limits::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
-use crate::message::{Actor, Channel, Effect, Effects, Input, Message, Note, Presence, Ticket};
+use crate::message::{Actor, Channel, Effect, Effects, Input, Message, Presence, Ticket};
+use crate::note::Note;
 use crate::power::Power;
 use crate::request::{ProcessNumbers, Status};
 use crate::settings::Settings;
@@ -162,7 +163,7 @@ impl Node {
                 Actor::Ingest => self.ingest.written(now, number, done, out),
                 Actor::Sync => self.sync.written(now, number, done, out),
                 Actor::Control => self.control.written(number, done, out),
-                Actor::Keeper => self.keeper.written(out),
+                Actor::Keeper => self.keeper.written(number, done, out),
             },
             Message::Answered { ticket: Ticket { actor, number }, answer } => match actor {
                 Actor::Ingest => self.ingest.answered(now, number, answer, out),

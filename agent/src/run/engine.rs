@@ -277,8 +277,13 @@ impl StoreKeeper {
                 Answer::Children { here: store.lengths(&hashes).map_err(of_read)?, manifest }
             }
             Question::ReadMany(ids) => {
-                // What can not be read is reported by `verify`; here it only is not there.
-                Answer::Blocks(ids.iter().map(|id| store.get(&id.0).ok().flatten()).collect())
+                // What is damaged is not there; any other failure is of the disk and passes.
+                let read = |id: &BlockId| match store.get(&id.0) {
+                    Ok(block) => Ok(block),
+                    Err(ReadError::Damaged { .. }) => Ok(None),
+                    Err(error) => Err(of_read(error)),
+                };
+                Answer::Blocks(ids.iter().map(read).collect::<Result<_, Failure>>()?)
             }
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
@@ -290,15 +295,19 @@ impl StoreKeeper {
                 Answer::Bindings(found.collect::<Result<_, Failure>>()?)
             }
             Question::List { prefix, after, limit } => {
-                let after = after.as_ref().map(Name::as_str);
-                let page = store.bindings(&prefix, after, limit).map_err(of_read)?;
-                Answer::Page(page.into_iter().filter_map(named).collect())
+                let mut after = after.map(|name| name.as_str().to_owned());
+                full_page(limit, |limit| {
+                    let page = store.bindings(&prefix, after.as_deref(), limit).map_err(of_read)?;
+                    after = page.last().map(|(name, _)| name.clone());
+                    Ok(page)
+                })?
             }
-            Question::Changes { after, limit } => {
+            Question::Changes { mut after, limit } => full_page(limit, |limit| {
                 let page = store.changes(after, limit).map_err(of_read)?;
-                let bound = |(seq, name, value)| named((name, larder_store::Binding { seq, value }));
-                Answer::Page(page.into_iter().filter_map(bound).collect())
-            }
+                after = page.last().map_or(after, |(seq, ..)| *seq);
+                let bound = |(seq, name, value)| (name, larder_store::Binding { seq, value });
+                Ok(page.into_iter().map(bound).collect())
+            })?,
             Question::Find { root, after } => self.find(root, after)?,
             Question::Settings(prefix) => Answer::Settings(store.settings(&prefix).map_err(of_read)?),
             Question::Numbers => Answer::Numbers(Box::new(self.numbers())),
@@ -406,6 +415,23 @@ fn put_bytes(op: &Op) -> u64 {
 
 fn bound_of(binding: larder_store::Binding) -> Bound {
     Bound { seq: binding.seq, value: binding.value }
+}
+
+/// A page of names that may be handed on, short only at the end: whoever reads on takes a short one for the
+/// last, and a cleaning would then take what lies behind it for garbage.
+fn full_page(
+    limit: usize,
+    mut read: impl FnMut(usize) -> Result<Vec<(String, larder_store::Binding)>, Failure>,
+) -> Result<Answer, Failure> {
+    let mut page = Vec::with_capacity(limit);
+    while page.len() < limit {
+        let raw = read(limit - page.len())?;
+        if raw.is_empty() {
+            break;
+        }
+        page.extend(raw.into_iter().filter_map(named));
+    }
+    Ok(Answer::Page(page))
 }
 
 /// A name that came out of the store is checked again; one that does not pass is not handed on.

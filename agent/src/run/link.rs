@@ -73,6 +73,9 @@ impl Wire {
             key: own.as_ref().map(|(_, key)| key.clone()),
         });
         options.login = login(config)?;
+        // What is under way is begun again after a hello; what a broker kept for us would be stale.
+        options.clean_start = true;
+        options.session_expiry = Duration::ZERO;
         options.keep_alive = Duration::from_secs(effective.keep_alive_s.value);
         options.in_flight_max = effective.in_flight_max.value.saturating_add(SMALL_MESSAGES);
         options.subscriptions = topics.subscriptions(config);

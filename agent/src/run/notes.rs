@@ -1,6 +1,6 @@
 //! The core's notes as lines of the log.
 
-use larder_core::message::Note;
+use larder_core::note::Note;
 
 /// Writes one note, at the level a service's operator would want it.
 pub(super) fn write(note: &Note) {

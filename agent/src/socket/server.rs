@@ -5,9 +5,10 @@
 //! answered and the connection goes on; what is no frame ends it.
 
 use super::{Frame, FrameError, read, write_response};
+use larder_core::limits::CLIENTS_MAX;
 use larder_core::message::{Caller, ClientId, Input};
 use larder_core::request::{Failure, FailureKind, Request, Response};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,8 @@ pub struct Server {
     listener: Option<(UnixListener, PathBuf)>,
     clients: BTreeMap<ClientId, Client>,
     next_client: u32,
+    /// Connections closed here of which the loop has not been told.
+    gone: VecDeque<ClientId>,
     give: mpsc::Sender<Input>,
     inputs: mpsc::Receiver<Input>,
 }
@@ -72,7 +75,14 @@ impl Server {
     /// A server for connections made inside the process.
     pub fn without_socket() -> Self {
         let (give, inputs) = mpsc::channel(INPUTS_MAX);
-        Server { listener: None, clients: BTreeMap::new(), next_client: 0, give, inputs }
+        Server {
+            listener: None,
+            clients: BTreeMap::new(),
+            next_client: 0,
+            gone: VecDeque::new(),
+            give,
+            inputs,
+        }
     }
 
     /// A server that listens at `path`, replacing a socket nobody answers on.
@@ -113,6 +123,9 @@ impl Server {
     /// The next thing a connection says. Cancel safe.
     pub async fn next(&mut self) -> Input {
         loop {
+            if let Some(client) = self.gone.pop_front() {
+                return Input::ClientGone(client);
+            }
             tokio::select! {
                 input = self.inputs.recv() => {
                     let input = input.expect("the server itself holds a sender");
@@ -122,6 +135,7 @@ impl Server {
                     return input;
                 }
                 stream = accept(self.listener.as_ref()) => match stream {
+                    Ok(stream) if self.clients.len() >= CLIENTS_MAX => drop(tokio::spawn(turn_away(stream))),
                     Ok(stream) => return self.connect(stream),
                     Err(error) => {
                         tracing::warn!("a connection was not accepted: {error}");
@@ -145,7 +159,7 @@ impl Server {
         let Some(client) = self.clients.get(&caller.client) else { return };
         if client.answers.try_send(Answer::Frame(caller.number, frame)).is_err() {
             self.clients.remove(&caller.client);
-            let _ = self.give.try_send(Input::ClientGone(caller.client));
+            self.gone.push_back(caller.client);
         }
     }
 
@@ -164,6 +178,13 @@ impl Drop for Server {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Says that too many are here, and closes.
+async fn turn_away(mut stream: UnixStream) {
+    let failure = Failure::new(FailureKind::Busy, format!("{CLIENTS_MAX} connections are open; try again"));
+    let _ = write_response(&mut stream, 0, &Frame::Message(Response::Error(failure))).await;
+    let _ = stream.shutdown().await;
 }
 
 /// A socket that nobody else can connect to, not even before its mode is set.

@@ -31,7 +31,9 @@ pub(crate) fn segment_name(id: u32) -> String {
 
 pub(crate) fn segment_id(name: &str) -> Option<u32> {
     let digits = name.strip_prefix("segment-")?;
-    (digits.len() == 8).then(|| u32::from_str_radix(digits, 16).ok()).flatten()
+    let id = (digits.len() == 8).then(|| u32::from_str_radix(digits, 16).ok()).flatten();
+    // the last number has no next one; no store gets there, so a file of that name is not ours
+    id.filter(|id| *id < u32::MAX)
 }
 
 /// What a page that should hold a superblock or segment header turned out to be.

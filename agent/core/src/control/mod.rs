@@ -14,7 +14,7 @@ pub mod remote;
 
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::{BlockId, NodeName};
-use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_PER_CLIENT_MAX};
+use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_OPEN_MAX, REQUESTS_PER_CLIENT_MAX};
 use crate::message::{
     Actor, Answer, Bound, Caller, Change, ChangeDone, Channel, ClientId, Effect, Effects, FetchDone, Haste,
     Message, Question, Ticket,
@@ -466,6 +466,12 @@ impl Control {
             self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why.clone())), out);
             return Err(why);
         }
+        if self.obeyed.is_none() && !self.asked.values().any(|purpose| matches!(purpose, Purpose::Counters)) {
+            self.start(out);
+        }
+        if self.asked.len() >= REQUESTS_OPEN_MAX {
+            return Err("too many requests are open; try again".into());
+        }
         let obeyed =
             self.obeyed.as_mut().ok_or("commands are obeyed once the store has been read; try again")?;
         let last = obeyed.entry(from.clone()).or_insert(0);
@@ -521,7 +527,7 @@ impl Control {
     /// An answer of the store.
     pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
         match self.asked.remove(&number) {
-            Some(Purpose::Counters) => self.obeyed = Some(read_counters(answer)),
+            Some(Purpose::Counters) => self.obeyed = read_counters(answer),
             Some(Purpose::List(origin)) => self.list_read(origin, answer, out),
             Some(Purpose::Remove(origin, name)) => self.remove(now, origin, name, answer, out),
             Some(Purpose::Find(wish)) => self.found(wish, answer, out),
@@ -607,7 +613,17 @@ impl Control {
         let next = if page.len() >= limit { page.last().map(|(name, _)| name.clone()) } else { None };
         let shown = |(name, bound): (Name, Bound)| listed(name, decode(&bound)?).map(|(object, _)| object);
         let objects = page.into_iter().filter_map(shown).collect();
-        self.respond(origin, Ok(Response::Names { objects, next }), out);
+        let mut names = Response::Names { objects, next };
+        // Long names: over MQTT the page ends where the message does.
+        while let Response::Names { objects, next } = &mut names
+            && matches!(origin, Origin::Remote(..))
+            && objects.len() > 1
+            && serde_json::to_string(&objects).is_ok_and(|text| text.len() > MESSAGE_BYTES_MAX / 4)
+        {
+            objects.truncate(objects.len() / 2);
+            *next = objects.last().map(|object| object.name.clone());
+        }
+        self.respond(origin, Ok(names), out);
     }
 
     fn numbers_read(&mut self, origin: &Origin, answer: Answer, out: &mut Effects) {
@@ -731,13 +747,14 @@ fn answer_text(response: &Response) -> String {
     serde_json::to_string(response).expect("answers hold only types that JSON has")
 }
 
-fn read_counters(answer: Answer) -> BTreeMap<NodeName, u64> {
-    let Answer::Settings(settings) = answer else { return BTreeMap::new() };
+/// The counters obeyed so far; without them no command is obeyed, or an old one could come again.
+fn read_counters(answer: Answer) -> Option<BTreeMap<NodeName, u64>> {
+    let Answer::Settings(settings) = answer else { return None };
     let read = |(key, value): (String, Bytes)| {
         let node = key.strip_prefix("counter/")?.parse().ok()?;
         Some((node, u64::from_le_bytes(value.as_ref().try_into().ok()?)))
     };
-    settings.into_iter().filter_map(read).collect()
+    Some(settings.into_iter().filter_map(read).collect())
 }
 
 fn failure_of(answer: Answer) -> Failure {

@@ -15,9 +15,10 @@ mod tour;
 
 use crate::binding::{Content, Stored};
 use crate::id::BlockId;
-use crate::message::{Actor, Answer, Bound, Change, Effects, Haste, Message, Note, Question, Ticket};
+use crate::message::{Actor, Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question, Ticket};
 use crate::name::Name;
-use crate::request::{Failure, Response, StoreNumbers, Unit};
+use crate::note::Note;
+use crate::request::{Failure, FailureKind, Response, StoreNumbers, Unit};
 use crate::role::{Evict, Role};
 use crate::settings::Settings;
 use crate::time::{Deadline, Time};
@@ -47,6 +48,8 @@ enum Task {
     },
     /// The marks have been begun.
     Beginning,
+    /// What is under way, waiting until its manifests can be read.
+    Settling(Vec<(BlockId, u8, u64)>),
     Marking(Tour),
     Moving {
         freed: u64,
@@ -196,12 +199,26 @@ impl Keeper {
         let task = std::mem::replace(&mut self.task, Task::Idle);
         self.task = match (task, answer) {
             (Task::Verifying(verifying), answer) => self.verify_on(verifying, answer, out),
+            // What can be fetched again may go with its damaged manifest; elsewhere its blocks are kept, and
+            // with them everything, until the object is put again or deleted.
+            (Task::Marking(mut tour), Answer::Failed(failure))
+                if failure.kind == FailureKind::Damaged && self.evict == Evict::Oldest =>
+            {
+                tour.supply(Answer::Block(None));
+                self.mark_on(tour, out)
+            }
             (_, Answer::Failed(failure)) => self.fail(&failure, out),
             (Task::Deciding { forced }, Answer::Numbers(numbers)) => self.decided(forced, &numbers, out),
             (Task::Evicting { after, excess, freed, .. }, Answer::Page(page)) => {
                 self.evict_page(after, excess, freed, page, out)
             }
-            (Task::Beginning, Answer::Done) => self.mark_on(Tour::new(roots()), out),
+            (Task::Beginning, Answer::Done) => {
+                // Manifests of what is under way may still wait to be written, above blocks that are older
+                // than the marks: they are read only when all that was handed over is durable.
+                let ticket = self.ticket();
+                out.tell(Message::Barrier { ticket });
+                Task::Settling(roots())
+            }
             (Task::Marking(tour), Answer::Done) => self.mark_on(tour, out),
             (Task::Marking(mut tour), answer) => {
                 tour.supply(answer);
@@ -210,7 +227,8 @@ impl Keeper {
             (Task::Moving { freed }, Answer::Cleaned { done, bytes_freed }) => {
                 self.moved(now, freed + bytes_freed, done, out)
             }
-            (Task::Idle | Task::Deciding { .. } | Task::Evicting { .. } | Task::Beginning, _)
+            (Task::Idle | Task::Deciding { .. } | Task::Evicting { .. }, _)
+            | (Task::Beginning | Task::Settling(_), _)
             | (Task::Moving { .. }, _) => Task::Idle,
         };
         self.next_task(out);
@@ -278,8 +296,16 @@ impl Keeper {
         Task::Evicting { after, excess, writes: 0, freed }
     }
 
-    /// A name was dropped, or not.
-    pub fn written(&mut self, out: &mut Effects) {
+    /// A name was dropped, or not; or everything handed over before the marks is durable.
+    pub fn written(&mut self, number: u32, done: Result<ChangeDone, Failure>, out: &mut Effects) {
+        if matches!(self.task, Task::Settling(_)) && number == self.next_ticket {
+            let Task::Settling(roots) = std::mem::replace(&mut self.task, Task::Idle) else { return };
+            self.task = match done {
+                Ok(_) => self.mark_on(Tour::new(roots), out),
+                Err(failure) => self.fail(&failure, out),
+            };
+            return self.next_task(out);
+        }
         if let Task::Evicting { after, excess, writes, freed } = &mut self.task {
             *writes = writes.saturating_sub(1);
             if *writes == 0 {

@@ -23,9 +23,10 @@ use crate::batcher::{Limits, LowPowerBatcher, Urgency};
 use crate::id::{BlockId, NodeName};
 use crate::limits::CONFLICTS_SHOWN;
 use crate::message::{
-    Actor, Answer, Change, ChangeDone, Channel, Effect, Effects, Haste, Message, Note, Question, Ticket,
+    Actor, Answer, Change, ChangeDone, Channel, Effect, Effects, Haste, Message, Question, Ticket,
 };
 use crate::name::Name;
+use crate::note::Note;
 use crate::request::{Failure, LinkStatus, PeerStatus, SyncNumbers, Target};
 use crate::role::Role;
 use crate::seal::{self, Between};

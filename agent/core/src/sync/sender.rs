@@ -16,8 +16,9 @@ use crate::limits::{
     ANNOUNCE_BYTES_MAX, ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX, OUT_GROUPS_MAX,
     QUESTIONS_MAX, SERVE_READS_MAX,
 };
-use crate::message::{Answer, Bound, Change, Channel, Effects, Haste, Message, Note, Question};
+use crate::message::{Answer, Bound, Change, Channel, Effects, Haste, Message, Question};
 use crate::name::Name;
+use crate::note::Note;
 use crate::object::BLOCK_BYTES_MAX;
 use crate::object::manifest::{Child, Manifest};
 use crate::request::FailureKind;

@@ -3,9 +3,10 @@
 use crate::sim::World;
 use crate::sim::setup::{below_settings, master_settings};
 use crate::transfer::{are_alike, by_name, is_whole, noise};
-use larder_core::message::Note;
+use larder_core::note::Note;
 use larder_core::request::{FailureKind, Request, Response};
 use larder_core::role::Role;
+use larder_core::settings::BatchSettings;
 
 #[test]
 fn verify_names_damaged_blocks_and_incomplete_objects() {
@@ -79,6 +80,26 @@ fn cleaning_takes_what_nothing_leads_to_and_nothing_else() {
     });
     assert!(are_alike(&world, master, worker));
     assert!(world.machines[worker].notes.iter().any(|note| matches!(note, Note::Cleaned { bytes: 1.. })));
+}
+
+#[test]
+fn cleaning_takes_no_block_whose_manifest_still_waits_to_be_written() {
+    for seed in 0..10 {
+        let mut world = World::new(300 + seed);
+        let mut settings = master_settings(&[]);
+        settings.clean_period_ms = 1_700;
+        settings.flush = BatchSettings { bytes: 1 << 20, age_ms: 5_000 };
+        let master = world.add(settings);
+        world.run_ms(500);
+        for index in 0..8 {
+            world.put_now(master, "junk", noise(2_000 + index, 30_000));
+            let call = world.put_as(master, 9, &format!("f{index}"), noise(seed * 100 + index, 1_200_000));
+            world.run_ms(7_000);
+            assert!(matches!(world.wait(call), Response::Stored { .. }));
+            assert!(is_whole(&world, master), "seed {seed}: f{index} was stored and then cleaned away");
+        }
+        assert!(world.machines[master].engine.cleaned > 0);
+    }
 }
 
 #[test]

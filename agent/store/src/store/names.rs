@@ -107,19 +107,30 @@ impl<D: Disk> Store<D> {
     }
 
     fn changes_page(&self, after_seq: u64, limit: usize) -> Result<Vec<(u64, String, Bytes)>, IndexError> {
+        let (mut page, mut after_seq) = (Vec::new(), after_seq);
+        // A page is short only at the end: whoever reads on takes a short one for the last.
+        while page.len() < limit {
+            let changes = self.change_candidates(after_seq, limit - page.len())?;
+            let Some((last, _)) = changes.last() else { break };
+            after_seq = *last;
+            for (seq, name) in changes {
+                if let Some(entry) = self.find_name(&name)?.filter(|entry| entry.place.seq == seq) {
+                    page.push((seq, name, entry.value));
+                }
+            }
+        }
+        Ok(page)
+    }
+
+    /// The next entries of index and table, of which some may be of bindings that are no longer the newest.
+    fn change_candidates(&self, after_seq: u64, limit: usize) -> Result<Vec<(u64, String)>, IndexError> {
         let names = self.table.names();
         let mut changes = self.index.changes_after(after_seq, limit, |name| names.contains_key(name))?;
         let pending = self.table.changes_after(after_seq).take(limit);
         changes.extend(pending.map(|(seq, name)| (*seq, name.clone())));
         changes.sort_unstable();
         changes.truncate(limit);
-        let mut page = Vec::with_capacity(changes.len());
-        for (seq, name) in changes {
-            if let Some(entry) = self.find_name(&name)?.filter(|entry| entry.place.seq == seq) {
-                page.push((seq, name, entry.value));
-            }
-        }
-        Ok(page)
+        Ok(changes)
     }
 }
 

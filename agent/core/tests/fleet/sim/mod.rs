@@ -16,11 +16,10 @@ use engine::Engine;
 use folder::Folders;
 use judge::Judge;
 use larder_core::id::NodeName;
-use larder_core::message::{
-    Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Note, Presence,
-};
+use larder_core::message::{Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Presence};
 use larder_core::name::Name;
 use larder_core::node::Node;
+use larder_core::note::Note;
 use larder_core::request::{ProcessNumbers, Response};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
