@@ -502,7 +502,7 @@ impl Control {
         envelope.check_expiry(now.wall_ms).map_err(|error| error.to_string())
     }
 
-    /// The counter goes into the batch of the effect, which is handed over after it.
+    /// The counter is handed over before the effect, so it is durable no later than that.
     fn save_counter(&mut self, from: &NodeName, counter: u64, out: &mut Effects) {
         let value = Bytes::copy_from_slice(&counter.to_le_bytes());
         let change = Change::Set { key: format!("counter/{from}"), value };
