@@ -286,6 +286,9 @@ fn served_and_refused(streams: &mut [UnixStream]) -> (usize, usize) {
 fn more_connections_than_allowed_are_told_so_and_have_their_turn_later() {
     let mut node = Node::new("cam", "worker");
     node.start();
+    let folder = format!("/proc/{}/fd", node.pid().as_raw_nonzero());
+    let open_files = || fs::read_dir(&folder).unwrap().count();
+    let open_before = open_files();
     let mut streams: Vec<UnixStream> = (0..40).map(|_| node.connect()).collect();
     let (served, refused) = served_and_refused(&mut streams);
     // the one that asked whether the agent is up may just be leaving
@@ -303,6 +306,7 @@ fn more_connections_than_allowed_are_told_so_and_have_their_turn_later() {
         (served_and_refused(&mut streams) == (32, 0)).then_some(())
     });
     wait_for("there is room again", || (node.run(["ls"]).code == 0).then_some(()));
+    wait_for("nothing of them is left open", || (open_files() <= open_before).then_some(()));
 }
 
 #[test]
