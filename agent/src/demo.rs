@@ -194,7 +194,7 @@ async fn carry(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result
             fleet.master.handle.cut_broker().await;
             tokio::time::sleep(CUT).await;
             fleet.master.handle.restore_broker().await;
-            screen.say("the link is restored; what has arrived is not sent again");
+            screen.say("the link is restored; what is on flash is not sent again");
             continue;
         }
         if is_everywhere(&master, &worker, &leecher, sources.len() as u64) {
