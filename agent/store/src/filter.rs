@@ -9,38 +9,48 @@ use crate::Hash;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::format::{FILTER_NAME, StoreId, TEMPORARY_NAME, array_at, u32_at, u64_at};
 use crate::limits::FILTER_KEYS_MIN;
-use larder_kernels::bloom::{BLOCK_BYTES, Block, blocks_for, contains, insert, keys_for};
+use larder_kernels::Level;
+use larder_kernels::bloom::{BLOCK_BYTES, Block, Probe, blocks_for, keys_for};
 use std::io::{self, IoSlice};
 
 const MAGIC: [u8; 8] = *b"LARDERBF";
 const HEADER_BYTES: usize = 64;
+/// Tenths of a bit per key: 10.8 bits give at most 1 % false positives.
+const DECIBITS_PER_KEY: u32 = 108;
 /// Blocks converted to bytes at a time.
 const CHUNK_BLOCKS: usize = 8192;
 
 #[derive(Debug)]
 pub(crate) struct Filter {
+    level: Level,
     blocks: Vec<Block>,
     keys: u64,
 }
 
 impl Filter {
     /// Sized for at least `keys` keys.
-    pub(crate) fn sized_for(keys: u64) -> Self {
-        Self { blocks: vec![[0; 8]; blocks_for(keys.max(FILTER_KEYS_MIN))], keys: 0 }
+    pub(crate) fn sized_for(level: Level, keys: u64) -> Self {
+        let blocks = vec![[0; 8]; blocks_for(keys.max(FILTER_KEYS_MIN), DECIBITS_PER_KEY)];
+        Self { level, blocks, keys: 0 }
     }
 
     pub(crate) fn insert(&mut self, hash: &Hash) {
-        insert(&mut self.blocks, key(hash));
+        self.probe(hash).add_to(&mut self.blocks);
         self.keys += 1;
     }
 
     pub(crate) fn contains(&self, hash: &Hash) -> bool {
-        contains(&self.blocks, key(hash))
+        self.probe(hash).is_in(&self.blocks)
+    }
+
+    /// The first bytes of a hash are as mixed as a key has to be.
+    fn probe(&self, hash: &Hash) -> Probe {
+        Probe::of(self.level, u64_at(hash, 0))
     }
 
     /// Holds more keys than its size is for.
     pub(crate) fn is_over_capacity(&self) -> bool {
-        self.keys > keys_for(self.blocks.len())
+        self.keys > keys_for(self.blocks.len(), DECIBITS_PER_KEY)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -65,7 +75,7 @@ impl Filter {
     }
 
     /// The saved filter, if it is whole and belongs to this checkpoint of this store.
-    pub(crate) fn load<D: Disk>(disk: &D, store: &StoreId, seq: u64) -> Option<Self> {
+    pub(crate) fn load<D: Disk>(level: Level, disk: &D, store: &StoreId, seq: u64) -> Option<Self> {
         let file = disk.open(FILTER_NAME, OpenMode::Read).ok()?;
         let mut header = [0; HEADER_BYTES];
         file.read_at(&mut header, 0).ok()?;
@@ -87,7 +97,7 @@ impl Filter {
             check = crc32c::crc32c_append(check, &bytes[..length]);
             blocks.extend(bytes[..length].chunks_exact(BLOCK_BYTES).map(block_of));
         }
-        (check == u32_at(&header, 48)).then_some(Self { blocks, keys: u64_at(&header, 40) })
+        (check == u32_at(&header, 48)).then_some(Self { level, blocks, keys: u64_at(&header, 40) })
     }
 
     fn header(&self, store: &StoreId, seq: u64, check: u32) -> [u8; HEADER_BYTES] {
@@ -103,10 +113,6 @@ impl Filter {
         header[60..64].copy_from_slice(&check.to_le_bytes());
         header
     }
-}
-
-fn key(hash: &Hash) -> u64 {
-    u64_at(hash, 0)
 }
 
 fn block_of(bytes: &[u8]) -> Block {

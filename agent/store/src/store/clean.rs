@@ -50,7 +50,7 @@ pub struct CleanProgress {
 impl<D: Disk> Store<D> {
     /// Starts a cleaning, in place of one under way. Memory: a filter for the blocks there are.
     pub fn clean_begin(&mut self) {
-        let marks = Filter::sized_for(self.blocks.saturating_add(self.blocks / 4));
+        let marks = Filter::sized_for(self.options.kernels, self.blocks.saturating_add(self.blocks / 4));
         let position = PAGE_BYTES;
         self.cleaning = Some(Cleaning { horizon: self.next_seq, marks, victims: None, position });
     }

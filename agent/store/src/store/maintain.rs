@@ -110,7 +110,7 @@ impl<D: Disk> Store<D> {
 
     /// Makes the filter from index and table.
     pub(super) fn rebuild_filter(&mut self, keys: u64) -> Result<(), IndexError> {
-        let mut filter = Filter::sized_for(keys);
+        let mut filter = Filter::sized_for(self.options.kernels, keys);
         let mut after: Option<Hash> = None;
         loop {
             let page = self.blocks_page(after.as_ref())?;

@@ -81,7 +81,7 @@ impl<D: Disk> Store<D> {
         self.next_seq = self.next_seq.max(checkpoint.next_seq);
         (self.blocks, self.names) = (checkpoint.blocks, checkpoint.names);
         self.damaged = opened.damaged;
-        match Filter::load(self.disk.as_ref(), &self.id, checkpoint.next_seq) {
+        match Filter::load(self.options.kernels, self.disk.as_ref(), &self.id, checkpoint.next_seq) {
             Some(filter) => self.filter = filter,
             None => {
                 self.rebuild_filter(self.blocks.saturating_add(self.blocks / 2))?;
@@ -183,12 +183,12 @@ fn empty_store<D: Disk>(
         cache: Cache::with_weighter(items, options.cache_bytes, ByBytes),
         disk,
         _lock: lock,
-        options,
         id,
         segments,
         index,
         table: Table::default(),
-        filter: Filter::sized_for(FILTER_KEYS_MIN),
+        filter: Filter::sized_for(options.kernels, FILTER_KEYS_MIN),
+        options,
         next_seq: 1,
         blocks: 0,
         names: 0,

@@ -19,7 +19,7 @@ impl<D: Disk> Store<D> {
         self.checkpoint = Checkpoint::default();
         self.damaged.clear();
         self.damaged_changed = true;
-        self.filter = crate::filter::Filter::sized_for(self.blocks);
+        self.filter = crate::filter::Filter::sized_for(self.options.kernels, self.blocks);
         (self.blocks, self.names) = (0, 0);
         for id in self.segments.in_order() {
             if let Some(segment) = self.segments.get_mut(id) {
