@@ -5,4 +5,5 @@ pub mod broker;
 pub mod fleet;
 pub mod mount;
 pub mod node;
+pub mod terminal;
 pub mod wire;
