@@ -13,7 +13,7 @@ use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// The number of the line that starts with this.
 fn line(node: &Node, start: &str) -> usize {
@@ -230,6 +230,37 @@ fn own(role: &str) -> Node {
     node.set("node", "board", "\"./shed.toml\"");
     node.set("storage", "limit", "\"2 GB\"");
     node
+}
+
+#[test]
+fn a_board_is_known_by_its_device_tree_and_can_be_overridden() {
+    let node = Node::new("cam", "worker");
+    let on_a_pi = |more: &str| {
+        let script = format!(
+            "mount -t tmpfs tmpfs /proc && mkdir /proc/device-tree && \
+            printf 'raspberrypi,4-model-b\\0brcm,bcm2711\\0' >/proc/device-tree/compatible && \
+            exec \"$0\" --json {more} status"
+        );
+        let mut command = Command::new("unshare");
+        node.prepare(&mut command);
+        command.args(["--mount", "sh", "-c", &script]).arg(larder_bin()).output().unwrap()
+    };
+    let output = on_a_pi("");
+    if !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("Operation not permitted")
+    {
+        return skip("a_board_is_known_by_its_device_tree_and_can_be_overridden", "mounting needs root");
+    }
+    let board = |output: Output| {
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{stderr}"));
+        let rows = status["settings"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["key"] == "board").unwrap();
+        (row["value"].as_str().unwrap().to_owned(), row["from"].as_str().unwrap().to_owned())
+    };
+    let (name, from) = board(output);
+    assert!(name == "raspberry-pi-4" && from.contains("recognised"), "{name} {from}");
+    let (name, from) = board(on_a_pi("--board raspberry-pi-5"));
+    assert!(name == "raspberry-pi-5" && from.contains("--board"), "{name} {from}");
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn three_machines_do_as_the_readme_says() {
         assert!(van.names("").iter().any(|held| held == name), "van has fetched {name} without being asked");
     }
     assert!(status.text().contains("cam") && status.text().contains("worker"), "{}", status.text());
-    let got = fs::read(home.path().join("tmp/1.jpg")).expect("it was got");
+    let got = fs::read(home.path().join("tmp/photos/1.jpg")).expect("it was got");
     assert!(got == noise(1_500_000, "1.jpg"));
     assert!(!broker.log().contains("Denied"), "the rules allow all a node does: {}", broker.log());
 }

@@ -22,6 +22,7 @@ use larder_core::version::Version;
 use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{Contents, assert_holds, befriend, connect, contents, number, put, settled};
 use larder_tests::node::{Node, SOON, noise};
+use std::collections::VecDeque;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -38,6 +39,8 @@ struct Impostor {
     runtime: Runtime,
     link: Link,
     token: u64,
+    /// What was heard while something was published.
+    heard: VecDeque<LinkEvent>,
 }
 
 impl Impostor {
@@ -56,8 +59,15 @@ impl Impostor {
         let link = Link::start(plan);
         drop(entered);
         let key = NodeKey::generate().expect("the kernel has random bytes");
-        let mut impostor =
-            Self { name: name.parse().expect("a plain name"), role, key, runtime, link, token: 0 };
+        let mut impostor = Self {
+            name: name.parse().expect("a plain name"),
+            role,
+            key,
+            runtime,
+            link,
+            token: 0,
+            heard: VecDeque::new(),
+        };
         impostor.until("Up", |event| matches!(event, LinkEvent::Up { .. }).then_some(()));
         impostor
     }
@@ -67,10 +77,14 @@ impl Impostor {
     }
 
     fn until<T>(&mut self, what: &str, mut wanted: impl FnMut(&LinkEvent) -> Option<T>) -> T {
-        let link = &mut self.link;
+        let (link, heard) = (&mut self.link, &mut self.heard);
         let search = async {
             loop {
-                if let Some(found) = wanted(&link.next().await) {
+                let event = match heard.pop_front() {
+                    Some(event) => event,
+                    None => link.next().await,
+                };
+                if let Some(found) = wanted(&event) {
                     return found;
                 }
             }
@@ -87,9 +101,16 @@ impl Impostor {
         let entered = self.runtime.enter();
         self.link.send(message).expect("the link takes it");
         drop(entered);
+        // an answer may come before the broker's own
+        let mut heard = std::mem::take(&mut self.heard);
         self.until("acknowledgement of the broker", |event| {
-            (*event == LinkEvent::Sent { token }).then_some(())
+            let is_sent = *event == LinkEvent::Sent { token };
+            if !is_sent {
+                heard.push_back(event.clone());
+            }
+            is_sent.then_some(())
         });
+        self.heard = heard;
     }
 
     fn topic(&self, to: &str, kind: &str) -> String {
@@ -508,7 +529,7 @@ fn one_session_more_than_the_role_has_takes_the_place_of_the_oldest_idle_one_whi
         let status = hub.status();
         let peers = status["peers"].as_array().expect("a list").iter();
         let peers = peers.filter(|peer| peer["session"] == true);
-        peers.map(|peer| peer["name"].as_str().expect("a name").to_owned()).collect()
+        peers.map(|peer| peer["node"].as_str().expect("a name").to_owned()).collect()
     };
     assert_eq!(has_session(&hub).len(), usize::from(sessions_max));
     imp.name = names[names.len() - 1].clone();

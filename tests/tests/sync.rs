@@ -316,6 +316,33 @@ fn a_master_commands_other_nodes_over_mqtt_and_nobody_else_does() {
 }
 
 #[test]
+fn news_waits_for_a_radio_that_is_awake_as_the_profile_says() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    let patient =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../power-profiles/balanced.toml"));
+    let patient: String = patient
+        .expect("the profile is there")
+        .lines()
+        .map(|line| match line.split_once('=').map(|(key, _)| key.trim()) {
+            Some("name") => "name = \"patient\"\n".to_owned(),
+            Some("send_age_ms") => "send_age_ms = 3600000\n".to_owned(),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    fs::write(fleet.worker.path("patient.toml"), patient).expect("the folder is writable");
+    fleet.worker.set("node", "profile", "\"patient.toml\"");
+    fleet.start();
+    put(&fleet.worker, "news", b"news");
+    for _ in 0..20 {
+        assert!(listed(&fleet.master, "news").is_none(), "the radio was woken for it");
+    }
+    // a command wakes it, and what waits goes along
+    fleet.master.run(["--node", "cam", "status"]).expect(0);
+    wait_for_bytes(&fleet.master, "news", b"news");
+}
+
+#[test]
 fn a_listing_over_mqtt_is_whole_however_long_the_names_are() {
     let broker = mosquitto();
     let mut fleet = Fleet::new(broker.port());
