@@ -6,4 +6,5 @@ pub mod fleet;
 pub mod mount;
 pub mod node;
 pub mod sim;
+pub mod terminal;
 pub mod wire;

@@ -165,6 +165,11 @@ impl Drop for Node {
 impl Node {
     /// Makes a node by `larder init`: a store and a socket in its own folder, profile `performance`, no link.
     pub fn new(name: &str, role: &str) -> Self {
+        Self::by(name, &["init", "--name", name, "--role", role])
+    }
+
+    /// [`Node::new`] by this very `init`.
+    pub fn by(name: &str, init: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("larder-").tempdir().expect("a folder can be made");
         let mut node = Node {
             name: name.to_owned(),
@@ -173,7 +178,7 @@ impl Node {
             child: None,
             environment: Vec::new(),
         };
-        let made = node.run(["init", "--name", name, "--role", role, "--quiet"]).expect(0);
+        let made = node.run([init, &["--quiet"]].concat()).expect(0);
         node.stanza = made.text();
         node.set("node", "store", "\"store\"");
         node.set("node", "socket", "\"larder.sock\"");
