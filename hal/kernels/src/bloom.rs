@@ -61,8 +61,9 @@ impl Probe {
         block.iter().zip(self.mask).fold(0, |missing, (lane, bit)| missing | (bit & !lane)) == 0
     }
 
-    /// Multiply-shift instead of a remainder: no division, and no power-of-two sizes.
-    fn block_number(&self, blocks: usize) -> usize {
+    /// Which block of so many is the key's: greater keys have greater ones. Multiply-shift instead of a
+    /// remainder: no division, and no power-of-two sizes.
+    pub fn block_number(&self, blocks: usize) -> usize {
         ((u64::from(self.place) * blocks as u64) >> 32) as usize
     }
 }
