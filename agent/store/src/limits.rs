@@ -26,5 +26,7 @@ pub(crate) const MOVE_BYTES: usize = 1 << 20;
 pub(crate) const CLEAN_LIVE_PERCENT_MAX: u64 = 80;
 /// Keys the smallest filter is sized for (88 kB).
 pub(crate) const FILTER_KEYS_MIN: u64 = 65_536;
+/// Sequence numbers left out behind a stretch of the log that could not be read: more than it can hold.
+pub(crate) const SEQS_SKIPPED: u64 = 1 << 32;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.
 pub(crate) const LOG_BYTES_PER_CHECKPOINT: u64 = 128 << 20;

@@ -24,7 +24,7 @@ const PLACE_BYTES: usize = 20;
 const ROW_BYTES: usize = 33;
 const CHECKPOINT_BYTES: usize = 41;
 /// The layout of the tables below; an index of another layout is made again.
-const LAYOUT: u8 = 1;
+const LAYOUT: u8 = 2;
 
 type Bytes20 = &'static [u8; PLACE_BYTES];
 
@@ -257,7 +257,7 @@ impl<D: Disk> Index<D> {
     ) -> Result<Option<Entry>, IndexError> {
         guarded(|| {
             let table = self.database()?.begin_read()?.open_table(definition)?;
-            table.get(key)?.map(|value| decode_entry(value.value())).transpose()
+            table.get(key)?.map(|value| decode_entry(key, value.value())).transpose()
         })
     }
 
@@ -280,7 +280,7 @@ impl<D: Disk> Index<D> {
                     break;
                 }
                 if after.is_none_or(|after| key > after) && !skip(key) {
-                    entries.push((key.to_owned(), decode_entry(value.value())?));
+                    entries.push((key.to_owned(), decode_entry(key, value.value())?));
                 }
             }
             Ok(entries)
@@ -350,11 +350,11 @@ fn write_table(transaction: &redb::WriteTransaction, table: &Table) -> Result<()
     let (mut names, mut changes) = (transaction.open_table(NAMES)?, transaction.open_table(CHANGES)?);
     for (name, entry) in table.names() {
         let old = match entry {
-            Some(entry) => names.insert(name.as_str(), encode_entry(entry).as_slice())?,
+            Some(entry) => names.insert(name.as_str(), encode_entry(name, entry).as_slice())?,
             None => names.remove(name.as_str())?,
         };
         if let Some(old) = old {
-            changes.remove(u64_at(old.value(), 0))?;
+            changes.remove(u64_at(old.value(), 4))?;
         }
     }
     for (name, entry) in table.names() {
@@ -365,7 +365,7 @@ fn write_table(transaction: &redb::WriteTransaction, table: &Table) -> Result<()
     let mut settings = transaction.open_table(SETTINGS)?;
     for (key, entry) in table.settings() {
         match entry {
-            Some(entry) => drop(settings.insert(key.as_str(), encode_entry(entry).as_slice())?),
+            Some(entry) => drop(settings.insert(key.as_str(), encode_entry(key, entry).as_slice())?),
             None => drop(settings.remove(key.as_str())?),
         }
     }
@@ -409,14 +409,23 @@ fn decode_place(bytes: &[u8; PLACE_BYTES]) -> Place {
     }
 }
 
-fn encode_entry(entry: &Entry) -> Vec<u8> {
-    [encode_place(&entry.place).as_slice(), &entry.value].concat()
+/// redb checks no page it reads, and no hash tells whether a value is the right one: each entry has its check.
+fn encode_entry(key: &str, entry: &Entry) -> Vec<u8> {
+    let body = [encode_place(&entry.place).as_slice(), &entry.value].concat();
+    [entry_check(key, &body).to_le_bytes().as_slice(), &body].concat()
 }
 
-fn decode_entry(bytes: &[u8]) -> Result<Entry, redb::Error> {
-    let (place, value) = bytes
-        .split_first_chunk::<PLACE_BYTES>()
-        .ok_or_else(|| redb::Error::Corrupted("an entry is too short".into()))?;
+fn entry_check(key: &str, body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(key.as_bytes()), body)
+}
+
+fn decode_entry(key: &str, bytes: &[u8]) -> Result<Entry, redb::Error> {
+    let damaged = || redb::Error::Corrupted("an entry does not pass its check".into());
+    let (check, body) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
+    let (place, value) = body.split_first_chunk::<PLACE_BYTES>().ok_or_else(damaged)?;
+    if entry_check(key, body) != u32::from_le_bytes(*check) {
+        return Err(damaged());
+    }
     Ok(Entry { place: decode_place(place), value: bytes::Bytes::copy_from_slice(value) })
 }
 

@@ -43,6 +43,8 @@ pub struct Store<D: Disk> {
     id: StoreId,
     segments: Segments<D>,
     index: Index<D>,
+    /// The index was being made again from the log, and that failed half-way.
+    index_incomplete: bool,
     table: Table,
     filter: Filter,
     cache: Cache<Hash, Bytes, ByBytes>,
@@ -85,7 +87,7 @@ impl<D: Disk> Store<D> {
 
     /// Where the newest record of a block lies: filter, memory table, redb.
     fn find_block(&mut self, hash: &Hash) -> Result<Option<Place>, IndexError> {
-        if !self.filter.contains(hash) {
+        if !self.index_incomplete && !self.filter.contains(hash) {
             self.counters.filter_negatives += 1;
             return Ok(None);
         }

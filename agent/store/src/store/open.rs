@@ -159,6 +159,9 @@ fn open<D: Disk>(
         }
         Err(IndexError::Full) => return Err(index_error(disk.as_ref(), IndexError::Full)),
     }
+    if !report.unreadable_files.is_empty() {
+        store.skip_numbers();
+    }
     store.resume(&report).map_err(failed("opening the newest segment"))?;
     store.counters.index_rebuilt = report.index_rebuilt.clone();
     store.counters.add_damage(&report);
@@ -187,6 +190,7 @@ fn empty_store<D: Disk>(
         id,
         segments,
         index,
+        index_incomplete: false,
         table: Table::default(),
         filter: Filter::sized_for(FILTER_KEYS_MIN),
         next_seq: 1,
