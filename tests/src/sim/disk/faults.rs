@@ -16,15 +16,18 @@ pub enum Errno {
     TooManyOpen,
     /// A write that stops half-way, then EIO.
     Short,
+    /// EIO from reads alone: sectors that went bad.
+    Unreadable,
 }
 
 impl Errno {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Io, Self::Full, Self::ReadOnly, Self::TooManyOpen, Self::Short];
+    pub const ALL: [Self; 6] =
+        [Self::Io, Self::Full, Self::ReadOnly, Self::TooManyOpen, Self::Short, Self::Unreadable];
 
     pub(super) fn error(self) -> io::Error {
         io::Error::from_raw_os_error(match self {
-            Self::Io | Self::Short => 5,
+            Self::Io | Self::Short | Self::Unreadable => 5,
             Self::Full => 28,
             Self::ReadOnly => 30,
             Self::TooManyOpen => 24,
@@ -39,6 +42,7 @@ impl Errno {
             Self::ReadOnly => call.changes() && !matches!(call, Call::Sync | Call::SyncNames),
             Self::TooManyOpen => matches!(call, Call::Open | Call::Create | Call::List | Call::SyncNames),
             Self::Short => call == Call::Write,
+            Self::Unreadable => call == Call::Read,
         }
     }
 }

@@ -118,16 +118,21 @@ impl SimDisk {
         self.machine().image.clone()
     }
 
-    /// Other faults from now on.
-    pub fn set_faults(&self, faults: Faults) {
+    /// Other faults from now on; gives those until now.
+    pub fn set_faults(&self, faults: Faults) -> Faults {
         let mut machine = self.machine();
-        machine.faults = faults;
         machine.read_only = false;
+        std::mem::replace(&mut machine.faults, faults)
     }
 
     /// Whether the one error at one call has happened.
     pub fn injected(&self) -> bool {
         self.machine().injected
+    }
+
+    /// Whether it keeps what it says is synced and reads what it keeps.
+    pub fn is_honest(&self) -> bool {
+        self.machine().faults.is_honest()
     }
 
     /// Calls so far.
@@ -356,7 +361,7 @@ impl DiskFile for SimFile {
             let stops_inside = match errno {
                 Errno::Short => true,
                 Errno::Full => machine.random.chance(500),
-                Errno::Io | Errno::ReadOnly | Errno::TooManyOpen => false,
+                Errno::Io | Errno::ReadOnly | Errno::TooManyOpen | Errno::Unreadable => false,
             };
             let arrived = if stops_inside { machine.random.below(bytes.len() as u64) as usize } else { 0 };
             // what does not fit a full device did not get on it

@@ -72,6 +72,10 @@ impl Trial<'_> {
     fn aftermath(&self, mut life: Life, call: u64, looked: &mut Looked) -> Checked {
         life.faultless = true;
         if life.store.is_some() {
+            life.is_degraded()?;
+        }
+        let degraded = life.reported;
+        if life.store.is_some() && !degraded {
             let seen = life.look()?;
             if let Some(words) = life.model.known.differs(&seen, &life.model.universe) {
                 return Err(format!("while open: {words}"));
@@ -82,6 +86,9 @@ impl Trial<'_> {
             looked.images += 1;
             let place = |words: String| format!("cut {when}, {fate:?}: {words}");
             let mut after = Life::faultless(life.cut(fate), life.model.clone(), options()).map_err(place)?;
+            if degraded {
+                after.step(&Step::Rebuild).map_err(place)?;
+            }
             after.check().map_err(place)
         };
         for fate in [Fate::NOTHING, Fate::EVERYTHING, Fate::drawn(call)] {

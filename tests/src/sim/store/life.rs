@@ -38,6 +38,9 @@ pub struct Life {
     /// The store, while it is open.
     pub store: Option<Store<SimDisk>>,
     options: Options,
+    /// A store said that it could not read all of its log; only a reading of all of it makes up for that.
+    pub reported: bool,
+    unsettled: bool,
     /// What it must hold.
     pub model: Model,
     /// Whether any error is one too many: the disk has no faults.
@@ -64,14 +67,14 @@ impl Life {
     /// It does not open.
     pub fn faultless(image: Image, model: Model, options: Options) -> Checked<Self> {
         let disk = SimDisk::new(image, Faults::default(), 0);
-        let mut life = Self { disk, store: None, options, model, faultless: true };
+        let mut life = Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: true };
         life.open()?;
         Ok(life)
     }
 
     /// The same, not opened yet, with faults.
     pub fn faulty(disk: SimDisk, model: Model, options: Options) -> Self {
-        Self { disk, store: None, options, model, faultless: false }
+        Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: false }
     }
 
     /// Opens the store; nothing if the disk did not let it.
@@ -83,10 +86,31 @@ impl Life {
         match Store::open(self.disk.clone(), self.options.clone()) {
             Ok((store, report)) => {
                 self.store = Some(store);
+                self.note(&report);
+                self.unsettled = !self.faultless && !self.model.unsure.is_empty() && self.disk.is_honest();
                 Ok(Some(report))
             }
             Err(error) => self.excuse(&format!("DOES NOT OPEN: {error}")).map(|()| None),
         }
+    }
+
+    /// A start decides what becomes of batches that failed before it; what it decided stays so.
+    fn settle_calmly(&mut self) -> Checked {
+        let faults = self.disk.set_faults(Faults::default());
+        if self.reported {
+            self.done(&Step::Rebuild)?;
+        }
+        let looked = if self.store.is_some() { self.look() } else { Err("no store is open".into()) };
+        match looked {
+            Err(words) if self.disk.is_dark() && !words.contains("WRONG") => {}
+            looked => self.model.settle(&looked?)?,
+        }
+        self.disk.set_faults(faults);
+        Ok(())
+    }
+
+    fn note(&mut self, report: &OpenReport) {
+        self.reported |= report.damaged_bytes > 0 || !report.unreadable_files.is_empty();
     }
 
     fn excuse(&self, words: &str) -> Checked {
@@ -118,6 +142,20 @@ impl Life {
         if self.store.is_none() && self.open()?.is_none() {
             return Ok(());
         }
+        if std::mem::take(&mut self.unsettled) {
+            self.settle_calmly()?;
+            if self.store.is_none() {
+                return Ok(());
+            }
+        }
+        self.done(step)?;
+        if self.store.is_some() {
+            self.is_degraded()?;
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, step: &Step) -> Checked {
         match step {
             Step::Commit(batch) => self.commit(batch),
             Step::Checkpoint => {
@@ -133,7 +171,11 @@ impl Life {
             Step::Rebuild => {
                 self.store = None;
                 match rebuild_index(self.disk.clone(), self.options.clone()) {
-                    Ok(_) => self.open().map(drop),
+                    Ok(report) => {
+                        self.reported = false;
+                        self.note(&report);
+                        self.open().map(drop)
+                    }
                     Err(error) => self.excuse(&format!("DOES NOT OPEN: {error}")),
                 }
             }
@@ -243,6 +285,18 @@ impl Life {
             Some((what, most, limit)) => Err(format!("LIMIT: {most} {what}, allowed are {limit}")),
             None => Ok(()),
         }
+    }
+
+    /// Whether the store says that it could not read all of its log, so that something may be missing until
+    /// the device is well and the log is read again.
+    ///
+    /// # Errors
+    /// No store is open.
+    pub fn is_degraded(&mut self) -> Checked<bool> {
+        let status = self.with(|store| store.status())?;
+        let unread = status.stopped.is_some_and(|reason| reason.contains("could not be read"));
+        self.reported |= unread || status.damaged_bytes > 0;
+        Ok(self.reported)
     }
 
     /// Whether all that is known is settled.

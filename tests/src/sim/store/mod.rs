@@ -4,4 +4,5 @@ pub mod errors;
 pub mod exhaustive;
 pub mod life;
 pub mod model;
+pub mod storm;
 pub mod workers;
