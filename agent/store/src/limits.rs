@@ -39,8 +39,8 @@ pub(crate) const RUNS_PER_SIZE: usize = 16;
 pub(crate) const MERGE_PACE: u64 = 3;
 /// What it merges at least: all of the smallest class.
 pub(crate) const MERGE_ENTRIES_MIN: u64 = 16 << 9;
-/// What the index may grow by for each block it writes: its place in a run, its bits of a filter, its share of pages.
-pub(crate) const INDEX_BYTES_PER_BLOCK: u64 = 48;
+/// What the index writes for a block, at most: its place in a run, its bits of a filter, its share of pages.
+pub(crate) const INDEX_BYTES_PER_BLOCK: u64 = 40;
 /// Entries that say nothing any more, beyond as many as there are blocks, before all runs become one.
 pub(crate) const GARBAGE_ENTRIES_MIN: u64 = 1 << 17;
 /// Sequence numbers left out behind a stretch of the log that could not be read: more than it can hold.

@@ -3,14 +3,14 @@
 //! Duty: give the entries of one run in order, or those of many as one order in which the newest word about a
 //! key wins. Memory is one page a run.
 
-use super::page::{Page, head, row_key};
+use super::page::{Page, head};
+use super::pages::{Pages, RunPages, damaged_page};
 use super::table::{Place, Prefix};
-use super::{Pages, damaged_page};
 use redb::{AccessGuard, Range};
 
 /// Entries of one run, in order.
 struct Cursor {
-    rows: Range<'static, &'static [u8; super::page::KEY_BYTES], &'static [u8]>,
+    rows: Range<'static, u64, &'static [u8]>,
     page: Option<AccessGuard<'static, &'static [u8]>>,
     length: usize,
     next: usize,
@@ -20,16 +20,15 @@ struct Cursor {
 
 impl Cursor {
     /// Stands at the first entry behind `after`.
-    fn new(pages: &Pages, run: u32, after: Option<&Prefix>) -> Result<Self, redb::Error> {
-        let (first, last) = (row_key(run, 0), row_key(run, u64::MAX));
+    fn new(pages: &RunPages, after: Option<&Prefix>) -> Result<Self, redb::Error> {
         let start = match after {
             Some(after) => {
-                let mut before = pages.range::<&_>(&first..=&row_key(run, head(after)))?;
-                before.next_back().transpose()?.map_or(first, |(key, _)| *key.value())
+                let before = pages.range(..=head(after))?.next_back().transpose()?;
+                before.map_or(0, |(key, _)| key.value())
             }
-            None => first,
+            None => 0,
         };
-        let rows = pages.range::<&_>(&start..=&last)?;
+        let rows = pages.range(start..)?;
         let mut cursor = Self { rows, page: None, length: 0, next: 0, entry: None };
         cursor.turn_page()?;
         if let (Some(page), Some(after)) = (&cursor.page, after) {
@@ -78,13 +77,14 @@ pub(super) struct Walk {
 impl Walk {
     /// Over runs given newest first, behind `after`.
     pub(super) fn new(
-        pages: &Pages,
+        pages: &mut Pages,
         runs: impl Iterator<Item = u32>,
         after: Option<&Prefix>,
     ) -> Result<Self, redb::Error> {
-        let cursors: Result<Vec<Cursor>, redb::Error> =
-            runs.map(|run| Cursor::new(pages, run, after)).collect();
-        let mut cursors = cursors?;
+        let mut cursors = Vec::new();
+        for run in runs {
+            cursors.push(Cursor::new(pages.of(run)?, after)?);
+        }
         cursors.retain(|cursor| cursor.entry.is_some());
         Ok(Self { cursors })
     }

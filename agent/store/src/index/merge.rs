@@ -6,14 +6,15 @@
 //! The result is seen when it is whole. What a newer entry overrules is left out, and so is the word that a
 //! key is gone when nothing older is left that could know it. The old rows go piece by piece too.
 
-use super::Pages;
 use super::cursor::Walk;
 use super::page::{PAGE_ENTRIES, head};
-use super::runs::{Out, Run, Runs, Writer, remove_rows, save_filter, size_class};
+use super::pages::{Kind, Pages, remove_rows};
+use super::runs::{Run, Runs, Writer, save_filter, size_class};
 use super::table::Prefix;
 use crate::filter::probe;
 use crate::limits::{GARBAGE_ENTRIES_MIN, RUNS_PER_SIZE};
 use larder_kernels::Level;
+use redb::WriteTransaction;
 use std::ops::Range;
 
 /// A merge under way.
@@ -34,17 +35,17 @@ impl Merge {
         self.after.map_or(0, |after| self.target.filter.row_of(&probe(level, &after)) + 1)
     }
 
-    /// Merges about `budget` entries; true when nothing is left.
+    /// Merges about `budget` entries. Says whether nothing is left, and how many bytes of the filter it wrote.
     fn advance(
         &mut self,
         level: Level,
-        pages: &Pages,
-        out: &mut Out<'_>,
+        pages: &mut Pages,
+        out: &WriteTransaction,
         budget: u64,
-    ) -> Result<bool, redb::Error> {
+    ) -> Result<(bool, u64), redb::Error> {
         let mut walk = Walk::new(pages, self.sources.iter().copied(), self.after.as_ref())?;
         let first_row = self.filter_rows(level).saturating_sub(1);
-        let mut writer = Writer::new(level, &mut self.target, &mut out.pages);
+        let mut writer = Writer::new(level, &mut self.target, out)?;
         let mut passed = 0;
         let whole = loop {
             let Some((prefix, place, entries)) = walk.next()? else { break true };
@@ -59,9 +60,9 @@ impl Merge {
             }
         };
         writer.end_page()?;
+        drop(writer);
         let rows = if whole { self.target.filter.rows() } else { self.filter_rows(level) };
-        save_filter(&self.target, first_row..rows, &mut out.filters)?;
-        Ok(whole)
+        Ok((whole, save_filter(&self.target, first_row..rows, out)?))
     }
 }
 
@@ -76,6 +77,10 @@ impl Runs {
         while let Some(crowd) = self.crowd() {
             self.start(crowd, blocks);
         }
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.merges.is_empty() || !self.dropping.is_empty()
     }
 
     fn is_merging(&self, run: u32) -> bool {
@@ -114,13 +119,15 @@ impl Runs {
     /// Does about `budget` entries of each merge. The sources are read as the last checkpoint left them.
     pub(super) fn advance(
         &mut self,
-        pages: &Pages,
-        out: &mut Out<'_>,
+        pages: &mut Pages,
+        out: &WriteTransaction,
         budget: u64,
     ) -> Result<(), redb::Error> {
         let mut under_way = Vec::new();
         for mut merge in std::mem::take(&mut self.merges) {
-            if merge.advance(self.level, pages, out, budget)? {
+            let (whole, filter_bytes) = merge.advance(self.level, pages, out, budget)?;
+            self.filter_bytes_written += filter_bytes;
+            if whole {
                 self.replace(merge);
             } else {
                 under_way.push(merge);
@@ -143,13 +150,13 @@ impl Runs {
     }
 
     /// Removes old rows, about as many as `entries` entries take.
-    pub(super) fn drop_merged(&mut self, out: &mut Out<'_>, entries: u64) -> Result<(), redb::Error> {
+    pub(super) fn drop_merged(&mut self, out: &WriteTransaction, entries: u64) -> Result<(), redb::Error> {
         let mut budget = usize::try_from(entries).unwrap_or(usize::MAX) / PAGE_ENTRIES + 1;
         while budget > 0
             && let Some(run) = self.dropping.first().copied()
         {
-            for rows in [&mut out.pages, &mut out.filters] {
-                budget -= remove_rows(rows, run, budget)?;
+            for kind in [Kind::Pages, Kind::Filter] {
+                budget -= remove_rows(out, kind, run, budget)?;
             }
             if budget > 0 {
                 self.dropping.remove(0);

@@ -10,6 +10,7 @@ mod backend;
 mod cursor;
 mod merge;
 mod page;
+mod pages;
 mod runs;
 mod table;
 mod texts;
@@ -19,11 +20,13 @@ pub(crate) use table::{Entry, Place, Prefix, Table, prefix_of, texts_after};
 
 use crate::disk::{Disk, OpenMode};
 use crate::format::{INDEX_NAME, StoreId, array_at, u64_at};
+use crate::limits::{INDEX_BYTES_PER_BLOCK, MERGE_ENTRIES_MIN};
 use backend::Backend;
 use larder_kernels::Level;
 use larder_kernels::bloom::Probe;
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use runs::{Out, Runs};
+use pages::{Pages, damaged_page};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use runs::Runs;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
@@ -34,11 +37,6 @@ const CHECKPOINT_BYTES: usize = 41;
 /// The layout of the tables below; an index of another layout is made again.
 const LAYOUT: u8 = 2;
 
-/// Pages of runs, or rows of their filters, as they are read.
-type Pages = ReadOnlyTable<&'static [u8; page::KEY_BYTES], &'static [u8]>;
-
-const RUN_PAGES: TableDefinition<'_, &[u8; page::KEY_BYTES], &[u8]> = TableDefinition::new("run-pages");
-const RUN_FILTERS: TableDefinition<'_, &[u8; page::KEY_BYTES], &[u8]> = TableDefinition::new("run-filters");
 const SEGMENTS: TableDefinition<'_, u32, &[u8; ROW_BYTES]> = TableDefinition::new("segments");
 const DAMAGED: TableDefinition<'_, &Prefix, ()> = TableDefinition::new("damaged");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -92,8 +90,6 @@ pub(crate) struct Update<'a> {
     /// What is new, if anything but the checkpoint is.
     pub(crate) table: Option<&'a Table>,
     pub(crate) checkpoint: Checkpoint,
-    /// Entries to merge at most, of each merge under way; 0 for none, when there is no room to spare.
-    pub(crate) merge_entries: u64,
     /// Segments to write, or with `None` to forget.
     pub(crate) segments: Vec<(u32, Option<SegmentRow>)>,
     /// The whole quarantine, if it changed.
@@ -105,6 +101,9 @@ pub(crate) struct Update<'a> {
 pub(crate) struct Index<D: Disk> {
     database: Option<Database>,
     runs: Runs,
+    /// Entries one commit can write without redb writing pages twice: what does not fit half its cache it writes
+    /// early, and again when it fills in the checks.
+    commit_entries: u64,
     /// As the last commit left them.
     pages: Option<Pages>,
     /// A commit failed: what is known of the runs may be ahead of what is stored.
@@ -143,7 +142,9 @@ impl<D: Disk> Index<D> {
         })?;
         let (runs, opened) =
             opened.ok_or_else(|| IndexError::Failed("it belongs to another store or layout".into()))?;
-        Ok((Self { database: Some(database), runs, pages: None, failed: false, backend }, opened))
+        let commit_entries = cache_bytes as u64 / 2 / INDEX_BYTES_PER_BLOCK;
+        let database = Some(database);
+        Ok((Self { database, runs, commit_entries, pages: None, failed: false, backend }, opened))
     }
 
     /// What is known of a block; a filter's false answer costs a page that is read in vain.
@@ -154,7 +155,7 @@ impl<D: Disk> Index<D> {
         if self.pages.is_none() {
             self.pages = Some(guarded(|| self.read_pages())?);
         }
-        let Some(pages) = &self.pages else { return Ok(Answer::default()) };
+        let Some(pages) = &mut self.pages else { return Ok(Answer::default()) };
         guarded(|| self.runs.find(pages, prefix, probe))
     }
 
@@ -164,26 +165,58 @@ impl<D: Disk> Index<D> {
         after: Option<&Prefix>,
         limit: usize,
     ) -> Result<Vec<(Prefix, Option<Place>)>, IndexError> {
-        guarded(|| self.runs.entries_after(&self.read_pages()?, after, limit))
+        guarded(|| self.runs.entries_after(&mut self.read_pages()?, after, limit))
     }
 
     fn read_pages(&self) -> Result<Pages, redb::Error> {
-        Ok(self.database()?.begin_read()?.open_table(RUN_PAGES)?)
+        Ok(Pages::new(self.database()?.begin_read()?))
     }
 
     /// Makes a memory table durable: one commit. After an error the index answers nothing until it is opened or
     /// made again.
     pub(crate) fn write(&mut self, update: &Update<'_>) -> Result<(), IndexError> {
+        self.commit(|index, transaction| {
+            if let Some(table) = update.table {
+                if !table.blocks().is_empty() {
+                    index.runs.flush(table.blocks(), transaction)?;
+                    index.keep_runs(transaction)?;
+                }
+                texts::write_texts(transaction, table)?;
+            }
+            write_rows(transaction, update)
+        })
+    }
+
+    /// Merges runs, about `entries` of each merge under way, and removes what was merged before. `blocks` is how
+    /// many entries would do. Several commits of a bounded size.
+    pub(crate) fn merge(&mut self, entries: u64, blocks: u64) -> Result<(), IndexError> {
+        let mut left = entries;
+        self.runs.plan(blocks);
+        while left > 0 && self.runs.has_work() {
+            let merges = (self.runs.merges.len() as u64).max(1);
+            let piece = (self.commit_entries / merges).max(MERGE_ENTRIES_MIN).min(left);
+            let mut before = guarded(|| self.read_pages())?;
+            self.commit(|index, transaction| {
+                index.runs.drop_merged(transaction, piece)?;
+                index.runs.advance(&mut before, transaction, piece)?;
+                drop(before);
+                index.keep_runs(transaction)
+            })?;
+            left -= piece;
+        }
+        Ok(())
+    }
+
+    fn commit(
+        &mut self,
+        change: impl FnOnce(&mut Self, &WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), IndexError> {
         self.pages = None;
         let written = guarded(|| {
             let mut transaction = self.database()?.begin_write()?;
             // The allocator state is kept with the commit: opening after a power cut reads no tree.
             transaction.set_quick_repair(true);
-            if let Some(table) = update.table {
-                self.write_runs(&transaction, table, update)?;
-                texts::write_texts(&transaction, table)?;
-            }
-            write_rows(&transaction, update)?;
+            change(self, &transaction)?;
             transaction.commit()?;
             Ok(())
         });
@@ -191,24 +224,7 @@ impl<D: Disk> Index<D> {
         written.map_err(|error| if self.backend.met_full() { IndexError::Full } else { error })
     }
 
-    fn write_runs(
-        &mut self,
-        transaction: &WriteTransaction,
-        table: &Table,
-        update: &Update<'_>,
-    ) -> Result<(), redb::Error> {
-        if table.blocks().is_empty() {
-            return Ok(());
-        }
-        let before = self.read_pages()?;
-        let mut out =
-            Out { pages: transaction.open_table(RUN_PAGES)?, filters: transaction.open_table(RUN_FILTERS)? };
-        self.runs.drop_merged(&mut out, update.merge_entries.max(table.blocks().len() as u64))?;
-        if update.merge_entries > 0 {
-            self.runs.plan(update.checkpoint.blocks);
-            self.runs.advance(&before, &mut out, update.merge_entries)?;
-        }
-        self.runs.flush(table.blocks(), &mut out)?;
+    fn keep_runs(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
         transaction.open_table(META)?.insert("runs", self.runs.encode().as_slice())?;
         Ok(())
     }
@@ -216,6 +232,11 @@ impl<D: Disk> Index<D> {
     /// Bytes of the runs' filters.
     pub(crate) fn filter_bytes(&self) -> u64 {
         self.runs.filter_bytes()
+    }
+
+    /// Those written since the index was opened.
+    pub(crate) fn filter_bytes_written(&self) -> u64 {
+        self.runs.filter_bytes_written
     }
 
     /// Runs there are.
@@ -281,7 +302,7 @@ fn read_opening(
     }
     let checkpoint = meta.get("checkpoint")?.and_then(|value| decode_checkpoint(value.value()));
     let list = meta.get("runs")?.ok_or_else(damaged_page)?;
-    let runs = Runs::load(level, list.value(), &transaction.open_table(RUN_FILTERS)?)?;
+    let runs = Runs::load(level, list.value(), &transaction)?;
     let mut opened = Opened { checkpoint, ..Opened::default() };
     for item in transaction.open_table(SEGMENTS)?.iter()? {
         let (id, row) = item?;
@@ -300,8 +321,6 @@ fn create_tables(database: &Database, level: Level, store: &StoreId) -> Result<(
         meta.insert("store", store.as_slice())?;
         meta.insert("layout", [LAYOUT].as_slice())?;
         meta.insert("runs", Runs::new(level).encode().as_slice())?;
-        transaction.open_table(RUN_PAGES)?;
-        transaction.open_table(RUN_FILTERS)?;
         transaction.open_table(texts::NAMES)?;
         transaction.open_table(texts::CHANGES)?;
         transaction.open_table(texts::SETTINGS)?;
@@ -373,11 +392,6 @@ fn decode_checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
             clean: bytes[40] != 0,
         }
     })
-}
-
-/// A page of a run, or what is kept of one, is not what was written.
-fn damaged_page() -> redb::Error {
-    redb::Error::Corrupted("a page of a run is damaged".into())
 }
 
 fn failed(error: io::Error) -> IndexError {

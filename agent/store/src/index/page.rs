@@ -12,8 +12,8 @@ const ENTRY_BYTES: usize = PREFIX_BYTES + 10;
 const CHECK_BYTES: usize = 4;
 /// What redb leaves of a leaf for one value with a key of [`KEY_BYTES`]: 4 bytes of header, 4 of its length.
 const VALUE_BYTES: usize = 4096 - 4 - 4 - KEY_BYTES;
-/// Run and first key.
-pub(crate) const KEY_BYTES: usize = 4 + 8;
+/// The head of its first entry.
+const KEY_BYTES: usize = 8;
 /// Entries of a full page.
 pub(crate) const PAGE_ENTRIES: usize = (VALUE_BYTES - CHECK_BYTES) / ENTRY_BYTES;
 
@@ -21,15 +21,7 @@ const LENGTH_BITS: u32 = 21;
 /// No block is that long: the entry says that the key is gone.
 const GONE: u64 = (1 << LENGTH_BITS) - 1;
 
-/// The key of the row that starts with `first`, the beginning of an entry's key.
-pub(crate) fn row_key(run: u32, first: u64) -> [u8; KEY_BYTES] {
-    let mut key = [0; KEY_BYTES];
-    key[..4].copy_from_slice(&run.to_be_bytes());
-    key[4..].copy_from_slice(&first.to_be_bytes());
-    key
-}
-
-/// What rows are sorted and found by.
+/// The beginning of an entry's key: what rows are sorted and found by.
 pub(crate) fn head(prefix: &Prefix) -> u64 {
     u64::from_be_bytes(array_at(prefix, 0))
 }

@@ -7,18 +7,15 @@
 
 use super::cursor::Walk;
 use super::merge::Merge;
-use super::page::{Builder, KEY_BYTES, PAGE_ENTRIES, Page, head, row_key};
+use super::page::{Builder, PAGE_ENTRIES, Page, head};
+use super::pages::{Kind, Pages, Rows, damaged_page, read_rows, write_rows};
 use super::table::{Place, Prefix};
-use super::{Pages, damaged_page};
 use crate::filter::{Filter, probe};
 use crate::limits::{RUN_DECIBITS, RUN_SIZES};
 use larder_kernels::Level;
 use larder_kernels::bloom::Probe;
-use redb::{ReadableTable, Table};
+use redb::{ReadTransaction, WriteTransaction};
 use std::collections::BTreeMap;
-
-/// A table of rows keyed by run and position, while it is written.
-pub(super) type Rows<'t> = Table<'t, &'static [u8; KEY_BYTES], &'static [u8]>;
 
 #[derive(Debug)]
 pub(super) struct Run {
@@ -36,6 +33,8 @@ pub(super) struct Runs {
     /// Merged ones whose rows are still there.
     pub(super) dropping: Vec<u32>,
     pub(super) next_id: u32,
+    /// Bytes of filters written since the index was opened.
+    pub(super) filter_bytes_written: u64,
 }
 
 /// What the runs say of a key.
@@ -46,22 +45,21 @@ pub(crate) struct Answer {
     pub(crate) in_vain: u64,
 }
 
-/// The tables that runs are written to.
-pub(super) struct Out<'t> {
-    pub(super) pages: Rows<'t>,
-    pub(super) filters: Rows<'t>,
-}
-
 impl Runs {
     pub(super) fn new(level: Level) -> Self {
-        Self { level, newest_first: Vec::new(), merges: Vec::new(), dropping: Vec::new(), next_id: 0 }
+        let (newest_first, merges, dropping) = Default::default();
+        Self { level, newest_first, merges, dropping, next_id: 0, filter_bytes_written: 0 }
     }
 
-    pub(super) fn find(&self, pages: &Pages, prefix: &Prefix, probe: &Probe) -> Result<Answer, redb::Error> {
+    pub(super) fn find(
+        &self,
+        pages: &mut Pages,
+        prefix: &Prefix,
+        probe: &Probe,
+    ) -> Result<Answer, redb::Error> {
         let mut in_vain = 0;
         for run in self.newest_first.iter().filter(|run| run.filter.contains(probe)) {
-            let (first, key) = (row_key(run.id, 0), row_key(run.id, head(prefix)));
-            if let Some(row) = pages.range::<&_>(&first..=&key)?.next_back() {
+            if let Some(row) = pages.of(run.id)?.range(..=head(prefix))?.next_back() {
                 let (_, bytes) = row?;
                 let page = Page::checked(bytes.value()).ok_or_else(damaged_page)?;
                 if let Some(place) = page.find(prefix) {
@@ -81,7 +79,7 @@ impl Runs {
     /// Entries behind `after`, at most `limit`, those that say that a key is gone included.
     pub(super) fn entries_after(
         &self,
-        pages: &Pages,
+        pages: &mut Pages,
         after: Option<&Prefix>,
         limit: usize,
     ) -> Result<Vec<(Prefix, Option<Place>)>, redb::Error> {
@@ -100,10 +98,10 @@ impl Runs {
     pub(super) fn flush(
         &mut self,
         blocks: &BTreeMap<Prefix, Option<Place>>,
-        out: &mut Out<'_>,
+        out: &WriteTransaction,
     ) -> Result<(), redb::Error> {
         let mut run = self.begin(blocks.len() as u64);
-        let mut writer = Writer::new(self.level, &mut run, &mut out.pages);
+        let mut writer = Writer::new(self.level, &mut run, out)?;
         for (prefix, place) in blocks {
             if place.is_some() || self.may_know(&probe(self.level, prefix)) {
                 writer.push(prefix, place.as_ref())?;
@@ -111,7 +109,7 @@ impl Runs {
         }
         writer.end_page()?;
         if run.entries > 0 {
-            save_filter(&run, 0..run.filter.rows(), &mut out.filters)?;
+            self.filter_bytes_written += save_filter(&run, 0..run.filter.rows(), out)?;
             self.newest_first.insert(0, run);
         }
         Ok(())
@@ -155,18 +153,22 @@ impl Runs {
     }
 
     /// The runs of a list, with their filters. None if the list or a filter is not what was written.
-    pub(super) fn load(level: Level, list: &[u8], filters: &Pages) -> Result<Option<Self>, redb::Error> {
+    pub(super) fn load(
+        level: Level,
+        list: &[u8],
+        from: &ReadTransaction,
+    ) -> Result<Option<Self>, redb::Error> {
         let mut words = list.chunks_exact(8).map(|word| crate::format::u64_at(word, 0));
         let Some(mut runs) = Self::decode(level, &mut words) else { return Ok(None) };
         for run in &mut runs.newest_first {
             let rows = run.filter.rows();
-            if !load_filter(run, rows, filters)? {
+            if !load_filter(run, rows, from)? {
                 return Ok(None);
             }
         }
         for merge in &mut runs.merges {
             let rows = merge.filter_rows(level);
-            if !load_filter(&mut merge.target, rows, filters)? {
+            if !load_filter(&mut merge.target, rows, from)? {
                 return Ok(None);
             }
         }
@@ -213,13 +215,18 @@ impl Run {
 pub(super) struct Writer<'a, 't> {
     level: Level,
     run: &'a mut Run,
-    rows: &'a mut Rows<'t>,
+    rows: Rows<'t>,
     page: Builder,
 }
 
 impl<'a, 't> Writer<'a, 't> {
-    pub(super) fn new(level: Level, run: &'a mut Run, rows: &'a mut Rows<'t>) -> Self {
-        Self { level, run, rows, page: Builder::new() }
+    pub(super) fn new(
+        level: Level,
+        run: &'a mut Run,
+        out: &'t WriteTransaction,
+    ) -> Result<Self, redb::Error> {
+        let rows = write_rows(out, Kind::Pages, run.id)?;
+        Ok(Self { level, run, rows, page: Builder::new() })
     }
 
     pub(super) fn push(&mut self, prefix: &Prefix, place: Option<&Place>) -> Result<(), redb::Error> {
@@ -239,29 +246,37 @@ impl<'a, 't> Writer<'a, 't> {
 
     pub(super) fn end_page(&mut self) -> Result<(), redb::Error> {
         if let Some((first, _)) = self.page.ends() {
-            self.rows.insert(&row_key(self.run.id, first), self.page.finish().as_slice())?;
+            self.rows.insert(first, self.page.finish().as_slice())?;
         }
         Ok(())
     }
 }
 
+/// Writes rows of a run's filter, and says how many bytes that were.
 pub(super) fn save_filter(
     run: &Run,
     rows: std::ops::Range<usize>,
-    filters: &mut Rows<'_>,
-) -> Result<(), redb::Error> {
+    out: &WriteTransaction,
+) -> Result<u64, redb::Error> {
+    let mut filter = write_rows(out, Kind::Filter, run.id)?;
+    let mut bytes = 0;
     for row in rows {
-        filters.insert(&row_key(run.id, row as u64), run.filter.encode_row(row).as_slice())?;
+        let encoded = run.filter.encode_row(row);
+        filter.insert(row as u64, encoded.as_slice())?;
+        bytes += encoded.len() as u64;
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Takes in the first `rows` of a run's filter; false if one is missing or damaged.
-fn load_filter(run: &mut Run, rows: usize, filters: &Pages) -> Result<bool, redb::Error> {
-    let mut saved = filters.range::<&_>(&row_key(run.id, 0)..=&row_key(run.id, u64::MAX))?;
+fn load_filter(run: &mut Run, rows: usize, from: &ReadTransaction) -> Result<bool, redb::Error> {
+    if rows == 0 {
+        return Ok(true);
+    }
+    let mut saved = read_rows(from, Kind::Filter, run.id)?.range(0..)?;
     for row in 0..rows {
         let Some((key, bytes)) = saved.next().transpose()? else { return Ok(false) };
-        if *key.value() != row_key(run.id, row as u64) || !run.filter.decode_row(row, bytes.value()) {
+        if key.value() != row as u64 || !run.filter.decode_row(row, bytes.value()) {
             return Ok(false);
         }
     }
@@ -275,18 +290,4 @@ pub(super) fn size_class(entries: u64) -> usize {
 
 fn decibits(entries: u64) -> u32 {
     RUN_DECIBITS[size_class(entries).min(RUN_DECIBITS.len() - 1)]
-}
-
-/// Removes at most `budget` rows of a run, and says how many; fewer than that are all there were.
-pub(super) fn remove_rows(rows: &mut Rows<'_>, run: u32, budget: usize) -> Result<usize, redb::Error> {
-    let (first, last) = (row_key(run, 0), row_key(run, u64::MAX));
-    let (mut count, mut end) = (0, None);
-    for row in rows.range::<&_>(&first..=&last)?.take(budget) {
-        end = Some(*row?.0.value());
-        count += 1;
-    }
-    if let Some(end) = end {
-        rows.retain_in::<&_, _>(&first..=&end, |_, _| false)?;
-    }
-    Ok(count)
 }

@@ -82,21 +82,29 @@ impl<D: Disk> Store<D> {
     pub(super) fn write_index(&mut self, checkpoint: Checkpoint) -> Result<(), IndexError> {
         let damaged = self.damaged_changed.then(|| self.damaged.clone());
         let segments = self.segments.changed_rows();
-        let (table, merge_entries) = (Some(&self.table), self.merge_entries());
-        self.index.write(&Update { table, checkpoint, merge_entries, segments, damaged })?;
+        self.index.write(&Update { table: Some(&self.table), checkpoint, segments, damaged })?;
+        let merge_entries = self.merge_entries();
         self.table.clear();
         self.segments.rows_written();
         self.damaged_changed = false;
         self.checkpoint = checkpoint;
         self.log_since_checkpoint = 0;
         self.counters.checkpoints += 1;
-        Ok(())
+        match self.index.merge(merge_entries, self.blocks) {
+            // Merging can wait for room; the checkpoint is written.
+            Err(IndexError::Full) => {
+                self.reopen_index();
+                Ok(())
+            }
+            merged => merged,
+        }
     }
 
-    /// Entries to merge in a checkpoint: in proportion to what is written anyway, so that runs are merged as fast as
-    /// they come; none while there is hardly room for a second copy of them.
+    /// Entries to merge with a checkpoint: in proportion to what it writes, so that runs are merged as fast as they
+    /// come; none while there is hardly room for a second copy of them.
     fn merge_entries(&self) -> u64 {
-        let entries = (self.table.blocks().len() as u64 * MERGE_PACE).max(MERGE_ENTRIES_MIN);
+        let blocks = self.table.blocks().len() as u64;
+        let entries = if blocks == 0 { 0 } else { (blocks * MERGE_PACE).max(MERGE_ENTRIES_MIN) };
         let room =
             self.options.quota_bytes.saturating_sub(self.used_bytes() + self.options.reserve_bytes / 2);
         if room > entries * INDEX_BYTES_PER_BLOCK { entries } else { 0 }
@@ -131,7 +139,7 @@ impl<D: Disk> Store<D> {
         }
         let checkpoint = Checkpoint { clean: false, ..self.checkpoint };
         let (segments, damaged) = (Vec::new(), None);
-        let update = Update { table: None, checkpoint, merge_entries: 0, segments, damaged };
+        let update = Update { table: None, checkpoint, segments, damaged };
         match self.index.write(&update) {
             Ok(()) => {}
             Err(IndexError::Full) => {

@@ -66,6 +66,8 @@ pub struct StoreStatus {
     pub log_bytes_written: u64,
     /// Bytes written to the index.
     pub index_bytes_written: u64,
+    /// Part of it for filters.
+    pub filter_bytes_written: u64,
     /// Syncs of segments: one per batch.
     pub log_syncs: u64,
     /// Syncs of the index.
@@ -134,6 +136,7 @@ impl<D: Disk> Store<D> {
             payload_bytes_written: counters.payload_bytes_written,
             log_bytes_written: counters.log_bytes_written,
             index_bytes_written: self.index.bytes_written(),
+            filter_bytes_written: self.index.filter_bytes_written(),
             log_syncs: counters.log_syncs,
             index_syncs: self.index.syncs(),
             batches: counters.batches,
