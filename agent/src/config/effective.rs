@@ -106,6 +106,8 @@ effective! {
     segment_bytes: u64,
     /// How a fresh segment is made ready.
     prepare: Prepare,
+    /// Most emptied segment files kept for the next segments.
+    spare_segments_max: u32,
     /// Bytes redb may cache of the index.
     index_cache_bytes: u64,
     /// Bytes of the block cache.
@@ -171,6 +173,7 @@ impl Config {
             },
             segment_bytes,
             prepare: Setting { value: board.prepare, from: by_board() },
+            spare_segments_max: Setting { value: board.spare_segments_max, from: by_board() },
             index_cache_bytes: Setting { value: board.index_cache_bytes, from: by_board() },
             cache_bytes: self.cache(machine),
             table_entries: by_profile(profile.table_entries),

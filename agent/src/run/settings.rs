@@ -35,6 +35,7 @@ pub(super) fn store_options(effective: &Effective) -> Options {
             board::Prepare::Allocate => Prepare::Allocate,
             board::Prepare::Zero => Prepare::Zero,
         },
+        spare_segments_max: effective.spare_segments_max.value,
         create: true,
     }
 }

@@ -24,6 +24,8 @@ pub(crate) const READ_BYTES: usize = 256 << 10;
 pub(crate) const MOVE_BYTES: usize = 1 << 20;
 /// Sealed segments are cleaned when at most this share of their bytes is live.
 pub(crate) const CLEAN_LIVE_PERCENT_MAX: u64 = 80;
+/// Spare segments take at most one part in so many of the quota.
+pub(crate) const SPARES_QUOTA_SHARE: u64 = 8;
 /// Keys the smallest filter is sized for (88 kB).
 pub(crate) const FILTER_KEYS_MIN: u64 = 65_536;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.

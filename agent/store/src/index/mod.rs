@@ -121,7 +121,8 @@ impl<D: Disk> Index<D> {
             let database = database.set_cache_size(cache_bytes).create_with_backend(handle)?;
             let opened = read_opening(&database, store)?;
             Ok((database, opened))
-        })?;
+        })
+        .map_err(|error| if backend.met_full() { IndexError::Full } else { error })?;
         let opened =
             opened.ok_or_else(|| IndexError::Failed("it belongs to another store or layout".into()))?;
         Ok((Self { database: Some(database), blocks: None, backend }, opened))

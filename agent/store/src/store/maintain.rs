@@ -9,7 +9,9 @@ use crate::Hash;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::error::{CommitError, MaintainError};
 use crate::filter::Filter;
-use crate::format::{FILTER_NAME, INDEX_NAME, SET_ASIDE_PREFIX, StoreId, TEMPORARY_NAME};
+use crate::format::{
+    FILTER_NAME, INDEX_NAME, SET_ASIDE_PREFIX, StoreId, TEMPORARY_NAME, segment_id, spare_id,
+};
 use crate::index::{Checkpoint, Index, IndexError, Place, Table, Update};
 use crate::limits::{LOG_BYTES_PER_CHECKPOINT, TABLE_BYTES_MAX, WALK_ENTRIES};
 use std::io;
@@ -68,6 +70,9 @@ impl<D: Disk> Store<D> {
             Ok(()) => {}
             Err(IndexError::Full) => {
                 self.reopen_index();
+                if self.segments.spares.give_back(0) {
+                    return self.checkpoint_at(checkpoint);
+                }
                 return Err(self.full().into());
             }
             Err(IndexError::Failed(reason)) => {
@@ -158,6 +163,9 @@ impl<D: Disk> Store<D> {
             Ok(()) => {}
             Err(IndexError::Full) => {
                 self.reopen_index();
+                if self.segments.spares.give_back(0) {
+                    return self.clear_clean_mark();
+                }
                 return Err(self.full());
             }
             Err(IndexError::Failed(reason)) => {
@@ -224,9 +232,9 @@ pub(super) fn fresh_index<D: Disk>(
     Ok(Index::open(disk, cache_bytes, id)?.0)
 }
 
-/// Bytes of all files that are neither segments nor the index.
+/// Bytes of all files that are neither segments, spares nor the index.
 pub(super) fn other_bytes<D: Disk>(disk: &D) -> u64 {
-    let is_other = |name: &str| crate::format::segment_id(name).is_none() && name != INDEX_NAME;
+    let is_other = |name: &str| segment_id(name).or(spare_id(name)).is_none() && name != INDEX_NAME;
     let names = disk.list().unwrap_or_default().into_iter().map(|file| file.name);
     names
         .filter(|name| is_other(name))

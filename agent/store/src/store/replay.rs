@@ -61,7 +61,7 @@ impl<D: Disk> Store<D> {
                     Some((from, batch)) => (from, Some(batch)),
                     None if segment.end_known => (segment.row.end, None),
                     None => {
-                        report.torn |= parser.has_bytes(at);
+                        report.torn |= parser.is_begun(at);
                         break;
                     }
                 },
