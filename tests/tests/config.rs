@@ -219,7 +219,7 @@ const PROFILE: &str = "name = \"own\"\nsummary = \"A profile of one's own.\"\nti
     table_entries = 1024\nquota_share_percent = 50\nwindow_blocks = 8\nclean_step_bytes = 1048576\ncheckpoint_age_s = 30\n";
 
 const BOARD: &str = "name = \"shed\"\nsummary = \"A board of one's own.\"\nmemory_bytes = 536870912\npage_bytes = 4096\n\
-    segment_bytes = 3145728\nprepare = \"zero\"\nindex_cache_bytes = 2097152\ncache_bytes_max = 1048576\n\
+    segment_bytes = 3145728\nprepare = \"zero\"\nspare_segments_max = 3\nindex_cache_bytes = 2097152\ncache_bytes_max = 1048576\n\
     storage_share_percent = 90\ndefault_profile = \"low-power\"\n";
 
 fn own(role: &str) -> Node {
@@ -269,6 +269,7 @@ fn a_board_of_ones_own_decides_how_segments_lie_on_the_disk() {
     node.start();
     assert_eq!(setting(&node, "segment_bytes"), ("3145728".into(), "board shed".into()));
     assert_eq!(setting(&node, "prepare"), ("zero".into(), "board shed".into()));
+    assert_eq!(setting(&node, "spare_segments_max"), ("3".into(), "board shed".into()));
     assert_eq!(setting(&node, "index_cache_bytes"), ("2097152".into(), "board shed".into()));
     node.run_with(["put", "--stdin", "large"], &noise(9_000_000, "large")).expect(0);
     let files = fs::read_dir(node.store()).unwrap().map(|entry| entry.unwrap());

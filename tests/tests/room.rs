@@ -4,6 +4,8 @@ use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{Fleet, number, put};
 use larder_tests::node::{Node, noise};
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 const LIMIT_BYTES: u64 = 64_000_000;
 const OBJECT_BYTES: usize = 6_000_000;
@@ -100,4 +102,46 @@ fn a_node_that_keeps_all_gives_room_back_at_its_period_and_not_before() {
         often.run(["status"]).expect(0).text().lines().map(str::to_owned).collect();
     let says = |key: &str| in_force.iter().any(|line| line.contains(key) && line.contains("larder.toml"));
     assert!(says("clean_period_s"), "{in_force:?}");
+}
+
+/// The files of the store whose names begin so, by what stays theirs when they are renamed.
+fn inodes(node: &Node, prefix: &str) -> BTreeSet<u64> {
+    let files = fs::read_dir(node.store()).expect("the store is there").map(|file| file.expect("a file"));
+    let named = files.filter(|file| file.file_name().to_string_lossy().starts_with(prefix));
+    named.filter_map(|file| Some(file.metadata().ok()?.ino())).collect()
+}
+
+#[test]
+fn deleted_names_give_their_files_to_what_comes_next_and_status_counts_them() {
+    let mut node = Node::new("hub", "master");
+    node.set("storage", "limit", "\"64 MB\"");
+    node.set("storage", "segment", "\"1 MiB\"");
+    node.start();
+    let mut spares = BTreeSet::new();
+    let mut version = 0;
+    // deleted until the limit makes the node clean, then put until a spare is a segment again
+    while spares.intersection(&inodes(&node, "segment-")).count() == 0 {
+        assert!(version < 40, "no spare came back: {}", node.log());
+        let name = format!("name{version}");
+        node.run_with(["put", "--stdin", &name], &noise(OBJECT_BYTES, &name)).expect(0);
+        spares.append(&mut inodes(&node, "spare-"));
+        let store = &node.status()["store"];
+        let (count, bytes) = (store["spare_segments"].as_u64(), store["spare_bytes"].as_u64());
+        assert!(count <= Some(8) && bytes <= Some(LIMIT_BYTES / 8 + (1 << 20)), "{store}");
+        if count > Some(0) {
+            let said = node.run(["status"]).expect(0).text();
+            assert!(said.contains(" spare"), "{said}");
+        }
+        if version > 0 {
+            node.run(["rm", &format!("name{}", version - 1)]).expect(0);
+        }
+        version += 1;
+    }
+    let name = format!("name{}", version - 1);
+    assert!(node.get(&name).as_ref() == Some(&noise(OBJECT_BYTES, &name)), "{name} is not what was put");
+    node.run(["verify"]).expect(0);
+    node.kill();
+    node.start();
+    assert!(node.get(&name).as_ref() == Some(&noise(OBJECT_BYTES, &name)), "{name} is not what was put");
+    assert_eq!(node.stop(), 0);
 }

@@ -189,7 +189,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 fn raise_version(path: &Path, check: usize) {
     let mut bytes = fs::read(path).unwrap();
     assert_eq!(bytes[check..check + 4], crc32c(&bytes[..check]).to_le_bytes(), "docs/format.md");
-    bytes[8] = 2;
+    bytes[8] = 3;
     let sum = crc32c(&bytes[..check]);
     bytes[check..check + 4].copy_from_slice(&sum.to_le_bytes());
     fs::write(path, bytes).unwrap();
@@ -212,7 +212,7 @@ fn a_newer_format_is_refused_names_both_versions_and_changes_nothing() {
         let before = read();
         let said = node.run(["ls"]).expect(2);
         assert!(
-            said.stderr.contains("has store format 2, this program knows up to 1; upgrade larder"),
+            said.stderr.contains("has store format 3, this program knows up to 2; upgrade larder"),
             "{file}: {}",
             said.stderr
         );

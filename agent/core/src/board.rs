@@ -55,6 +55,8 @@ pub struct Board {
     pub segment_bytes: u64,
     /// How fresh segments are made ready.
     pub prepare: Prepare,
+    /// Most emptied segment files kept for the next segments.
+    pub spare_segments_max: u32,
     /// Bytes redb may cache of the index.
     pub index_cache_bytes: u64,
     /// Most bytes the block cache may take here, whatever the profile wishes.
@@ -97,6 +99,12 @@ impl Board {
                 (1 << 20..=1 << 30).contains(&self.segment_bytes)
                     && self.segment_bytes.is_multiple_of(65_536),
                 "1 MiB to 1 GiB in multiples of 64 KiB",
+            ),
+            (
+                "spare_segments_max",
+                u64::from(self.spare_segments_max),
+                self.spare_segments_max <= 1024,
+                "0 to 1024",
             ),
             (
                 "memory_bytes",
@@ -198,6 +206,7 @@ mod tests {
             page_bytes: 4_096,
             segment_bytes: 32 << 20,
             prepare: Prepare::Allocate,
+            spare_segments_max: 8,
             index_cache_bytes: 8 << 20,
             cache_bytes_max: 64 << 20,
             storage_share_percent: 80,

@@ -298,6 +298,10 @@ pub struct StoreNumbers {
     pub names: u64,
     /// Segment files.
     pub segments: u64,
+    /// Emptied ones that wait to be segments again; they go as soon as their room is needed.
+    pub spare_segments: u64,
+    /// Their bytes of disk, part of `used_bytes`.
+    pub spare_bytes: u64,
     /// Bytes of disk really in use.
     pub used_bytes: u64,
     /// The most it may use.

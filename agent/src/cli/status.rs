@@ -117,10 +117,14 @@ fn store(table: &mut Table, status: &Status) {
     let (used, quota, reserve) =
         (bytes(store.used_bytes), bytes(store.quota_bytes), bytes(store.reserve_bytes));
     table.row("store", format_args!("{used} of {quota} used{share}, {reserve} of it in reserve"));
+    let spares = match store.spare_segments {
+        0 => String::new(),
+        spares => format!(", {} of {}", number(spares, "spare"), bytes(store.spare_bytes)),
+    };
     table.row(
         "holds",
         format_args!(
-            "{}, {}, {}",
+            "{}, {}, {}{spares}",
             number(store.blocks, "block"),
             number(store.names, "name"),
             number(store.segments, "segment")

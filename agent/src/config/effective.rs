@@ -134,6 +134,8 @@ effective! {
     segment_bytes: u64,
     /// How a fresh segment is made ready.
     prepare: Prepare,
+    /// Most emptied segment files kept for the next segments.
+    spare_segments_max: u32,
     /// Bytes redb may cache of the index.
     index_cache_bytes: u64,
     /// Bytes of the block cache.
@@ -196,6 +198,7 @@ impl Config {
             evict: wished(&self.wishes.evict, Setting { value: role.evict, from: by_role() }),
             segment_bytes,
             prepare: Setting { value: board.prepare, from: by_board() },
+            spare_segments_max: Setting { value: board.spare_segments_max, from: by_board() },
             index_cache_bytes: Setting { value: board.index_cache_bytes, from: by_board() },
             cache_bytes: self.cache(machine),
             table_entries: by_profile(profile.table_entries),

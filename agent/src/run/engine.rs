@@ -388,6 +388,8 @@ impl StoreKeeper {
             blocks: status.blocks,
             names: status.names,
             segments: status.segments,
+            spare_segments: status.spare_segments,
+            spare_bytes: status.spare_disk_bytes,
             used_bytes: status.used_bytes,
             quota_bytes: status.quota_bytes,
             reserve_bytes: status.reserve_bytes,

@@ -36,6 +36,7 @@ pub(super) fn store_options(effective: &Effective) -> Options {
             board::Prepare::Zero => Prepare::Zero,
         },
         kernels: larder_kernels::Level::detect(),
+        spare_segments_max: effective.spare_segments_max.value,
         create: true,
     }
 }

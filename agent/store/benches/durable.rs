@@ -1,36 +1,95 @@
-//! Durable batches of the store against a plain append of the same bytes with the same syncs.
+//! Durable puts of the store against the two things a file system can do with the same bytes at the same cadence:
+//! overwriting a file that was written before (`limit`) and appending to one, each with one `fdatasync`.
 //!
-//! `cargo bench -p larder-store`, in `LARDER_BENCH_DIR` or a temporary directory beside `target`. Rounds of both
-//! are interleaved; the table shows medians. Payload differs in each round, so nothing is found present.
+//! `cargo bench -p larder-store --bench durable [-- WORD...]` in `LARDER_BENCH_DIR` or a temporary directory
+//! beside `target`; words choose rows (`recycled`, `4096`, `batch`). Rounds of all three are interleaved in turning
+//! order; the table shows medians of rounds, ratios of these, and for the store what the whole run cost: the share
+//! of time in checkpoints, bytes written per payload byte, and flushes of the device per batch (of everybody who
+//! uses it meanwhile). Payload differs in each round, so nothing is found present.
 
 use bytes::Bytes;
 use larder_store::{Hash, Op, Options, OsDisk, Prepare, Store};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-const ROUNDS: u64 = 9;
-const BATCHES: u64 = 20;
-const BLOCKS: u64 = 100;
+const ROUNDS: usize = 11;
+const SEGMENT_BYTES: u64 = 32 << 20;
+
+/// One row: how long the blocks are, how many make a batch, and on which segments.
+#[derive(Clone, Copy)]
+struct Row {
+    block_bytes: usize,
+    batch_blocks: usize,
+    batches: usize,
+    segments: Segments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Segments {
+    Fresh(Prepare),
+    Recycled,
+}
+
+impl Row {
+    fn payload(&self) -> u64 {
+        (self.block_bytes * self.batch_blocks * self.batches) as u64
+    }
+
+    fn label(&self) -> String {
+        let cadence = if self.batch_blocks == 1 { "one by one" } else { "batch" };
+        let segments = format!("{:?}", self.segments).to_lowercase();
+        format!("{:>6} {cadence:<10} {segments:<15}", self.block_bytes)
+    }
+}
 
 fn main() {
     // `cargo test --benches` passes no `--bench`: there is nothing to measure then.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if !arguments.iter().any(|argument| argument == "--bench") {
         return;
     }
     let base = std::env::var_os("LARDER_BENCH_DIR").map_or_else(beside_target, PathBuf::from);
     let directory = tempfile::tempdir_in(&base).expect("the bench directory can be written");
-    println!("batches of {BLOCKS} blocks, {BATCHES} a round, {ROUNDS} rounds, in {}", base.display());
+    println!("{ROUNDS} rounds, in {}", base.display());
     println!(
-        "{:>7} {:>9} {:>11} {:>11} {:>6} {:>12} {:>12} {:>11}",
-        "block", "prepare", "append MB/s", "store MB/s", "ratio", "bytes/byte", "io bytes", "syncs/batch"
+        "{:<33} {:>10} {:>10} {:>10} {:>8} {:>9} {:>11} {:>10} {:>8}   flushes: {:>6} {:>6} {:>6}",
+        " bytes",
+        "limit/s",
+        "append/s",
+        "store/s",
+        "of limit",
+        "of append",
+        "checkpoints",
+        "bytes/byte",
+        "io/byte",
+        "limit",
+        "append",
+        "store"
     );
-    for length in [4 << 10, 32 << 10] {
-        for prepare in [Prepare::None, Prepare::Allocate, Prepare::Zero] {
-            row(directory.path(), length, prepare);
+    for row in rows() {
+        let wanted = |word: &String| word.starts_with("--") || row.label().contains(word.as_str());
+        if arguments.iter().all(wanted) {
+            measure(directory.path(), row);
         }
     }
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (batch_blocks, sizes) in [
+        (1, [(256, 60), (4096, 60), (32 << 10, 60), (120 << 10, 60)]),
+        (100, [(256, 40), (4096, 20), (32 << 10, 8), (120 << 10, 4)]),
+    ] {
+        for (block_bytes, batches) in sizes {
+            let fresh = [Prepare::None, Prepare::Allocate, Prepare::Zero].map(Segments::Fresh);
+            for segments in fresh.into_iter().chain([Segments::Recycled]) {
+                rows.push(Row { block_bytes, batch_blocks, batches, segments });
+            }
+        }
+    }
+    rows
 }
 
 fn beside_target() -> PathBuf {
@@ -39,103 +98,196 @@ fn beside_target() -> PathBuf {
     target
 }
 
-fn row(directory: &Path, length: usize, prepare: Prepare) {
+/// Seconds of each round, and flushes of the device in all of them.
+#[derive(Default)]
+struct Contestant {
+    seconds: Vec<f64>,
+    flushes: u64,
+}
+
+impl Contestant {
+    fn run(&mut self, directory: &Path, work: impl FnOnce() -> f64) {
+        let before = device_flushes(directory);
+        self.seconds.push(work());
+        self.flushes += device_flushes(directory) - before;
+    }
+
+    fn median(&self) -> f64 {
+        let mut seconds = self.seconds.clone();
+        seconds.sort_by(f64::total_cmp);
+        seconds[seconds.len() / 2]
+    }
+}
+
+fn measure(directory: &Path, row: Row) {
     let place = tempfile::tempdir_in(directory).expect("the bench directory can be written");
-    let store_place = place.path().join("store");
+    let path = |name: &str| place.path().join(name);
+    let store_place = path("store");
     std::fs::create_dir(&store_place).expect("the bench directory can be written");
     let disk = OsDisk::new(&store_place).expect("the directory was just made");
-    let options = Options { prepare, quota_bytes: 1 << 40, ..Options::default() };
-    let (mut store, _) = Store::open(disk.clone(), options).expect("an empty directory opens");
-    let mut plain = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(place.path().join("plain"))
-        .expect("the bench directory can be written");
-    let payload = BATCHES * BLOCKS * length as u64;
-    let (mut appends, mut stores, mut io_bytes) = (Vec::new(), Vec::new(), 0);
-    let mut seed = length as u64;
-    let before = (store.status(), disk.counts());
+    let mut store = filled(&disk, row);
+    let overwritten = written(&path("limit"), row.payload() * ROUNDS as u64);
+    let appended = OpenOptions::new().append(true).create(true).open(path("append"));
+    let appended = appended.expect("the bench directory can be written");
+    let [mut limit, mut append, mut stored] = [(); 3].map(|()| Contestant::default());
+    let (mut checkpoints, mut io_bytes) = (Duration::ZERO, 0);
+    let mut seed = row.block_bytes as u64;
+    let before = disk.counts();
     for round in 0..ROUNDS {
-        let batches = batches(&mut seed, length);
-        // Who goes first alternates: the second finds a warmer or a busier device.
-        if round % 2 == 0 {
-            appends.push(append(&mut plain, &batches));
-        }
-        let io_before = written_by_process();
-        stores.push(commit(&mut store, &batches));
-        io_bytes += written_by_process() - io_before;
-        if round % 2 == 1 {
-            appends.push(append(&mut plain, &batches));
+        let batches = batches(&mut seed, row);
+        let whole = joined(&batches);
+        // Who goes first turns: the second finds a warmer or a busier device.
+        for turn in 0..3 {
+            match (round + turn) % 3 {
+                0 => limit.run(directory, || overwrite(&overwritten, round, row, &whole)),
+                1 => append.run(directory, || append_all(&appended, &whole)),
+                _ => {
+                    let io_before = written_by_process();
+                    stored.run(directory, || commit(&mut store, &batches, &mut checkpoints));
+                    io_bytes += written_by_process() - io_before;
+                }
+            }
         }
     }
-    let io_before = written_by_process();
-    store.checkpoint().expect("there is room");
-    io_bytes += written_by_process() - io_before;
-    let (status, counts) = (store.status(), disk.counts());
-    let all_payload = (payload * ROUNDS) as f64;
-    let (append, stored) = (median(appends), median(stores));
+    let payload = (row.payload() * ROUNDS as u64) as f64;
+    let all_batches = (row.batches * ROUNDS) as f64;
+    let each = |contestant: &Contestant| (row.batches * row.batch_blocks) as f64 / contestant.median();
+    let flushes = |contestant: &Contestant| contestant.flushes as f64 / all_batches;
     println!(
-        "{:>7} {:>9} {:>11.0} {:>11.0} {:>6.2} {:>12.3} {:>12.3} {:>11.3}",
-        length,
-        format!("{prepare:?}"),
-        payload as f64 / append / 1e6,
-        payload as f64 / stored / 1e6,
-        append / stored,
-        (counts.bytes - before.1.bytes) as f64 / all_payload,
-        io_bytes as f64 / all_payload,
-        (status.log_syncs - before.0.log_syncs) as f64 / (status.batches - before.0.batches) as f64,
+        "{} {:>10.0} {:>10.0} {:>10.0} {:>8.2} {:>9.2} {:>10.1}% {:>10.3} {:>8.3}            {:>6.2} {:>6.2} {:>6.2}",
+        row.label(),
+        each(&limit),
+        each(&append),
+        each(&stored),
+        limit.median() / stored.median(),
+        append.median() / stored.median(),
+        checkpoints.as_secs_f64() * 100.0 / stored.seconds.iter().sum::<f64>(),
+        (disk.counts().bytes - before.bytes) as f64 / payload,
+        io_bytes as f64 / payload,
+        flushes(&limit),
+        flushes(&append),
+        flushes(&stored),
     );
 }
 
-fn batches(seed: &mut u64, length: usize) -> Vec<Vec<(Hash, Bytes)>> {
+/// An empty store; on recycled segments, one that held enough before, deleted and cleaned it.
+fn filled(disk: &OsDisk, row: Row) -> Store<OsDisk> {
+    let prepare = match row.segments {
+        Segments::Fresh(prepare) => prepare,
+        Segments::Recycled => Prepare::Allocate,
+    };
+    let options = Options {
+        prepare,
+        segment_bytes: SEGMENT_BYTES,
+        quota_bytes: 1 << 40,
+        spare_segments_max: 1000,
+        ..Options::default()
+    };
+    let (mut store, _) = Store::open(disk.clone(), options).expect("an empty directory opens");
+    if row.segments != Segments::Recycled {
+        return store;
+    }
+    // Batches of large blocks waste the end of a segment, and small ones take heads and padding.
+    let batch_bytes = (row.block_bytes + 72) * row.batch_blocks + 8192;
+    let per_segment = (SEGMENT_BYTES as usize / batch_bytes).max(1);
+    let segments = row.batches * ROUNDS / per_segment + 2;
+    let mut seed = 1;
+    for _ in 0..segments {
+        let quarter = Row { block_bytes: 120 << 10, batch_blocks: 67, batches: 4, segments: row.segments };
+        for batch in batches(&mut seed, quarter) {
+            store.commit(ops(&batch)).expect("there is room");
+        }
+    }
+    store.clean_begin();
+    while !store.clean_step(u64::MAX).expect("there is room").done {}
+    let spares = store.status().spare_segments;
+    assert!(spares + 1 >= segments as u64, "{spares} spares for {segments} segments");
+    store
+}
+
+/// A file of this length whose every byte has been written and synced.
+fn written(path: &Path, bytes: u64) -> File {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
+    let file = file.expect("the bench directory can be written");
+    let piece = vec![0x5a; 1 << 20];
+    for at in (0..bytes).step_by(piece.len()) {
+        let length = piece.len().min((bytes - at) as usize);
+        file.write_all_at(&piece[..length], at).expect("there is room");
+    }
+    file.sync_all().expect("the device works");
+    file
+}
+
+type Batch = Vec<(Hash, Bytes)>;
+
+fn batches(seed: &mut u64, row: Row) -> Vec<Batch> {
     let mut block = || {
         *seed += 1_000_003;
-        let mut bytes = vec![0; length];
+        let mut bytes = vec![0; row.block_bytes];
         blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
         (*blake3::hash(&bytes).as_bytes(), Bytes::from(bytes))
     };
-    (0..BATCHES).map(|_| (0..BLOCKS).map(|_| block()).collect()).collect()
+    (0..row.batches).map(|_| (0..row.batch_blocks).map(|_| block()).collect()).collect()
 }
 
-/// Seconds for all batches, one `write` of the whole batch and one `fdatasync` each.
-fn append(file: &mut File, batches: &[Vec<(Hash, Bytes)>]) -> f64 {
-    let whole: Vec<Vec<u8>> = batches
-        .iter()
-        .map(|batch| batch.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect())
-        .collect();
+/// The payload of each batch in one piece.
+fn joined(batches: &[Batch]) -> Vec<Vec<u8>> {
+    batches.iter().map(|batch| batch.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect()).collect()
+}
+
+/// Seconds for all batches, one after the other over what the file held.
+fn overwrite(file: &File, round: usize, row: Row, batches: &[Vec<u8>]) -> f64 {
+    let mut at = round as u64 * row.payload();
     let start = Instant::now();
-    for batch in &whole {
+    for batch in batches {
+        file.write_all_at(batch, at).expect("the file is long enough");
+        file.sync_data().expect("the device works");
+        at += batch.len() as u64;
+    }
+    start.elapsed().as_secs_f64()
+}
+
+fn append_all(file: &File, batches: &[Vec<u8>]) -> f64 {
+    use std::io::Write;
+    let mut file = file;
+    let start = Instant::now();
+    for batch in batches {
         file.write_all(batch).expect("there is room");
         file.sync_data().expect("the device works");
     }
     start.elapsed().as_secs_f64()
 }
 
-/// Seconds for all batches, and for the checkpoints that became due.
-fn commit(store: &mut Store<OsDisk>, batches: &[Vec<(Hash, Bytes)>]) -> f64 {
-    let ops: Vec<Vec<Op>> = batches
-        .iter()
-        .map(|batch| {
-            batch.iter().map(|(hash, bytes)| Op::Put { hash: *hash, bytes: bytes.clone() }).collect()
-        })
-        .collect();
+/// Seconds for all batches, and for the checkpoints that became due, which are also counted apart.
+fn commit(store: &mut Store<OsDisk>, batches: &[Batch], checkpoints: &mut Duration) -> f64 {
+    let batches: Vec<Vec<Op>> = batches.iter().map(|batch| ops(batch)).collect();
     let start = Instant::now();
-    for batch in ops {
+    for batch in batches {
         store.commit(batch).expect("there is room");
         if store.needs_checkpoint() {
+            let start = Instant::now();
             store.checkpoint().expect("there is room");
+            *checkpoints += start.elapsed();
         }
     }
     start.elapsed().as_secs_f64()
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+fn ops(batch: &Batch) -> Vec<Op> {
+    batch.iter().map(|(hash, bytes)| Op::Put { hash: *hash, bytes: bytes.clone() }).collect()
 }
 
 /// `write_bytes` of this process: what it made the kernel send to a device.
 fn written_by_process() -> u64 {
     let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Flushes the device behind a directory has done; 0 where the kernel does not tell (`Documentation/block/stat.rst`,
+/// sixteenth field).
+fn device_flushes(directory: &Path) -> u64 {
+    let Ok(device) = std::fs::metadata(directory).map(|metadata| metadata.dev()) else { return 0 };
+    let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xfff00));
+    let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).unwrap_or_default();
+    text.split_whitespace().nth(15).and_then(|field| field.parse().ok()).unwrap_or(0)
 }

@@ -76,6 +76,12 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
+    }
+}
+
 /// Why a batch was not acknowledged. Nothing of it can be relied on.
 #[derive(Debug, Error)]
 pub enum CommitError {

@@ -5,8 +5,10 @@
 
 use crate::limits::{KEY_BYTES_MAX, PAGE_BYTES, VALUE_BYTES_MAX};
 
-/// The format this code reads and writes.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The format this code writes; it reads every version from 1 on.
+pub(crate) const FORMAT_VERSION: u32 = 2;
+/// Generations below belong to segments of version 1, whose files are never used again.
+pub(crate) const RECYCLED_GENERATION_MIN: u64 = 1 << 32;
 pub(crate) const RECORD_HEADER_BYTES: usize = 32;
 pub(crate) const COMMIT_VALUE_BYTES: usize = 24;
 pub(crate) const COMMIT_RECORD_BYTES: usize = RECORD_HEADER_BYTES + COMMIT_VALUE_BYTES;
@@ -29,8 +31,27 @@ pub(crate) fn segment_name(id: u32) -> String {
     format!("segment-{id:08x}")
 }
 
+/// The generation of the segment with this number: a file's name alone tells which records are its own.
+pub(crate) fn generation(id: u32) -> u64 {
+    RECYCLED_GENERATION_MIN + u64::from(id)
+}
+
 pub(crate) fn segment_id(name: &str) -> Option<u32> {
-    let digits = name.strip_prefix("segment-")?;
+    number(name, "segment-")
+}
+
+/// A file that was a segment; its bytes mean nothing.
+pub(crate) fn spare_name(id: u32) -> String {
+    format!("spare-{id:08x}")
+}
+
+/// The number of the segment that a spare was last.
+pub(crate) fn spare_id(name: &str) -> Option<u32> {
+    number(name, "spare-")
+}
+
+fn number(name: &str, prefix: &str) -> Option<u32> {
+    let digits = name.strip_prefix(prefix)?;
     let id = (digits.len() == 8).then(|| u32::from_str_radix(digits, 16).ok()).flatten();
     // the last number has no next one; no store gets there, so a file of that name is not ours
     id.filter(|id| *id < u32::MAX)
@@ -59,7 +80,7 @@ pub(crate) fn decode_superblock(bytes: &[u8; SUPERBLOCK_BYTES]) -> Decoded<Store
         return Decoded::Damaged;
     }
     match u32_at(bytes, 8) {
-        FORMAT_VERSION => Decoded::Whole(array_at(bytes, 16)),
+        1..=FORMAT_VERSION => Decoded::Whole(array_at(bytes, 16)),
         newer => Decoded::Newer(newer),
     }
 }
@@ -97,7 +118,7 @@ impl SegmentHeader {
             return Decoded::Damaged;
         }
         match u32_at(bytes, 8) {
-            FORMAT_VERSION => Decoded::Whole(Self {
+            1..=FORMAT_VERSION => Decoded::Whole(Self {
                 id: u32_at(bytes, 12),
                 store: array_at(bytes, 16),
                 generation: u64_at(bytes, 32),
@@ -271,11 +292,11 @@ mod tests {
     fn a_superblock_of_a_newer_format_is_named_and_a_damaged_one_is_not_believed() {
         let mut page = encode_superblock(&[7; 16]);
         assert_eq!(decode_superblock(&array_at(&page, 0)), Decoded::Whole([7; 16]));
-        page[8] = 2;
+        page[8] = 3;
         assert_eq!(decode_superblock(&array_at(&page, 0)), Decoded::Damaged);
         let check = crc32c::crc32c(&page[..60]);
         page[60..64].copy_from_slice(&check.to_le_bytes());
-        assert_eq!(decode_superblock(&array_at(&page, 0)), Decoded::Newer(2));
+        assert_eq!(decode_superblock(&array_at(&page, 0)), Decoded::Newer(3));
     }
 
     #[test]
@@ -306,6 +327,7 @@ mod tests {
     #[test]
     fn segment_names_are_read_back_and_others_ignored() {
         assert_eq!(segment_id(&segment_name(0x1f)), Some(0x1f));
+        assert_eq!((spare_id(&spare_name(0x1f)), spare_id(&segment_name(0x1f))), (Some(0x1f), None));
         assert_eq!(segment_id("segment-1"), None);
         assert_eq!(segment_id("index.redb"), None);
     }

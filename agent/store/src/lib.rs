@@ -17,6 +17,7 @@ pub mod limits;
 mod options;
 mod scan;
 mod segments;
+mod spares;
 mod store;
 
 pub use disk::{Disk, DiskCounts, DiskFile, Listed, OpenMode, OsDisk, Space};

@@ -45,5 +45,7 @@ pub(crate) const INDEX_BYTES_PER_BLOCK: u64 = 40;
 pub(crate) const GARBAGE_ENTRIES_MIN: u64 = 1 << 17;
 /// Sequence numbers left out behind a stretch of the log that could not be read: more than it can hold.
 pub(crate) const SEQS_SKIPPED: u64 = 1 << 32;
+/// Spare segments take at most one part in so many of the quota.
+pub(crate) const SPARES_QUOTA_SHARE: u64 = 8;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.
 pub(crate) const LOG_BYTES_PER_CHECKPOINT: u64 = 128 << 20;

@@ -1,7 +1,7 @@
 //! What the owner of a store decides.
 
 use crate::error::OpenError;
-use crate::limits::{PAGE_BYTES, SEGMENT_BYTES};
+use crate::limits::{PAGE_BYTES, SEGMENT_BYTES, SPARES_QUOTA_SHARE};
 use larder_kernels::Level;
 
 /// How a fresh segment is prepared.
@@ -35,6 +35,8 @@ pub struct Options {
     pub prepare: Prepare,
     /// The instructions the filter uses.
     pub kernels: Level,
+    /// Most emptied segment files to keep for the next segments; together never more than an eighth of the quota.
+    pub spare_segments_max: u32,
     /// Whether to make a store where there is none.
     pub create: bool,
 }
@@ -50,12 +52,18 @@ impl Default for Options {
             reserve_bytes: 64 << 20,
             prepare: Prepare::Allocate,
             kernels: Level::detect(),
+            spare_segments_max: 8,
             create: true,
         }
     }
 }
 
 impl Options {
+    pub(crate) fn spares_max(&self) -> usize {
+        let share = self.quota_bytes / SPARES_QUOTA_SHARE / self.segment_bytes;
+        share.min(u64::from(self.spare_segments_max)) as usize
+    }
+
     pub(crate) fn check(&self) -> Result<(), OpenError> {
         let wrong =
             |option, found, allowed: &str| OpenError::Option { option, found, allowed: allowed.into() };

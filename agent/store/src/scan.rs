@@ -57,35 +57,47 @@ impl<F: DiskFile> Reader<F> {
         Self { file, salt, generation, end, window: Vec::new(), window_start: 0, met_error: false }
     }
 
-    /// The next whole batch at or behind `offset` that is newer than `newer_than`, and where it starts.
+    /// The next whole batch at or behind `offset` that is newer than `newer_than`, and where it starts. Reads
+    /// to the segment's end if there is none, each byte about once.
     pub(crate) fn next_batch(&mut self, offset: u64, newer_than: u64) -> Option<(u64, Batch)> {
         let mut at = offset;
         while at < self.end {
-            if let Some(batch) = self.batch(at).filter(|batch| batch.commit_seq > newer_than) {
-                return Some((at, batch));
-            }
-            at += PAGE_BYTES;
+            at = match self.batch_or_reach(at) {
+                Ok(batch) if batch.commit_seq > newer_than => return Some((at, batch)),
+                Ok(batch) => batch.end,
+                Err(reach) => reach.max(at + 1).next_multiple_of(PAGE_BYTES),
+            };
         }
         None
     }
 
     /// The batch that starts at `offset`, if it is whole.
     pub(crate) fn batch(&mut self, offset: u64) -> Option<Batch> {
+        self.batch_or_reach(offset).ok()
+    }
+
+    /// The batch that starts at `offset`, or before where none can start: up to there lie whole records of
+    /// something else.
+    fn batch_or_reach(&mut self, offset: u64) -> Result<Batch, u64> {
         let mut records = Vec::new();
         let mut records_check = 0;
         let mut at = offset;
         loop {
-            let header = self.header(at)?;
+            let header = self.header(at).ok_or(at)?;
             if header.kind == Kind::Commit {
-                let commit = self.commit(at, &header)?;
+                let commit = self.commit(at, &header).ok_or(at)?;
+                let stop = at + COMMIT_RECORD_BYTES as u64;
+                let start = stop.saturating_sub(u64::from(commit.batch_bytes));
                 let fits = commit.count as usize == records.len()
-                    && u64::from(commit.batch_bytes) == at + COMMIT_RECORD_BYTES as u64 - offset
+                    && start == offset
                     && commit.records_check == records_check;
-                let end = (at + COMMIT_RECORD_BYTES as u64).next_multiple_of(PAGE_BYTES);
-                return fits.then_some(Batch { records, commit_seq: header.seq, end });
+                let end = stop.next_multiple_of(PAGE_BYTES);
+                // The commit may close a batch that starts further on.
+                let reach = if start > offset { start } else { stop };
+                return if fits { Ok(Batch { records, commit_seq: header.seq, end }) } else { Err(reach) };
             }
             records_check = crc32c::crc32c_append(records_check, &header.check.to_le_bytes());
-            records.push(self.record(at, &header)?);
+            records.push(self.record(at, &header).ok_or(at)?);
             at += header.record_bytes();
         }
     }
@@ -111,13 +123,18 @@ impl<F: DiskFile> Reader<F> {
         salvage
     }
 
-    /// Generation and sequence number of the first record on a page start; the way out when a segment's
-    /// header page is damaged.
-    pub(crate) fn any_record(file: F, salt: u32, end: u64) -> Option<(u64, u64)> {
+    /// Generation and sequence number of the first record on a page start whose generation is this file's `own`;
+    /// the way out when a segment's header page is damaged.
+    pub(crate) fn any_record(
+        file: F,
+        salt: u32,
+        end: u64,
+        own: impl Fn(u64) -> bool + Copy,
+    ) -> Option<(u64, u64)> {
         let mut reader = Reader::new(file, salt, 0, end);
         let mut at = PAGE_BYTES;
         while at < end {
-            if let Some(header) = reader.header_of_any_generation(at) {
+            if let Some(header) = reader.header_of(at, own) {
                 return Some((header.generation, header.seq));
             }
             at += PAGE_BYTES;
@@ -133,15 +150,15 @@ impl<F: DiskFile> Reader<F> {
     /// Whether all of it can be read.
     pub(crate) fn reads_whole(&mut self) -> bool {
         for at in (0..self.end).step_by(PAGE_BYTES as usize) {
-            self.has_bytes(at);
+            let length = (self.end - at).min(PAGE_BYTES);
+            self.bytes(at, length as usize);
         }
         !self.met_error
     }
 
-    /// Whether anything but zeros lies on the page at `offset`.
-    pub(crate) fn has_bytes(&mut self, offset: u64) -> bool {
-        let length = self.end.saturating_sub(offset).min(PAGE_BYTES);
-        self.bytes(offset, length as usize).is_none_or(|page| page.iter().any(|byte| *byte != 0))
+    /// Whether a batch of this segment was begun at `offset`.
+    pub(crate) fn is_begun(&mut self, offset: u64) -> bool {
+        self.header(offset).is_some()
     }
 
     /// The value of a record that was found.
@@ -153,12 +170,16 @@ impl<F: DiskFile> Reader<F> {
 
     fn header(&mut self, at: u64) -> Option<RecordHeader> {
         let generation = self.generation;
-        self.header_of_any_generation(at).filter(|header| header.generation == generation)
+        self.header_of(at, |found| found == generation)
     }
 
-    fn header_of_any_generation(&mut self, at: u64) -> Option<RecordHeader> {
+    /// What the file held in an earlier use stops at the generation, before any check is computed.
+    fn header_of(&mut self, at: u64, own: impl Fn(u64) -> bool) -> Option<RecordHeader> {
         let salt = self.salt;
         let header = RecordHeader::decode(&array_at(self.bytes(at, RECORD_HEADER_BYTES)?, 0))?;
+        if !own(header.generation) {
+            return None;
+        }
         let keyed = self.bytes(at, header.value_offset() as usize)?;
         header.check_fits(salt, keyed).then_some(header)
     }

@@ -1,15 +1,20 @@
 //! The segment files: which there are, which one is open, and how many bytes they take.
 //!
-//! Duty: make, prepare, append to, seal, read and remove segment files. A segment whose write or sync failed
-//! is cut back to its last acknowledged byte and never written again; the next header says where it ended.
-//! Memory: one row per segment, and a bounded number of open files.
+//! Duty: make, prepare, write, seal, read and retire segment files. A retired file becomes a spare, and a spare
+//! the next segment; what it held before is of another generation and never read again. A segment whose write
+//! or sync failed is cut back to its last acknowledged byte and never written again; the next header says where
+//! it ended. Memory: one row per segment, and a bounded number of open files.
 
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
-use crate::format::{Decoded, SEGMENT_HEADER_BYTES, SegmentHeader, StoreId, salt, segment_id, segment_name};
+use crate::format::{
+    Decoded, RECYCLED_GENERATION_MIN, SEGMENT_HEADER_BYTES, SegmentHeader, StoreId, generation, salt,
+    segment_id, segment_name, spare_name,
+};
 use crate::index::SegmentRow;
 use crate::limits::{OPEN_FILES_MAX, PAGE_BYTES};
 use crate::options::Prepare;
 use crate::scan::Reader;
+use crate::spares::Spares;
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -46,7 +51,7 @@ pub(crate) struct Segments<D: Disk> {
     /// Most recently used last.
     readers: Vec<(u32, D::File)>,
     next_id: u32,
-    next_generation: u64,
+    pub(crate) spares: Spares<D>,
     /// Files that are gone and rows that the index still has.
     pub(crate) forgotten: Vec<u32>,
 }
@@ -66,8 +71,10 @@ pub(crate) fn list_files<D: Disk>(disk: &D, listed: &[Listed]) -> io::Result<Vec
     for (id, length) in listed.iter().filter_map(|file| Some((segment_id(&file.name)?, file.length))) {
         let file = disk.open(&segment_name(id), OpenMode::Read)?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        let header = match file.read_at(&mut bytes, 0) {
-            Ok(()) => SegmentHeader::decode(&bytes),
+        let header = match file.read_at(&mut bytes, 0).map(|()| SegmentHeader::decode(&bytes)) {
+            // A spare was on its way to become this segment, and its old header is still there.
+            Ok(Decoded::Whole(header)) if header.id != id => Decoded::Damaged,
+            Ok(header) => header,
             Err(_unreadable) => Decoded::Damaged,
         };
         files.push(SegmentFile { id, length, disk_bytes: file.bytes_on_disk()?, header });
@@ -82,14 +89,15 @@ impl<D: Disk> Segments<D> {
         disk: Arc<D>,
         store: StoreId,
         files: &[SegmentFile],
+        spares: Spares<D>,
         rows: &BTreeMap<u32, SegmentRow>,
         checkpoint_generation: u64,
     ) -> io::Result<(Self, Vec<String>)> {
-        let next_id =
-            files.iter().map(|file| file.id).chain(rows.keys().copied()).max().map_or(0, |id| id + 1);
+        let used = files.iter().map(|file| file.id).chain(rows.keys().copied()).chain(spares.id_max());
+        let next_id = used.max().map_or(0, |id| id + 1);
         let all = BTreeMap::new();
         let (open, readers, forgotten) = (None, Vec::new(), Vec::new());
-        let mut segments = Self { disk, store, all, open, readers, next_id, next_generation: 1, forgotten };
+        let mut segments = Self { disk, store, all, open, readers, next_id, spares, forgotten };
         let mut unreadable = Vec::new();
         for file in files {
             match segments.segment_of(file, rows.get(&file.id), checkpoint_generation)? {
@@ -101,9 +109,6 @@ impl<D: Disk> Segments<D> {
             }
         }
         segments.learn_ends(files);
-        let newest = segments.all.values().map(|segment| segment.row.generation);
-        let newest = newest.chain(rows.values().map(|row| row.generation)).max().unwrap_or(0);
-        segments.next_generation = newest + 1 + unreadable.len() as u64;
         Ok((segments, unreadable))
     }
 
@@ -114,7 +119,7 @@ impl<D: Disk> Segments<D> {
         checkpoint_generation: u64,
     ) -> io::Result<Option<Segment>> {
         let header = match file.header {
-            Decoded::Whole(header) if header.store == self.store && header.id == file.id => Some(header),
+            Decoded::Whole(header) if header.store == self.store => Some(header),
             Decoded::Whole(_) | Decoded::Newer(_) | Decoded::Damaged => None,
         };
         let row = match (row, header) {
@@ -129,7 +134,8 @@ impl<D: Disk> Segments<D> {
             },
             (None, None) => {
                 let opened = self.disk.open(&segment_name(file.id), OpenMode::Read)?;
-                let found = Reader::any_record(opened, salt(&self.store), file.length);
+                let own = |found| found == generation(file.id) || found < RECYCLED_GENERATION_MIN;
+                let found = Reader::any_record(opened, salt(&self.store), file.length, own);
                 let Some((generation, first_seq)) = found else { return Ok(None) };
                 SegmentRow { generation, first_seq, end: file.length, live: 0, retired: false }
             }
@@ -228,34 +234,52 @@ impl<D: Disk> Segments<D> {
         Ok(())
     }
 
-    /// Makes the next segment and opens it. Its header is durable with the first sync.
+    /// Makes the next segment, of a spare if there is one, and opens it. Its header is durable with the first sync.
     pub(crate) fn create(&mut self, first_seq: u64, prepare: Prepare, bytes: u64) -> io::Result<()> {
         debug_assert!(self.open.is_none(), "the open segment is sealed before the next is made");
         let previous = self.newest().map_or((0, 0), |(_, s)| (s.row.generation, s.row.end));
-        let (id, generation) = (self.next_id, self.next_generation);
+        let id = self.next_id;
         let header = SegmentHeader {
             id,
             store: self.store,
-            generation,
+            generation: generation(id),
             first_seq,
             previous_generation: previous.0,
             previous_end: previous.1,
         };
-        let made = self.disk.open(&segment_name(id), OpenMode::Create).and_then(|file| {
-            prepare_file(&file, prepare, bytes)?;
-            file.write_gathered(&[IoSlice::new(&header.encode())], 0)?;
-            self.disk.sync_dir()?;
-            Ok(file)
-        });
-        let file = made.inspect_err(|_| drop(self.disk.remove(&segment_name(id))))?;
+        let made = self.make(&header, prepare, bytes).and_then(|file| Ok((file.bytes_on_disk()?, file)));
+        let (disk_bytes, file) = made.inspect_err(|_| drop(self.disk.remove(&segment_name(id))))?;
+        let generation = header.generation;
         let row = SegmentRow { generation, first_seq, end: PAGE_BYTES, live: 0, retired: false };
-        let disk_bytes = file.bytes_on_disk()?;
         let segment =
             Segment { row, changed: true, end_known: true, damaged: false, disk_bytes, header_whole: true };
         self.all.insert(id, segment);
         self.open = Some(Open { id, file });
-        (self.next_id, self.next_generation) = (id + 1, generation + 1);
+        self.next_id = id + 1;
         Ok(())
+    }
+
+    fn make(&mut self, header: &SegmentHeader, prepare: Prepare, bytes: u64) -> io::Result<D::File> {
+        let page = header.encode();
+        let name = segment_name(header.id);
+        while let Some(spare) = self.spares.best() {
+            let made = self.spares.take(spare).and_then(|file| {
+                file.write_gathered(&[IoSlice::new(&page)], 0)?;
+                self.disk.rename(&spare_name(spare.id), &name)?;
+                self.disk.sync_dir()?;
+                Ok(file)
+            });
+            match made {
+                Ok(file) => return Ok(file),
+                // A spare is worth no error: it goes, under whichever name it has.
+                Err(_unusable) => drop(self.disk.remove(&spare_name(spare.id))),
+            }
+        }
+        let file = self.disk.open(&name, OpenMode::Create)?;
+        prepare_file(&file, prepare, bytes)?;
+        file.write_gathered(&[IoSlice::new(&page)], 0)?;
+        self.disk.sync_dir()?;
+        Ok(file)
     }
 
     /// Writes at the end of the open segment; the end moves only by [`Segments::acknowledge`].
@@ -287,9 +311,24 @@ impl<D: Disk> Segments<D> {
         }
     }
 
-    /// Closes the open segment; what was prepared and not used goes back to the file system.
+    /// Closes the open segment. What it has not used goes back to the file system, unless that is so little that
+    /// the file is worth more whole.
     pub(crate) fn seal(&mut self) {
+        let unused = self.open_segment().map_or(0, |(_, _, end)| self.open_disk_bytes().saturating_sub(end));
+        if unused > self.spares.tail_bytes() {
+            self.cut();
+        }
+        self.close();
+    }
+
+    /// Closes the open segment where it was last acknowledged: what a failed write or sync left behind may look
+    /// whole.
+    pub(crate) fn seal_failed(&mut self) {
         self.cut();
+        self.close();
+    }
+
+    fn close(&mut self) {
         if let Some(open) = self.open.take()
             && let Some(segment) = self.all.get_mut(&open.id)
         {
@@ -322,24 +361,35 @@ impl<D: Disk> Segments<D> {
         Ok(Reader::new(file, salt(&self.store), generation, end))
     }
 
-    /// Removes the files of retired segments; their rows are forgotten once that is durable.
-    pub(crate) fn remove_retired(&mut self) -> io::Result<u64> {
-        let retired: Vec<u32> = self.iter().filter(|(_, s)| s.row.retired).map(|(id, _)| id).collect();
-        let mut freed = 0;
-        for id in &retired {
+    /// Makes spares of the files of retired segments, or removes them; their rows are forgotten once that is
+    /// durable. Returns the bytes they took.
+    pub(crate) fn free_retired(&mut self) -> io::Result<u64> {
+        let retired: Vec<(u32, Segment)> =
+            self.iter().filter(|(_, s)| s.row.retired).map(|(id, segment)| (id, *segment)).collect();
+        let (mut freed, mut spared) = (0, 0);
+        for (id, segment) in &retired {
             self.keep_end_of_previous(*id)?;
             self.readers.retain(|(reader, _)| reader != id);
-            match self.disk.remove(&segment_name(*id)) {
+            let recycled = segment.row.generation >= RECYCLED_GENERATION_MIN
+                && self.spares.want(segment.disk_bytes, spared);
+            let freeing = if recycled {
+                spared += 1;
+                self.disk.rename(&segment_name(*id), &spare_name(*id))
+            } else {
+                self.disk.remove(&segment_name(*id))
+            };
+            match freeing {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => freed += self.get(*id).map_or(0, |segment| segment.disk_bytes),
+                _ => freed += segment.disk_bytes,
             }
         }
         if !retired.is_empty() {
             self.disk.sync_dir()?;
         }
-        for id in retired {
+        for (id, _) in retired {
             self.all.remove(&id);
             self.forgotten.push(id);
+            self.spares.add(id);
         }
         Ok(freed)
     }
@@ -347,15 +397,14 @@ impl<D: Disk> Segments<D> {
     /// A header tells where the segment before it ended. Before it goes, that length must be durable.
     fn keep_end_of_previous(&mut self, id: u32) -> io::Result<()> {
         let generation = self.get(id).map_or(0, |segment| segment.row.generation);
-        let previous =
-            self.iter().filter(|(_, s)| s.row.generation < generation).max_by_key(|(_, s)| s.row.generation);
-        let Some((previous, end)) = previous.filter(|(_, s)| !s.row.retired).map(|(id, s)| (id, s.row.end))
-        else {
-            return Ok(());
-        };
-        let file = self.disk.open(&segment_name(previous), OpenMode::ReadWrite)?;
-        file.set_len(end)?;
-        file.sync_data()
+        let previous = self.all.iter_mut().filter(|(_, s)| s.row.generation < generation);
+        let previous = previous.max_by_key(|(_, s)| s.row.generation).filter(|(_, s)| !s.row.retired);
+        let Some((previous, segment)) = previous else { return Ok(()) };
+        let file = self.disk.open(&segment_name(*previous), OpenMode::ReadWrite)?;
+        file.set_len(segment.row.end)?;
+        file.sync_data()?;
+        segment.disk_bytes = file.bytes_on_disk()?;
+        Ok(())
     }
 
     /// Rows the index does not have yet, and those it should forget.

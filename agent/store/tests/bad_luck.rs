@@ -75,7 +75,7 @@ fn a_newer_format_is_refused_with_both_versions_and_the_way_out() {
     page[60..64].copy_from_slice(&check.to_le_bytes());
     fs::write(&superblock, page).unwrap();
     let message = Store::open(disk(directory.path()), options()).unwrap_err().to_string();
-    assert!(message.contains("format 9") && message.contains("up to 1") && message.contains("upgrade"));
+    assert!(message.contains("format 9") && message.contains("up to 2") && message.contains("upgrade"));
 }
 
 #[test]

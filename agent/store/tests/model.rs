@@ -70,8 +70,9 @@ fn block(number: u64) -> Bytes {
     content(number, (number * number * 7) as usize % 9000)
 }
 
-fn small(prepare: Prepare) -> Options {
-    Options { segment_bytes: 128 << 10, table_entries: 20, cache_bytes: 20_000, prepare, ..options() }
+fn small(prepare: Prepare, spare_segments_max: u32) -> Options {
+    let options = Options { spare_segments_max, ..options() };
+    Options { segment_bytes: 128 << 10, table_entries: 20, cache_bytes: 20_000, prepare, ..options }
 }
 
 fn apply(store: &mut Store<OsDisk>, model: &mut Model, changes: &[Change]) {
@@ -146,9 +147,10 @@ fn tear(directory: &std::path::Path, length: usize) {
     std::fs::write(newest, bytes).unwrap();
 }
 
-fn run(steps: &[Step], prepare: Prepare) {
+fn run(steps: &[Step], prepare: Prepare, spares_max: u32) {
     let mut directory = tempfile::tempdir().unwrap();
-    let opened = |place: &tempfile::TempDir| Store::open(disk(place.path()), small(prepare)).unwrap().0;
+    let opened =
+        |place: &tempfile::TempDir| Store::open(disk(place.path()), small(prepare, spares_max)).unwrap().0;
     let mut store = opened(&directory);
     let mut model = Model::default();
     for step in steps {
@@ -174,7 +176,7 @@ fn run(steps: &[Step], prepare: Prepare) {
             }
             Step::Rebuild => {
                 drop(store);
-                let report = rebuild_index(disk(directory.path()), small(prepare)).unwrap();
+                let report = rebuild_index(disk(directory.path()), small(prepare, spares_max)).unwrap();
                 assert_eq!(report.damaged_bytes, 0);
                 store = opened(&directory);
             }
@@ -203,7 +205,8 @@ proptest! {
     fn any_program_leaves_what_a_map_would_hold(
         steps in prop::collection::vec(step(), 1..40),
         prepare in prop_oneof![Just(Prepare::None), Just(Prepare::Allocate), Just(Prepare::Zero)],
+        spares_max in 0..4_u32,
     ) {
-        run(&steps, prepare);
+        run(&steps, prepare, spares_max);
     }
 }

@@ -258,7 +258,8 @@ impl Keeper {
 
     fn decided(&mut self, forced: bool, numbers: &StoreNumbers, out: &mut Effects) -> Task {
         let watermark = self.quota_bytes / 100 * self.watermark_percent;
-        let excess = numbers.used_bytes.saturating_sub(watermark);
+        // The store gives its spares back by itself: they are no reason to clean, let alone to evict.
+        let excess = numbers.used_bytes.saturating_sub(numbers.spare_bytes).saturating_sub(watermark);
         if excess > 0 && self.evict == Evict::Oldest {
             // A tenth more, so that the next object does not start it again.
             let excess = excess + watermark / 10;

@@ -139,7 +139,8 @@ impl<D: Disk> Index<D> {
             let database = database.set_cache_size(cache_bytes).create_with_backend(handle)?;
             let opened = read_opening(&database, level, store)?;
             Ok((database, opened))
-        })?;
+        })
+        .map_err(|error| if backend.met_full() { IndexError::Full } else { error })?;
         let (runs, opened) =
             opened.ok_or_else(|| IndexError::Failed("it belongs to another store or layout".into()))?;
         let commit_entries = cache_bytes as u64 / 2 / INDEX_BYTES_PER_BLOCK;

@@ -3,7 +3,7 @@
 //! Duty: give space back. The caller marks every block that a name leads to; blocks written or found present
 //! since `clean_begin` count as marked. The marks are a bloom filter: a false positive keeps garbage, never
 //! loses a block. Live records go to the open segment as ordinary batches with their old sequence numbers;
-//! only when an index that knows the new places is durable is the old file removed, so a crash at any point
+//! only when an index that knows the new places is durable is the old file freed, so a crash at any point
 //! leaves at least one copy. A segment with bytes that are no records is left alone.
 
 use super::names::read_error;
@@ -52,7 +52,7 @@ pub struct CleanProgress {
     pub bytes_read: u64,
     /// Bytes written anew.
     pub bytes_moved: u64,
-    /// Bytes given back to the device.
+    /// Bytes of emptied segments: given back to the device, or kept as spares for the next ones.
     pub bytes_freed: u64,
     /// Blocks that nothing led to, now forgotten.
     pub blocks_dropped: u64,
@@ -116,7 +116,7 @@ impl<D: Disk> Store<D> {
                 cleaning.position = PAGE_BYTES;
             }
         }
-        progress.bytes_freed = self.remove_emptied()?;
+        progress.bytes_freed = self.free_emptied()?;
         progress.done = self.under_way()?.victims.as_ref().is_none_or(VecDeque::is_empty);
         if progress.done {
             self.cleaning = None;
@@ -311,14 +311,14 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    fn remove_emptied(&mut self) -> Result<u64, MaintainError> {
+    fn free_emptied(&mut self) -> Result<u64, MaintainError> {
         if !self.segments.iter().any(|(_, segment)| segment.row.retired) {
             return Ok(0);
         }
         self.checkpoint()?;
         self.segments
-            .remove_retired()
-            .map_err(|source| MaintainError::Io { doing: "removing an emptied segment", source })
+            .free_retired()
+            .map_err(|source| MaintainError::Io { doing: "freeing an emptied segment", source })
     }
 }
 

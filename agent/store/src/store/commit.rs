@@ -125,7 +125,12 @@ impl<D: Disk> Store<D> {
         self.clear_clean_mark()?;
         let newest = records.last().map_or(self.next_seq, |record| record.seq);
         let commit_seq = self.next_seq.max(newest + 1);
-        let encoded = self.write_batch(records, commit_seq, length)?;
+        let encoded = match self.write_batch(records, commit_seq, length) {
+            Err(CommitError::Full { .. }) if self.segments.spares.give_back(0) => {
+                self.write_batch(records, commit_seq, length)?
+            }
+            other => other?,
+        };
         let Some((segment, _, start)) = self.segments.open_segment() else {
             return Err(CommitError::Stopped { reason: "no segment is open".into() });
         };
@@ -206,7 +211,7 @@ impl<D: Disk> Store<D> {
     fn close_failed_segment(&mut self, error: &io::Error) -> String {
         let name = self.segments.open_segment().map(|(id, _, _)| crate::format::segment_name(id));
         let failure = format!("writing {} failed: {error}", name.unwrap_or_default());
-        self.segments.seal();
+        self.segments.seal_failed();
         self.end_untold = true;
         self.counters.write_faults += 1;
         self.counters.last_fault = Some(failure.clone());
@@ -328,26 +333,45 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn check_quota(&self, length: u64, entries: u64, keeps_reserve: bool) -> Result<(), CommitError> {
-        let segment = self.options.segment_bytes;
-        let log = match self.segments.open_segment() {
-            Some((_, _, end)) if end + length <= segment => {
-                (end + length).saturating_sub(self.segments.open_disk_bytes())
+    /// Spares are given back before a batch is refused.
+    fn check_quota(&mut self, length: u64, entries: u64, keeps_reserve: bool) -> Result<(), CommitError> {
+        let kept = if keeps_reserve { self.options.reserve_bytes } else { 0 };
+        let quota = self.options.quota_bytes - kept;
+        let index = self.index_growth(entries);
+        loop {
+            let (log, spares_needed) = self.log_growth(length, keeps_reserve);
+            let used = self.used_bytes() + log + index;
+            if used <= quota {
+                return Ok(());
             }
-            Some(_) | None => match self.options.prepare {
-                Prepare::Allocate | Prepare::Zero if keeps_reserve => segment,
-                Prepare::None | Prepare::Allocate | Prepare::Zero => length + PAGE_BYTES,
+            let left = self.segments.spares.count().saturating_sub(1).max(spares_needed);
+            if !self.segments.spares.give_back(left) {
+                return Err(CommitError::Full { used, quota });
+            }
+        }
+    }
+
+    /// What the log takes more on the device with a batch of this length, and how many spares go into it.
+    fn log_growth(&self, length: u64, keeps_reserve: bool) -> (u64, usize) {
+        let segment = self.options.segment_bytes;
+        match (self.segments.open_segment(), self.segments.spares.best()) {
+            (Some((_, _, end)), _) if end + length <= segment => {
+                ((end + length).saturating_sub(self.segments.open_disk_bytes()), 0)
+            }
+            (_, Some(spare)) => ((PAGE_BYTES + length).saturating_sub(spare.disk_bytes), 1),
+            (_, None) => match self.options.prepare {
+                Prepare::Allocate | Prepare::Zero if keeps_reserve => (segment, 0),
+                Prepare::None | Prepare::Allocate | Prepare::Zero => (PAGE_BYTES + length, 0),
             },
-        };
+        }
+    }
+
+    fn index_growth(&self, entries: u64) -> u64 {
         // Names are in no order: each new one may copy a leaf, but no leaf is copied twice in a checkpoint.
         let texts = self.table.texts() as u64 + entries;
         let copied = (texts * INDEX_LEAF_BYTES).min(self.index.bytes_on_disk());
         let blocks = (self.table.blocks().len() as u64 + entries) * INDEX_BYTES_PER_BLOCK;
-        let index = INDEX_BYTES_MIN + texts * INDEX_BYTES_PER_TEXT + copied + blocks;
-        let used = self.used_bytes() + log + index;
-        let kept = if keeps_reserve { self.options.reserve_bytes } else { 0 };
-        let quota = self.options.quota_bytes - kept;
-        if used > quota { Err(CommitError::Full { used, quota }) } else { Ok(()) }
+        INDEX_BYTES_MIN + texts * INDEX_BYTES_PER_TEXT + copied + blocks
     }
 
     pub(super) fn full(&self) -> CommitError {

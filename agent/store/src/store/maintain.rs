@@ -7,7 +7,7 @@
 use super::Store;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::error::{CommitError, MaintainError};
-use crate::format::{INDEX_NAME, SET_ASIDE_PREFIX, StoreId};
+use crate::format::{INDEX_NAME, SET_ASIDE_PREFIX, StoreId, segment_id, spare_id};
 use crate::index::{Checkpoint, Index, IndexError, Opened, Place, Prefix, Update};
 use crate::limits::{
     INDEX_BYTES_PER_BLOCK, LOG_BYTES_PER_CHECKPOINT, MERGE_ENTRIES_MIN, MERGE_PACE, TABLE_BYTES_MAX,
@@ -69,6 +69,9 @@ impl<D: Disk> Store<D> {
             Ok(()) => {}
             Err(IndexError::Full) => {
                 self.reopen_index();
+                if self.segments.spares.give_back(0) {
+                    return self.checkpoint_at(checkpoint);
+                }
                 return Err(self.full().into());
             }
             Err(IndexError::Failed(reason)) => {
@@ -144,6 +147,9 @@ impl<D: Disk> Store<D> {
             Ok(()) => {}
             Err(IndexError::Full) => {
                 self.reopen_index();
+                if self.segments.spares.give_back(0) {
+                    return self.clear_clean_mark();
+                }
                 return Err(self.full());
             }
             Err(IndexError::Failed(reason)) => {
@@ -225,9 +231,9 @@ pub(super) fn open_index<D: Disk>(
     Index::open(disk, options.index_cache_bytes, options.kernels, id)
 }
 
-/// Bytes of all files that are neither segments nor the index.
+/// Bytes of all files that are neither segments, spares nor the index.
 pub(super) fn other_bytes<D: Disk>(disk: &D) -> u64 {
-    let is_other = |name: &str| crate::format::segment_id(name).is_none() && name != INDEX_NAME;
+    let is_other = |name: &str| segment_id(name).or(spare_id(name)).is_none() && name != INDEX_NAME;
     let names = disk.list().unwrap_or_default().into_iter().map(|file| file.name);
     names
         .filter(|name| is_other(name))

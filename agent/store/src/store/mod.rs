@@ -107,7 +107,10 @@ impl<D: Disk> Store<D> {
 
     /// What the directory takes on the device.
     fn used_bytes(&self) -> u64 {
-        self.segments.disk_bytes() + self.index.bytes_on_disk() + self.other_bytes
+        self.segments.disk_bytes()
+            + self.segments.spares.disk_bytes()
+            + self.index.bytes_on_disk()
+            + self.other_bytes
     }
 
     fn is_quarantined(&self, hash: &Hash) -> bool {

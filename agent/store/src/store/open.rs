@@ -16,6 +16,7 @@ use crate::format::{
 use crate::index::{Checkpoint, Index, IndexError, Opened, SegmentRow, Table};
 use crate::options::Options;
 use crate::segments::{SegmentFile, Segments, list_files};
+use crate::spares::Spares;
 use quick_cache::unsync::Cache;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,14 +105,11 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Goes on where the log ends.
-    fn resume(&mut self, report: &OpenReport) -> io::Result<()> {
-        self.segments.remove_retired()?;
-        self.segments.resume(self.options.segment_bytes)?;
-        if report.torn {
-            self.segments.cut();
-        }
-        Ok(())
+    /// Goes on where the log ends. What a torn batch left there is written over; cutting it off would take
+    /// away what was prepared, or is recycled.
+    fn resume(&mut self) -> io::Result<()> {
+        self.segments.free_retired()?;
+        self.segments.resume(self.options.segment_bytes)
     }
 }
 
@@ -122,6 +120,21 @@ fn open<D: Disk>(
 ) -> Result<(Store<D>, OpenReport), OpenError> {
     options.check()?;
     let disk = Arc::new(disk);
+    match open_once(&disk, &options, rebuild) {
+        Err(error) if error.is_full() => {
+            let listed = disk.list().map_err(io_error(disk.as_ref(), "listing files"))?;
+            let mut spares = Spares::load(Arc::clone(&disk), &options, &listed);
+            if spares.give_back(0) { open_once(&disk, &options, rebuild) } else { Err(error) }
+        }
+        other => other,
+    }
+}
+
+fn open_once<D: Disk>(
+    disk: &Arc<D>,
+    options: &Options,
+    rebuild: Option<&str>,
+) -> Result<(Store<D>, OpenReport), OpenError> {
     let failed = |doing: &str| io_error(disk.as_ref(), doing);
     let lock = lock(disk.as_ref())?;
     let listed = disk.list().map_err(failed("listing files"))?;
@@ -131,15 +144,16 @@ fn open<D: Disk>(
     for file in listed.iter().filter(|file| OBSOLETE_NAMES.contains(&file.name.as_str())) {
         disk.remove(&file.name).map_err(failed("removing the filter of an earlier version"))?;
     }
-    let (index, opened, rebuilt) = fitting_index(disk.as_ref(), &options, &id, &files, &listed, rebuild)?;
+    let (index, opened, rebuilt) = fitting_index(disk.as_ref(), options, &id, &files, &listed, rebuild)?;
     report.index_rebuilt = rebuilt;
     let rows: BTreeMap<u32, SegmentRow> = opened.segments.iter().copied().collect();
     let generation = opened.checkpoint.map_or(0, |checkpoint| checkpoint.generation);
-    let (mut segments, unreadable) = Segments::load(Arc::clone(&disk), id, &files, &rows, generation)
+    let spares = Spares::load(Arc::clone(disk), options, &listed);
+    let (mut segments, unreadable) = Segments::load(Arc::clone(disk), id, &files, spares, &rows, generation)
         .map_err(failed("reading segments"))?;
     report.unreadable_files = unreadable;
     segments.forgotten = rows.keys().copied().filter(|id| segments.get(*id).is_none()).collect();
-    let mut store = empty_store(Arc::clone(&disk), lock, options, id, segments, index);
+    let mut store = empty_store(Arc::clone(disk), lock, options.clone(), id, segments, index);
     match store.start(opened, &mut report) {
         Ok(()) => {}
         Err(IndexError::Failed(reason)) => {
@@ -151,7 +165,7 @@ fn open<D: Disk>(
     if !report.unreadable_files.is_empty() {
         store.skip_numbers();
     }
-    store.resume(&report).map_err(failed("opening the newest segment"))?;
+    store.resume().map_err(failed("opening the newest segment"))?;
     store.counters.index_rebuilt = report.index_rebuilt.clone();
     store.counters.add_damage(&report);
     if report.index_rebuilt.is_some() || store.needs_checkpoint() {

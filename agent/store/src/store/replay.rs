@@ -82,7 +82,7 @@ impl<D: Disk> Store<D> {
                     // A batch that can not be read is not one that was never written.
                     None if segment.end_known || parser.met_error() => (segment.row.end, None),
                     None => {
-                        report.torn |= parser.has_bytes(at);
+                        report.torn |= parser.is_begun(at);
                         break;
                     }
                 },

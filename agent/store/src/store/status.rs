@@ -44,10 +44,14 @@ pub struct StoreStatus {
     pub names: u64,
     /// Segment files.
     pub segments: u64,
+    /// Emptied ones that wait to be segments again.
+    pub spare_segments: u64,
     /// What the directory takes on the device.
     pub used_bytes: u64,
     /// Part of it for segments.
     pub log_disk_bytes: u64,
+    /// Part of it for spare segments.
+    pub spare_disk_bytes: u64,
     /// Part of it for the index.
     pub index_disk_bytes: u64,
     /// Bytes of records that are still asked for; an estimate.
@@ -125,8 +129,10 @@ impl<D: Disk> Store<D> {
             blocks: self.blocks,
             names: self.names,
             segments: self.segments.count() as u64,
+            spare_segments: self.segments.spares.count() as u64,
             used_bytes: self.used_bytes(),
             log_disk_bytes: self.segments.disk_bytes(),
+            spare_disk_bytes: self.segments.spares.disk_bytes(),
             index_disk_bytes: self.index.bytes_on_disk(),
             live_bytes: self.segments.iter().map(|(_, segment)| segment.row.live).sum(),
             quota_bytes: self.options.quota_bytes,

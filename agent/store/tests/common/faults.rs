@@ -16,7 +16,7 @@ pub(crate) struct Faults {
     pub(crate) room: AtomicI64,
     /// `EIO` for reads of segments that touch this offset; 0 for none.
     pub(crate) bad_sector: AtomicU64,
-    /// `ENOSPC` for writes to the index behind its header, which needs no new room.
+    /// `ENOSPC` for writes to the index behind its header, which needs no new room, until a spare goes.
     pub(crate) index_full: AtomicBool,
     /// Syncs asked for on segments.
     pub(crate) segment_syncs: AtomicU64,
@@ -82,6 +82,13 @@ impl Disk for FaultDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.faults.changes()?;
+        let given_back = self.inner.open(name, OpenMode::Read).and_then(|file| file.len()).unwrap_or(0);
+        if self.faults.room.load(SeqCst) >= 0 {
+            self.faults.room.fetch_add(given_back as i64, SeqCst);
+        }
+        if name.starts_with("spare-") {
+            self.faults.index_full.store(false, SeqCst);
+        }
         self.inner.remove(name)
     }
 

@@ -16,6 +16,7 @@ pub(crate) fn options() -> Options {
         quota_bytes: 1 << 30,
         reserve_bytes: 1 << 20,
         prepare: Prepare::None,
+        spare_segments_max: 0,
         create: true,
         ..Options::default()
     }
