@@ -3,9 +3,9 @@
 //!
 //! `cargo bench -p larder-store --bench durable [-- WORD...]` in `LARDER_BENCH_DIR` or a temporary directory
 //! beside `target`; words choose rows (`recycled`, `4096`, `batch`). Rounds of all three are interleaved in turning
-//! order; the table shows medians of rounds, ratios of these, and for the store what the whole run cost: the share
-//! of time in checkpoints, bytes written per payload byte, and flushes of the device per batch (of everybody who
-//! uses it meanwhile). Payload differs in each round, so nothing is found present.
+//! order; the table shows medians of rounds, ratios of these, for the store the share of time in checkpoints and the
+//! bytes written per payload byte, and of all three what a batch costs: processor time (median), and flushes of the
+//! device (of everybody who uses it meanwhile). Payload differs in each round, so nothing is found present.
 
 use bytes::Bytes;
 use larder_store::{Hash, Op, Options, OsDisk, Prepare, Store};
@@ -53,8 +53,9 @@ fn main() {
     let base = std::env::var_os("LARDER_BENCH_DIR").map_or_else(beside_target, PathBuf::from);
     let directory = tempfile::tempdir_in(&base).expect("the bench directory can be written");
     println!("{ROUNDS} rounds, in {}", base.display());
+    println!("{:<97}{:>26}   flushes/batch:", "", "processor us/batch:");
     println!(
-        "{:<33} {:>10} {:>10} {:>10} {:>8} {:>9} {:>11} {:>10} {:>8}   flushes: {:>6} {:>6} {:>6}",
+        "{:<33} {:>9} {:>9} {:>9} {:>8} {:>9} {:>11} {:>10}   {:>7} {:>7} {:>7}   {:>5} {:>5} {:>5}",
         " bytes",
         "limit/s",
         "append/s",
@@ -63,7 +64,9 @@ fn main() {
         "of append",
         "checkpoints",
         "bytes/byte",
-        "io/byte",
+        "limit",
+        "append",
+        "store",
         "limit",
         "append",
         "store"
@@ -98,25 +101,28 @@ fn beside_target() -> PathBuf {
     target
 }
 
-/// Seconds of each round, and flushes of the device in all of them.
+/// Seconds of each round on the clock and on the processor, and flushes of the device in all of them.
 #[derive(Default)]
 struct Contestant {
     seconds: Vec<f64>,
+    processor_seconds: Vec<f64>,
     flushes: u64,
 }
 
 impl Contestant {
     fn run(&mut self, directory: &Path, work: impl FnOnce() -> f64) {
         let before = device_flushes(directory);
+        let processor = processor_seconds();
         self.seconds.push(work());
+        self.processor_seconds.push(processor_seconds() - processor);
         self.flushes += device_flushes(directory) - before;
     }
+}
 
-    fn median(&self) -> f64 {
-        let mut seconds = self.seconds.clone();
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
-    }
+fn median(seconds: &[f64]) -> f64 {
+    let mut seconds = seconds.to_vec();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
 }
 
 fn measure(directory: &Path, row: Row) {
@@ -130,7 +136,7 @@ fn measure(directory: &Path, row: Row) {
     let appended = OpenOptions::new().append(true).create(true).open(path("append"));
     let appended = appended.expect("the bench directory can be written");
     let [mut limit, mut append, mut stored] = [(); 3].map(|()| Contestant::default());
-    let (mut checkpoints, mut io_bytes) = (Duration::ZERO, 0);
+    let mut checkpoints = Duration::ZERO;
     let mut seed = row.block_bytes as u64;
     let before = disk.counts();
     for round in 0..ROUNDS {
@@ -141,29 +147,29 @@ fn measure(directory: &Path, row: Row) {
             match (round + turn) % 3 {
                 0 => limit.run(directory, || overwrite(&overwritten, round, row, &whole)),
                 1 => append.run(directory, || append_all(&appended, &whole)),
-                _ => {
-                    let io_before = written_by_process();
-                    stored.run(directory, || commit(&mut store, &batches, &mut checkpoints));
-                    io_bytes += written_by_process() - io_before;
-                }
+                _ => stored.run(directory, || commit(&mut store, &batches, &mut checkpoints)),
             }
         }
     }
     let payload = (row.payload() * ROUNDS as u64) as f64;
     let all_batches = (row.batches * ROUNDS) as f64;
-    let each = |contestant: &Contestant| (row.batches * row.batch_blocks) as f64 / contestant.median();
+    let [limit_s, append_s, store_s] = [&limit, &append, &stored].map(|one| median(&one.seconds));
+    let blocks = (row.batches * row.batch_blocks) as f64;
+    let processor = |one: &Contestant| median(&one.processor_seconds) * 1e6 / row.batches as f64;
     let flushes = |contestant: &Contestant| contestant.flushes as f64 / all_batches;
     println!(
-        "{} {:>10.0} {:>10.0} {:>10.0} {:>8.2} {:>9.2} {:>10.1}% {:>10.3} {:>8.3}            {:>6.2} {:>6.2} {:>6.2}",
+        "{} {:>9.0} {:>9.0} {:>9.0} {:>8.2} {:>9.2} {:>10.1}% {:>10.3}   {:>7.0} {:>7.0} {:>7.0}   {:>5.2} {:>5.2} {:>5.2}",
         row.label(),
-        each(&limit),
-        each(&append),
-        each(&stored),
-        limit.median() / stored.median(),
-        append.median() / stored.median(),
+        blocks / limit_s,
+        blocks / append_s,
+        blocks / store_s,
+        limit_s / store_s,
+        append_s / store_s,
         checkpoints.as_secs_f64() * 100.0 / stored.seconds.iter().sum::<f64>(),
         (disk.counts().bytes - before.bytes) as f64 / payload,
-        io_bytes as f64 / payload,
+        processor(&limit),
+        processor(&append),
+        processor(&stored),
         flushes(&limit),
         flushes(&append),
         flushes(&stored),
@@ -260,7 +266,7 @@ fn append_all(file: &File, batches: &[Vec<u8>]) -> f64 {
 
 /// Seconds for all batches, and for the checkpoints that became due, which are also counted apart.
 fn commit(store: &mut Store<OsDisk>, batches: &[Batch], checkpoints: &mut Duration) -> f64 {
-    let batches: Vec<Vec<Op>> = batches.iter().map(|batch| ops(batch)).collect();
+    let batches: Vec<Vec<Op>> = batches.iter().map(ops).collect();
     let start = Instant::now();
     for batch in batches {
         store.commit(batch).expect("there is room");
@@ -277,10 +283,10 @@ fn ops(batch: &Batch) -> Vec<Op> {
     batch.iter().map(|(hash, bytes)| Op::Put { hash: *hash, bytes: bytes.clone() }).collect()
 }
 
-/// `write_bytes` of this process: what it made the kernel send to a device.
-fn written_by_process() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok()).unwrap_or(0)
+/// What this process has used of the processor, in the kernel too.
+fn processor_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Flushes the device behind a directory has done; 0 where the kernel does not tell (`Documentation/block/stat.rst`,

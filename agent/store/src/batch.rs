@@ -3,7 +3,7 @@
 //! Duty: lay records and the closing commit record out as one gathered write that starts on a page and is
 //! padded to a page, without copying a payload. The caller has checked the lengths. Pure: no I/O.
 
-use crate::format::{COMMIT_VALUE_BYTES, CommitValue, Kind, RecordHeader, record_bytes};
+use crate::format::{COMMIT_VALUE_BYTES, CommitValue, Kind, RecordHeader, is_checked_by_name, record_bytes};
 use crate::limits::PAGE_BYTES;
 use bytes::Bytes;
 use std::io::IoSlice;
@@ -109,9 +109,10 @@ struct Layout {
 impl Layout {
     fn record(&mut self, record: &Record, generation: u64, salt: u32) -> u32 {
         let key = record.key.bytes();
+        let is_named = is_checked_by_name(record.kind, generation);
         let header = RecordHeader {
             check: 0,
-            value_check: crc32c::crc32c(&record.value),
+            value_check: if is_named { 0 } else { crc32c::crc32c(&record.value) },
             kind: record.kind,
             key_length: u16::try_from(key.len()).unwrap_or(u16::MAX),
             value_length: u32::try_from(record.value.len()).unwrap_or(u32::MAX),

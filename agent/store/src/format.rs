@@ -260,6 +260,11 @@ impl CommitValue {
     }
 }
 
+/// Whether a record's value is checked by its key, a BLAKE3 hash, instead of a CRC beside it.
+pub(crate) fn is_checked_by_name(kind: Kind, generation: u64) -> bool {
+    kind == Kind::Block && generation >= RECYCLED_GENERATION_MIN
+}
+
 /// Where every record check of a store starts: bytes of another store, or bytes chosen by somebody who does
 /// not know the store's id, are not taken for records.
 pub(crate) fn salt(store: &StoreId) -> u32 {

@@ -6,7 +6,9 @@
 
 use crate::batch::{Key, Record};
 use crate::disk::DiskFile;
-use crate::format::{COMMIT_RECORD_BYTES, CommitValue, Kind, RECORD_HEADER_BYTES, RecordHeader, array_at};
+use crate::format::{
+    COMMIT_RECORD_BYTES, CommitValue, Kind, RECORD_HEADER_BYTES, RecordHeader, array_at, is_checked_by_name,
+};
 use crate::limits::{PAGE_BYTES, READ_BYTES};
 use bytes::Bytes;
 use std::io;
@@ -189,10 +191,16 @@ impl<F: DiskFile> Reader<F> {
         (crc32c::crc32c(value) == header.value_check).then(|| CommitValue::decode(&array_at(value, 0)))
     }
 
-    /// A record whose value passes its check.
+    /// A record whose value passes its check: a block's is its name, except in segments of version 1.
     fn record(&mut self, at: u64, header: &RecordHeader) -> Option<Found> {
-        let value = self.bytes(at + header.value_offset(), header.value_length as usize)?;
-        if crc32c::crc32c(value) != header.value_check {
+        let (start, key_length) = (at + RECORD_HEADER_BYTES as u64, usize::from(header.key_length));
+        let (key, value) = self.bytes(start, key_length + header.value_length as usize)?.split_at(key_length);
+        let passes = if is_checked_by_name(header.kind, header.generation) {
+            blake3::hash(value).as_bytes() == key
+        } else {
+            crc32c::crc32c(value) == header.value_check
+        };
+        if !passes {
             return None;
         }
         let kept = if header.kind == Kind::Block { Bytes::new() } else { Bytes::copy_from_slice(value) };

@@ -302,8 +302,16 @@ fn a_store_of_version_1_is_read_and_gone_on_with_and_its_segments_are_never_recy
         assert_old(&mut store);
     }
     let (mut store, _) = Store::open(disk(directory.path()), options.clone()).unwrap();
+    store.commit(puts(60..62, 900)).unwrap();
+    assert_eq!(segments(directory.path()).len(), 2, "what fits goes on in a segment of version 1");
     store.commit(puts(50..58, 7000)).unwrap();
     assert_eq!(segments(directory.path()).len(), 3);
+    drop(store);
+    let report = rebuild_index(disk(directory.path()), options.clone()).unwrap();
+    assert_eq!((report.damaged_bytes, report.torn), (0, false), "{report:?}");
+    let (mut store, _) = Store::open(disk(directory.path()), options).unwrap();
+    assert_old(&mut store);
+    assert_all_there(&mut store, 60..62, 900);
     store.clean_begin();
     let kept = (50..58).map(|number| hash(&content(number, 7000)));
     store.clean_mark(&kept.collect::<Vec<_>>()).unwrap();

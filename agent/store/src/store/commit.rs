@@ -16,7 +16,7 @@ use crate::limits::{
 };
 use crate::options::Prepare;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 /// What the index may grow by for each new name or setting.
@@ -262,8 +262,13 @@ impl<D: Disk> Store<D> {
     }
 
     fn plan(&mut self, ops: Vec<Op>) -> Result<Plan, IndexError> {
-        let mut plan = Plan { records: Vec::new(), already_there: Vec::new(), payload_bytes: 0, stored: 0 };
-        let mut blocks: BTreeMap<Hash, bool> = BTreeMap::new();
+        let mut plan = Plan {
+            records: Vec::with_capacity(ops.len()),
+            already_there: Vec::new(),
+            payload_bytes: 0,
+            stored: 0,
+        };
+        let mut blocks = HashMap::with_capacity(ops.len());
         let mut texts: BTreeMap<(Text, String), bool> = BTreeMap::new();
         let mut seq = self.next_seq;
         for op in ops {
@@ -282,7 +287,7 @@ impl<D: Disk> Store<D> {
     fn wanted(
         &mut self,
         op: Op,
-        blocks: &mut BTreeMap<Hash, bool>,
+        blocks: &mut HashMap<Hash, bool>,
         texts: &mut BTreeMap<(Text, String), bool>,
         plan: &mut Plan,
     ) -> Result<Option<(Kind, Key, Bytes)>, IndexError> {
