@@ -24,6 +24,8 @@ pub struct Usage {
     pub cpu_ms: Option<u64>,
     /// Bytes this process caused to be written to storage, file system overhead not included.
     pub written_bytes: Option<u64>,
+    /// Bytes this process had read from storage.
+    pub read_bytes: Option<u64>,
 }
 
 /// Reads the costs under `root`: `/` in production, a recorded tree in tests.
@@ -31,12 +33,14 @@ pub struct Usage {
 pub fn read(root: &Path) -> Usage {
     let own = root.join("proc/self");
     let status = crate::read_text(&own.join("status")).unwrap_or_default();
+    let io = crate::read_text(&own.join("io")).unwrap_or_default();
     Usage {
         resident_bytes: crate::field(&status, "VmRSS"),
         resident_bytes_max: crate::field(&status, "VmHWM"),
         wakeups: wakeups(&own),
         cpu_ms: cpu_ms(root),
-        written_bytes: crate::read_text(&own.join("io")).and_then(|text| crate::field(&text, "write_bytes")),
+        written_bytes: crate::field(&io, "write_bytes"),
+        read_bytes: crate::field(&io, "read_bytes"),
     }
 }
 
@@ -95,7 +99,7 @@ mod tests {
         assert_eq!(usage.resident_bytes_max, Some(20_000 * 1_024));
         assert_eq!(usage.wakeups, Some(42));
         assert_eq!(usage.cpu_ms, Some(1_500));
-        assert_eq!(usage.written_bytes, Some(8_192));
+        assert_eq!((usage.written_bytes, usage.read_bytes), (Some(8_192), Some(7)));
     }
 
     #[test]

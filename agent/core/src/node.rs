@@ -120,6 +120,7 @@ impl Node {
                 if let Err(why) = self.control.wire(now, &from, channel, &payload, out) {
                     self.sync.refuse(&from, why, out);
                 }
+                self.sync.wire(now, &from, channel, payload, out);
             }
             Input::Wire { from, channel, payload } => self.sync.wire(now, &from, channel, payload, out),
             Input::ClientCame(client) => self.control.client_came(client, out),

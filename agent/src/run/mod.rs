@@ -66,9 +66,6 @@ pub enum RunError {
     /// No random numbers from the kernel.
     #[error("the kernel gave no random numbers: {0}")]
     Random(getrandom::Error),
-    /// Watching folders failed.
-    #[error("watching folders: {0}")]
-    Watch(io::Error),
 }
 
 impl RunError {
@@ -91,7 +88,7 @@ impl RunError {
             RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
                 Some(FailureKind::Disk)
             }
-            RunError::Socket(_) | RunError::Random(_) | RunError::Watch(_) => None,
+            RunError::Socket(_) | RunError::Random(_) => None,
         }
     }
 }
@@ -180,7 +177,10 @@ impl Agent {
         let epoch = random()?;
         let key = node_key(config, mode)?;
         let mut service = Service::new(mode == Mode::Service);
-        let files = Files::new(config.watches.clone());
+        let is_alone = mode == Mode::Command;
+        let watches = if is_alone { &[][..] } else { &config.watches };
+        let (watcher, watching) = Watcher::start(watches);
+        let files = Files::new(watches.to_vec(), watching);
         let options = settings::store_options(&effective);
         let opening = Engine::start(config.store.clone(), options, files);
         let (engine, opened) = service.while_starting(opening).await?;
@@ -188,7 +188,6 @@ impl Agent {
             tracing::warn!("{note}");
         }
         let mut core = settings::core(config, &effective, key, epoch, opened.id);
-        let is_alone = mode == Mode::Command;
         if is_alone {
             core.watches.clear();
         }
@@ -198,8 +197,6 @@ impl Agent {
             Mode::Service => Server::listen(&config.socket).await?,
             Mode::Guest | Mode::Command => Server::without_socket(),
         };
-        let watches = if is_alone { &[][..] } else { &config.watches };
-        let watcher = Watcher::start(watches).map_err(RunError::Watch)?;
         let (give, orders) = mpsc::channel(ORDERS_MAX);
         let agent = Agent {
             node: Node::new(&core),

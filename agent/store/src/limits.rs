@@ -43,5 +43,7 @@ pub(crate) const MERGE_ENTRIES_MIN: u64 = 16 << 9;
 pub(crate) const INDEX_BYTES_PER_BLOCK: u64 = 40;
 /// Entries that say nothing any more, beyond as many as there are blocks, before all runs become one.
 pub(crate) const GARBAGE_ENTRIES_MIN: u64 = 1 << 17;
+/// Sequence numbers left out behind a stretch of the log that could not be read: more than it can hold.
+pub(crate) const SEQS_SKIPPED: u64 = 1 << 32;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.
 pub(crate) const LOG_BYTES_PER_CHECKPOINT: u64 = 128 << 20;

@@ -9,6 +9,7 @@ use crate::disk::DiskFile;
 use crate::format::{COMMIT_RECORD_BYTES, CommitValue, Kind, RECORD_HEADER_BYTES, RecordHeader, array_at};
 use crate::limits::{PAGE_BYTES, READ_BYTES};
 use bytes::Bytes;
+use std::io;
 
 /// A record read from the log. The value of a block stays on disk.
 #[derive(Clone, Debug)]
@@ -48,11 +49,12 @@ pub(crate) struct Reader<F> {
     end: u64,
     window: Vec<u8>,
     window_start: u64,
+    met_error: bool,
 }
 
 impl<F: DiskFile> Reader<F> {
     pub(crate) fn new(file: F, salt: u32, generation: u64, end: u64) -> Self {
-        Self { file, salt, generation, end, window: Vec::new(), window_start: 0 }
+        Self { file, salt, generation, end, window: Vec::new(), window_start: 0, met_error: false }
     }
 
     /// The next whole batch at or behind `offset` that is newer than `newer_than`, and where it starts.
@@ -121,6 +123,19 @@ impl<F: DiskFile> Reader<F> {
             at += PAGE_BYTES;
         }
         None
+    }
+
+    /// Whether the device failed to read something so far.
+    pub(crate) fn met_error(&self) -> bool {
+        self.met_error
+    }
+
+    /// Whether all of it can be read.
+    pub(crate) fn reads_whole(&mut self) -> bool {
+        for at in (0..self.end).step_by(PAGE_BYTES as usize) {
+            self.has_bytes(at);
+        }
+        !self.met_error
     }
 
     /// Whether anything but zeros lies on the page at `offset`.
@@ -196,8 +211,9 @@ impl<F: DiskFile> Reader<F> {
         }
         // One bad sector behind what is asked for must not hide what is before it.
         self.window.truncate(length);
-        if self.file.read_at(&mut self.window, offset).is_ok() {
-            return Some(());
+        match self.file.read_at(&mut self.window, offset) {
+            Ok(()) => return Some(()),
+            Err(error) => self.met_error |= error.kind() != io::ErrorKind::UnexpectedEof,
         }
         self.window.clear();
         None

@@ -94,14 +94,16 @@ impl<D: Disk> Segments<D> {
         for file in files {
             match segments.segment_of(file, rows.get(&file.id), checkpoint_generation)? {
                 Some(segment) => drop(segments.all.insert(file.id, segment)),
-                None if file.id + 1 == next_id => segments.disk.remove(&segment_name(file.id))?,
+                None if file.id + 1 == next_id && segments.reads_whole(file) => {
+                    segments.disk.remove(&segment_name(file.id))?;
+                }
                 None => unreadable.push(segment_name(file.id)),
             }
         }
         segments.learn_ends(files);
         let newest = segments.all.values().map(|segment| segment.row.generation);
         let newest = newest.chain(rows.values().map(|row| row.generation)).max().unwrap_or(0);
-        segments.next_generation = newest + 1;
+        segments.next_generation = newest + 1 + unreadable.len() as u64;
         Ok((segments, unreadable))
     }
 
@@ -140,6 +142,17 @@ impl<D: Disk> Segments<D> {
             disk_bytes: file.disk_bytes,
             header_whole: header.is_some(),
         }))
+    }
+
+    fn reads_whole(&self, file: &SegmentFile) -> bool {
+        let opened = self.disk.open(&segment_name(file.id), OpenMode::Read);
+        opened.is_ok_and(|opened| Reader::new(opened, 0, 0, file.length).reads_whole())
+    }
+
+    /// Keeps a segment out of the index; its file stays.
+    pub(crate) fn leave_out(&mut self, id: u32) {
+        self.all.remove(&id);
+        self.forgotten.push(id);
     }
 
     /// A segment's end is in the header of the one that was made after it.
@@ -203,9 +216,9 @@ impl<D: Disk> Segments<D> {
         self.iter().max_by_key(|(_, segment)| segment.row.generation)
     }
 
-    /// Goes on with the newest segment after a start, if its header is whole and a page is free.
+    /// Goes on with the newest segment after a start, if it is undamaged, its header whole and a page free.
     pub(crate) fn resume(&mut self, segment_bytes: u64) -> io::Result<()> {
-        let newest = self.newest().filter(|(_, s)| s.header_whole && !s.row.retired);
+        let newest = self.newest().filter(|(_, s)| s.header_whole && !s.damaged && !s.row.retired);
         let Some((id, _)) = newest.filter(|(_, s)| s.row.end + PAGE_BYTES <= segment_bytes) else {
             return Ok(());
         };

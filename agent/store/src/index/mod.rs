@@ -149,7 +149,7 @@ impl<D: Disk> Index<D> {
 
     /// What is known of a block; a filter's false answer costs a page that is read in vain.
     pub(crate) fn block(&mut self, prefix: &Prefix, probe: &Probe) -> Result<Answer, IndexError> {
-        if !self.failed && !self.runs.may_know(probe) {
+        if self.database.is_some() && !self.failed && !self.runs.may_know(probe) {
             return Ok(Answer::default());
         }
         if self.pages.is_none() {

@@ -15,6 +15,8 @@ pub(super) const SETTINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::n
 
 /// Sequence number and place in front of a value.
 const ENTRY_BYTES: usize = 20;
+/// The check in front of that.
+const CHECK_BYTES: usize = 4;
 
 impl<D: Disk> Index<D> {
     pub(crate) fn name(&self, name: &str) -> Result<Option<Entry>, IndexError> {
@@ -75,7 +77,7 @@ impl<D: Disk> Index<D> {
     ) -> Result<Option<Entry>, IndexError> {
         guarded(|| {
             let table = self.database()?.begin_read()?.open_table(definition)?;
-            table.get(key)?.map(|value| decode_entry(value.value())).transpose()
+            table.get(key)?.map(|value| decode_entry(key, value.value())).transpose()
         })
     }
 
@@ -98,7 +100,7 @@ impl<D: Disk> Index<D> {
                     break;
                 }
                 if after.is_none_or(|after| key > after) && !skip(key) {
-                    entries.push((key.to_owned(), decode_entry(value.value())?));
+                    entries.push((key.to_owned(), decode_entry(key, value.value())?));
                 }
             }
             Ok(entries)
@@ -110,11 +112,11 @@ pub(super) fn write_texts(transaction: &WriteTransaction, table: &Table) -> Resu
     let (mut names, mut changes) = (transaction.open_table(NAMES)?, transaction.open_table(CHANGES)?);
     for (name, entry) in table.names() {
         let old = match entry {
-            Some(entry) => names.insert(name.as_str(), encode_entry(entry).as_slice())?,
+            Some(entry) => names.insert(name.as_str(), encode_entry(name, entry).as_slice())?,
             None => names.remove(name.as_str())?,
         };
         if let Some(old) = old {
-            changes.remove(u64_at(old.value(), 0))?;
+            changes.remove(u64_at(old.value(), CHECK_BYTES))?;
         }
     }
     for (name, entry) in table.names() {
@@ -125,27 +127,38 @@ pub(super) fn write_texts(transaction: &WriteTransaction, table: &Table) -> Resu
     let mut settings = transaction.open_table(SETTINGS)?;
     for (key, entry) in table.settings() {
         match entry {
-            Some(entry) => drop(settings.insert(key.as_str(), encode_entry(entry).as_slice())?),
+            Some(entry) => drop(settings.insert(key.as_str(), encode_entry(key, entry).as_slice())?),
             None => drop(settings.remove(key.as_str())?),
         }
     }
     Ok(())
 }
 
-fn encode_entry(entry: &Entry) -> Vec<u8> {
+/// redb checks no page it reads, and no hash tells whether a value is the right one: each entry has its check.
+fn encode_entry(key: &str, entry: &Entry) -> Vec<u8> {
     let Entry { seq, place, value } = entry;
     let Place { segment, offset, length } = place;
-    let mut bytes = Vec::with_capacity(ENTRY_BYTES + value.len());
+    let mut bytes = Vec::with_capacity(CHECK_BYTES + ENTRY_BYTES + value.len());
+    bytes.extend([0; CHECK_BYTES]);
     bytes.extend(seq.to_le_bytes());
     [segment, offset, length].into_iter().for_each(|field| bytes.extend(field.to_le_bytes()));
     bytes.extend(value);
+    let check = entry_check(key, &bytes[CHECK_BYTES..]);
+    bytes[..CHECK_BYTES].copy_from_slice(&check.to_le_bytes());
     bytes
 }
 
-fn decode_entry(bytes: &[u8]) -> Result<Entry, redb::Error> {
-    let (head, value) = bytes
-        .split_first_chunk::<ENTRY_BYTES>()
-        .ok_or_else(|| redb::Error::Corrupted("an entry is too short".into()))?;
+fn entry_check(key: &str, body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(key.as_bytes()), body)
+}
+
+fn decode_entry(key: &str, bytes: &[u8]) -> Result<Entry, redb::Error> {
+    let damaged = || redb::Error::Corrupted("an entry does not pass its check".into());
+    let (check, body) = bytes.split_first_chunk::<CHECK_BYTES>().ok_or_else(damaged)?;
+    let (head, value) = body.split_first_chunk::<ENTRY_BYTES>().ok_or_else(damaged)?;
+    if entry_check(key, body) != u32::from_le_bytes(*check) {
+        return Err(damaged());
+    }
     let place = Place { segment: u32_at(head, 8), offset: u32_at(head, 12), length: u32_at(head, 16) };
     Ok(Entry { seq: u64_at(head, 0), place, value: bytes::Bytes::copy_from_slice(value) })
 }

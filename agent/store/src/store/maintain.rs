@@ -157,6 +157,9 @@ impl<D: Disk> Store<D> {
     /// After a failed write redb answers nothing until it is opened again. True if it is as it was.
     fn reopen_index(&mut self) -> bool {
         self.index.shut();
+        if self.index_incomplete {
+            return false;
+        }
         match open_index(self.disk.as_ref(), &self.options, &self.id) {
             Ok((index, opened)) => {
                 let fits = opened.checkpoint.unwrap_or_default().next_seq >= self.checkpoint.next_seq;
@@ -174,9 +177,18 @@ impl<D: Disk> Store<D> {
         if self.index.is_shut() && self.reopen_index() {
             return Ok(());
         }
+        self.index.shut();
+        self.index_incomplete = true;
         self.index = fresh_index(self.disk.as_ref(), &self.options, &self.id)?;
         self.counters.index_rebuilt = Some(reason);
-        self.replay_everything()
+        if let Err(error) = self.replay_everything() {
+            // Half of the log must answer nothing: what it lacks would pass for never stored.
+            self.table.clear();
+            self.index.shut();
+            return Err(error);
+        }
+        self.index_incomplete = false;
+        Ok(())
     }
 }
 

@@ -148,6 +148,9 @@ fn open<D: Disk>(
         }
         Err(IndexError::Full) => return Err(index_error(disk.as_ref(), IndexError::Full)),
     }
+    if !report.unreadable_files.is_empty() {
+        store.skip_numbers();
+    }
     store.resume(&report).map_err(failed("opening the newest segment"))?;
     store.counters.index_rebuilt = report.index_rebuilt.clone();
     store.counters.add_damage(&report);
@@ -178,6 +181,7 @@ fn empty_store<D: Disk>(
         index,
         table,
         options,
+        index_incomplete: false,
         next_seq: 1,
         blocks: 0,
         names: 0,

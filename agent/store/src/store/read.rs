@@ -1,7 +1,7 @@
 //! Reading blocks: cache, memory table, filters, one page of redb, one read, BLAKE3, caller.
 //!
 //! Duty: hand out a block's bytes, or an error that names it; never wrong bytes. A block that fails its check
-//! is quarantined until it is put again. Memory is one block and the bounded cache.
+//! is quarantined until it is put again, or passes after all. Memory is one block and the bounded cache.
 
 use super::Store;
 use super::names::read_error;
@@ -73,17 +73,18 @@ impl<D: Disk> Store<D> {
 
     /// Reads a block from its segment and checks it.
     pub(super) fn read_checked(&mut self, hash: &Hash, place: &Place) -> Result<Bytes, ReadError> {
-        if self.is_quarantined(hash) {
-            return Err(damaged(hash, place));
-        }
         match self.read_value(32, place) {
-            Ok(bytes) if blake3::hash(&bytes).as_bytes() == hash => Ok(bytes),
+            Ok(bytes) if blake3::hash(&bytes).as_bytes() == hash => {
+                // A device that failed once may read again what is whole.
+                self.release(hash);
+                Ok(bytes)
+            }
             Err(source) if says_nothing_of_the_block(&source) => {
                 Err(ReadError::Io { file: segment_name(place.segment), source })
             }
             Ok(_) | Err(_) => {
+                self.counters.blocks_found_damaged += u64::from(!self.is_quarantined(hash));
                 self.quarantine(hash);
-                self.counters.blocks_found_damaged += 1;
                 Err(damaged(hash, place))
             }
         }

@@ -9,8 +9,9 @@ use super::{OpenReport, Store};
 use crate::batch::Key;
 use crate::disk::{Disk, DiskFile};
 use crate::index::{Checkpoint, IndexError, Place};
-use crate::limits::{PAGE_BYTES, TABLE_BYTES_MAX};
+use crate::limits::{PAGE_BYTES, SEQS_SKIPPED, TABLE_BYTES_MAX};
 use crate::scan::{Batch, Found, Reader, Salvage};
+use std::io;
 
 impl<D: Disk> Store<D> {
     /// Forgets what the index said and applies the whole log; ends with a checkpoint.
@@ -42,14 +43,34 @@ impl<D: Disk> Store<D> {
             self.next_seq = self.next_seq.max(row.first_seq);
             self.replay_segment(id, start, report)?;
         }
+        if report.damaged_bytes > 0 || !report.unreadable_files.is_empty() {
+            self.skip_numbers();
+        }
         Ok(())
+    }
+
+    /// What could not be read took numbers too; should it be read one day, it must be older than what comes now.
+    pub(super) fn skip_numbers(&mut self) {
+        self.next_seq += SEQS_SKIPPED;
+    }
+
+    /// A file that does not open now may hold anything. It stays out of the index, so that the next start
+    /// reads the log again, and nothing is written meanwhile that could be taken for older than what it holds.
+    fn leave_out(&mut self, id: u32, error: &io::Error, report: &mut OpenReport) {
+        let name = crate::format::segment_name(id);
+        self.stopped = Some(format!("{name} could not be read: {error}"));
+        report.unreadable_files.push(name);
+        self.segments.leave_out(id);
     }
 
     fn replay_segment(&mut self, id: u32, start: u64, report: &mut OpenReport) -> Result<(), IndexError> {
         let Some(segment) = self.segments.get(id).copied() else { return Ok(()) };
-        let Ok(mut parser) = self.segments.parser(id) else {
-            report.unreadable_files.push(crate::format::segment_name(id));
-            return Ok(());
+        let mut parser = match self.segments.parser(id) {
+            Ok(parser) => parser,
+            Err(error) => {
+                self.leave_out(id, &error, report);
+                return Ok(());
+            }
         };
         let mut at = start;
         let mut newest = 0;
@@ -58,7 +79,8 @@ impl<D: Disk> Store<D> {
                 Some(batch) => (at, Some(batch)),
                 None => match parser.next_batch(at + PAGE_BYTES, newest) {
                     Some((from, batch)) => (from, Some(batch)),
-                    None if segment.end_known => (segment.row.end, None),
+                    // A batch that can not be read is not one that was never written.
+                    None if segment.end_known || parser.met_error() => (segment.row.end, None),
                     None => {
                         report.torn |= parser.has_bytes(at);
                         break;
