@@ -32,7 +32,6 @@ fn main() {
     let directory = tempfile::tempdir_in(&base).expect("the bench directory can be written");
     println!("{count} keys, bytes written a key and microseconds a look-up");
     println!("{:<28} {:>8} {:>11} {:>8} {:>8}", "layout", "bytes", "last tenth", "look-up", "miss");
-    if std::env::var("TRACE").is_err() {
         measure::<Flat>(directory.path(), count);
         measure::<RowRuns>(directory.path(), count);
     }
@@ -190,11 +189,9 @@ fn measure<L: Layout>(directory: &Path, count: usize) {
                 merge::<L>(&mut table, &mut runs, (count + run) as u32);
             }
         }
-        if std::env::var("TRACE").is_ok() {
             eprintln!("commit");
         }
         change.commit().expect("there is room");
-        if std::env::var("TRACE").is_ok() {
             eprintln!("end");
         }
     }
@@ -272,7 +269,6 @@ impl StorageBackend for Counting {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.written.fetch_add(data.len() as u64, Relaxed);
-        if std::env::var("TRACE").is_ok() {
             eprintln!("w {} {}", offset, data.len());
         }
         self.file.write_all_at(data, offset)

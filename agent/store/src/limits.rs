@@ -36,7 +36,7 @@ pub(crate) const RUN_DECIBITS: [u32; 4] = [320, 320, 280, 220];
 /// Runs of one size class that become one of the next.
 pub(crate) const RUNS_PER_SIZE: usize = 16;
 /// Entries a checkpoint merges of each merge under way, for each entry it writes.
-pub(crate) const MERGE_PACE: u64 = 3;
+pub(crate) const MERGE_PACE: u64 = 2;
 /// What it merges at least: all of the smallest class.
 pub(crate) const MERGE_ENTRIES_MIN: u64 = 16 << 9;
 /// What the index writes for a block, at most: its place in a run, its bits of a filter, its share of pages.

@@ -101,8 +101,8 @@ pub(crate) struct Update<'a> {
 pub(crate) struct Index<D: Disk> {
     database: Option<Database>,
     runs: Runs,
-    /// Entries one commit can write without redb writing pages twice: what does not fit half its cache it writes
-    /// early, and again when it fills in the checks.
+    /// Entries one commit can merge without redb writing pages twice: what does not fit half its cache it writes
+    /// early, and again when it fills in the checks. About each second page there is one that was given up.
     commit_entries: u64,
     /// As the last commit left them.
     pages: Option<Pages>,
@@ -143,7 +143,7 @@ impl<D: Disk> Index<D> {
         .map_err(|error| if backend.met_full() { IndexError::Full } else { error })?;
         let (runs, opened) =
             opened.ok_or_else(|| IndexError::Failed("it belongs to another store or layout".into()))?;
-        let commit_entries = cache_bytes as u64 / 2 / INDEX_BYTES_PER_BLOCK;
+        let commit_entries = cache_bytes as u64 / 2 / (2 * INDEX_BYTES_PER_BLOCK);
         let database = Some(database);
         Ok((Self { database, runs, commit_entries, pages: None, failed: false, backend }, opened))
     }
