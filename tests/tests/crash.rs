@@ -1,10 +1,20 @@
-//! The store and the power: every short program, cut everywhere.
+//! The store on the simulated disk: every short program cut everywhere, every error at every call, and long
+//! random lives. `larder-sim` replays what they find, and runs more.
 
+use larder_tests::sim::store::errors::fail_all;
 use larder_tests::sim::store::exhaustive::cut_all;
+use larder_tests::sim::store::storm::{live, storms};
 use larder_tests::sim::store::workers::threads;
 
 /// Letters of the longest programs.
 const LENGTH: usize = 3;
+/// Random images of each run; `LARDER_SIM_IMAGES` asks for more.
+const IMAGES: u64 = 10_000;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
 
 #[test]
 fn every_short_program_cut_anywhere_keeps_what_was_acknowledged() {
@@ -12,4 +22,29 @@ fn every_short_program_cut_anywhere_keeps_what_was_acknowledged() {
     println!("{looked:?}");
     assert!(broken.is_empty(), "{} programs break a promise:\n{}", broken.len(), broken.join("\n"));
     assert!(looked.programs >= 584 && looked.images > 50_000, "{looked:?}");
+}
+
+#[test]
+fn every_error_at_every_call_of_a_step_loses_nothing() {
+    let (looked, broken) = fail_all(threads());
+    println!("{looked:?}");
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    assert!(looked.images > 5_000, "{looked:?}");
+}
+
+#[test]
+fn random_lives_break_no_promise() {
+    let first = number("LARDER_SIM_SEED").unwrap_or(1);
+    let images = number("LARDER_SIM_IMAGES").unwrap_or(IMAGES);
+    let (told, broken) = storms(first, images, threads());
+    println!("{told:?}");
+    assert!(broken.is_empty(), "{}\nreplay with: larder-sim store --seed N", broken.join("\n"));
+    assert!(told.images >= images, "{told:?}");
+}
+
+#[test]
+fn a_life_is_the_same_again() {
+    for seed in 1..20 {
+        assert_eq!(live(seed, false), live(seed, false), "life {seed}");
+    }
 }

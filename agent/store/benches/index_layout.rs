@@ -32,9 +32,8 @@ fn main() {
     let directory = tempfile::tempdir_in(&base).expect("the bench directory can be written");
     println!("{count} keys, bytes written a key and microseconds a look-up");
     println!("{:<28} {:>8} {:>11} {:>8} {:>8}", "layout", "bytes", "last tenth", "look-up", "miss");
-        measure::<Flat>(directory.path(), count);
-        measure::<RowRuns>(directory.path(), count);
-    }
+    measure::<Flat>(directory.path(), count);
+    measure::<RowRuns>(directory.path(), count);
     measure::<PageRuns>(directory.path(), count);
 }
 

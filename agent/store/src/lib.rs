@@ -15,6 +15,8 @@ mod format;
 mod index;
 pub mod limits;
 mod options;
+#[cfg(planted)]
+pub mod planted;
 mod scan;
 mod segments;
 mod spares;

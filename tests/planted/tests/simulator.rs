@@ -1,18 +1,50 @@
-//! The simulator finds bugs.
+//! Bugs planted in the store are found by the simulator, and where there is none it finds none.
 
 extern crate larder_planted as larder_store;
 
-#[allow(dead_code, unreachable_pub, reason = "the simulator is larder-tests' own; a part of it is used here")]
+#[allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    reason = "the simulator is larder-tests' own; a part of it is used here"
+)]
 #[path = "../../src/sim/mod.rs"]
 mod sim;
 
+use larder_store::planted::{Bug, plant};
+use sim::store::storm::live;
+
+/// Lives a bug has to be found in.
+const LIVES: u64 = 300;
+
+/// The first life that breaks a promise, and its words.
+fn found(bug: Bug) -> Option<(u64, String)> {
+    plant(bug);
+    (1..=LIVES).find_map(|seed| Some((seed, live(seed, false).err()?)))
+}
+
+fn is_found(bug: Bug, as_words: &[&str]) {
+    let (seed, words) = found(bug).unwrap_or_else(|| panic!("{bug:?} is not found in {LIVES} lives"));
+    println!("{bug:?} is found by life {seed}: {words}");
+    assert!(as_words.iter().any(|part| words.contains(part)), "{bug:?} shows as something else: {words}");
+}
+
 #[test]
-fn storm() {
-    let n: u64 = std::env::var("IMAGES").map_or(3000, |n| n.parse().unwrap());
-    let s: u64 = std::env::var("SEED").map_or(1, |n| n.parse().unwrap());
-    let start = std::time::Instant::now();
-    if n == 0 { println!("{:?}", sim::store::storm::live(s, true)); return; }
-    let (told, broken) = sim::store::storm::storms(s, n, 2);
-    println!("{told:?} {:?}", start.elapsed());
-    for b in &broken { println!("{b}"); }
+fn a_store_without_a_planted_bug_breaks_no_promise() {
+    assert_eq!(found(Bug::None), None);
+}
+
+#[test]
+fn an_acknowledgement_before_the_sync_is_found() {
+    is_found(Bug::AckBeforeSync, &["LOST"]);
+}
+
+#[test]
+fn a_batch_without_its_commit_is_found() {
+    is_found(Bug::MissingCommitCheck, &["possible states"]);
+}
+
+#[test]
+fn a_checkpoint_that_forgets_a_segment_is_found() {
+    is_found(Bug::ForgottenSegment, &["LOST"]);
 }

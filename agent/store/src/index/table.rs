@@ -119,6 +119,14 @@ impl Table {
         put_text(&mut self.settings, &mut self.text_bytes, key, entry);
     }
 
+    #[cfg(planted)]
+    pub(crate) fn forget_newest_segment(&mut self) {
+        let newest = self.blocks.values().flatten().map(|place| place.segment).max();
+        if newest.is_some() && crate::planted::is(crate::planted::Bug::ForgottenSegment) {
+            self.blocks.retain(|_, place| place.map(|place| place.segment) != newest);
+        }
+    }
+
     /// The first block behind `after`.
     pub(crate) fn blocks_after(
         &self,

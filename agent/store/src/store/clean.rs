@@ -43,6 +43,13 @@ pub(super) struct Cleaning {
     position: u64,
 }
 
+impl Cleaning {
+    /// The log was read again, and with it what was dropped from victims: they must not be retired now.
+    pub(super) fn give_up(&mut self) {
+        (self.victims, self.position) = (None, PAGE_BYTES);
+    }
+}
+
 /// What a step of cleaning did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CleanProgress {
@@ -230,6 +237,9 @@ impl<D: Disk> Store<D> {
             at = batch.end;
         }
         self.move_records(&mut moving, progress)?;
+        if self.under_way()?.victims.is_none() {
+            return Ok(false);
+        }
         self.under_way()?.position = at;
         let Some(segment) = self.segments.get_mut(victim) else { return Ok(true) };
         if at >= end {

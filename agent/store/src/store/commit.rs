@@ -205,6 +205,10 @@ impl<D: Disk> Store<D> {
 
     fn sync_log(&mut self) -> io::Result<()> {
         self.counters.log_syncs += 1;
+        #[cfg(planted)]
+        if crate::planted::is(crate::planted::Bug::AckBeforeSync) {
+            return Ok(());
+        }
         self.segments.sync()
     }
 

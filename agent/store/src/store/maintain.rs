@@ -83,6 +83,8 @@ impl<D: Disk> Store<D> {
 
     /// Writes table and rows; `checkpoint` says up to where the log is in them.
     pub(super) fn write_index(&mut self, checkpoint: Checkpoint) -> Result<(), IndexError> {
+        #[cfg(planted)]
+        self.table.forget_newest_segment();
         let damaged = self.damaged_changed.then(|| self.damaged.clone());
         let segments = self.segments.changed_rows();
         self.index.write(&Update { table: Some(&self.table), checkpoint, segments, damaged })?;
@@ -194,6 +196,7 @@ impl<D: Disk> Store<D> {
             return Err(error);
         }
         self.index_incomplete = false;
+        self.cleaning.iter_mut().for_each(super::clean::Cleaning::give_up);
         Ok(())
     }
 }

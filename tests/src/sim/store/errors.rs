@@ -4,9 +4,10 @@
 //! the live store must answer as if nothing had happened but the step, take another batch or say why not,
 //! and a power cut must leave what was acknowledged.
 
-use super::exhaustive::{Letter, Looked};
+use super::exhaustive::{Letter, Looked, programs, used_store};
 use super::life::{Life, Step, options};
 use super::model::{Change, Checked, Model};
+use super::workers::spread;
 use crate::sim::disk::{Errno, Fate, Faults, Image, Injection, SimDisk};
 
 /// One error in one step.
@@ -45,6 +46,20 @@ pub fn fail_everywhere(image: &Image, model: &Model, program: &[Letter], looked:
         }
     }
     if broken.is_empty() { Ok(()) } else { Err(broken.join("\n")) }
+}
+
+/// Every program of one letter, errors everywhere.
+pub fn fail_all(threads: usize) -> (Looked, Vec<String>) {
+    let (image, model) = match used_store() {
+        Ok(made) => made,
+        Err(words) => return (Looked::default(), vec![words]),
+    };
+    let work = programs(&Letter::FAILING, 1);
+    let fail = |looked: &mut Looked, program: &Vec<Letter>| fail_everywhere(&image, &model, program, looked);
+    let (parts, broken) = spread(&work, threads, Looked::default, fail);
+    let mut looked = Looked::default();
+    parts.into_iter().for_each(|part| looked += part);
+    (looked, broken)
 }
 
 impl Trial<'_> {

@@ -67,7 +67,8 @@ impl Life {
     /// It does not open.
     pub fn faultless(image: Image, model: Model, options: Options) -> Checked<Self> {
         let disk = SimDisk::new(image, Faults::default(), 0);
-        let mut life = Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: true };
+        let mut life =
+            Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: true };
         life.open()?;
         Ok(life)
     }
@@ -260,7 +261,10 @@ impl Life {
         let (blocks, names) = (seen.blocks.len() as u64, self.model.known.names.len() as u64);
         if (status.blocks, status.names) != (blocks, names) {
             let counted = (status.blocks, status.names);
-            return Err(format!("status counts {counted:?} blocks and names, there are {blocks}, {names}"));
+            return Err(format!(
+                "status counts {counted:?} blocks and names, there are {blocks}, {names}; {:?}",
+                seen.errors
+            ));
         }
         self.check_limits()
     }

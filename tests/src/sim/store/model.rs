@@ -73,6 +73,8 @@ pub struct Seen {
     pub errors: BTreeMap<u32, String>,
     names: BTreeMap<u8, u32>,
     settings: BTreeMap<u8, u32>,
+    /// Two answers that do not fit each other; a device that reads wrong may bring that about.
+    contradiction: Option<String>,
 }
 
 thread_local! {
@@ -160,6 +162,9 @@ impl State {
 
     /// What differs from what was seen; none if it may be so.
     pub fn differs(&self, seen: &Seen, universe: &BTreeSet<u32>) -> Option<String> {
+        if seen.contradiction.is_some() {
+            return seen.contradiction.clone();
+        }
         for number in universe {
             let there = seen.blocks.contains(number);
             match self.blocks.get(number) {
@@ -273,7 +278,7 @@ fn failed(what: impl Display) -> impl Fn(&dyn Debug) -> String {
 /// Reads everything a store has.
 ///
 /// # Errors
-/// Wrong bytes, answers that contradict each other, or names that can not be read.
+/// Wrong bytes, or names that can not be read.
 pub fn look<D: Disk>(store: &mut Store<D>, universe: &BTreeSet<u32>) -> Checked<Seen> {
     let mut seen = Seen::default();
     for number in universe {
@@ -286,7 +291,7 @@ pub fn look<D: Disk>(store: &mut Store<D>, universe: &BTreeSet<u32>) -> Checked<
         }
         let has = store.has(&hash).map_err(|error| failed("has")(&error))?;
         if has != seen.blocks.contains(number) && !seen.errors.contains_key(number) {
-            return Err(format!("has says {has} of block {number}, and get does not"));
+            seen.contradiction = Some(format!("has says {has} of block {number}, and get does not"));
         }
     }
     let bindings = store.bindings("", None, 1000).map_err(|error| failed("bindings")(&error))?;
@@ -299,7 +304,7 @@ pub fn look<D: Disk>(store: &mut Store<D>, universe: &BTreeSet<u32>) -> Checked<
     let told = store.changes(0, 1000).map_err(|error| failed("changes")(&error))?;
     let told: Vec<(u64, String)> = told.into_iter().map(|(seq, name, _)| (seq, name)).collect();
     if changes != told {
-        return Err(format!("changes are {told:?}, names are {changes:?}"));
+        seen.contradiction = Some(format!("changes are {told:?}, names are {changes:?}"));
     }
     for (text, bytes) in store.settings("").map_err(|error| failed("settings")(&error))? {
         seen.settings.insert(suffix(&text)?, number_of(&text, &bytes)?);

@@ -15,7 +15,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Images opened behind each cut.
-const IMAGES_PER_CUT: u64 = 4;
+const IMAGES_PER_CUT: u64 = 6;
 const BLOCKS: u64 = 60;
 
 /// What a life went through.
@@ -44,6 +44,7 @@ struct Storm {
 /// # Errors
 /// A promise is broken; the words say what the device was like.
 pub fn live(seed: u64, trace: bool) -> Checked<Told> {
+    quiet_redb();
     let mut random = Random::new(seed);
     let options = draw_options(&mut random);
     let faults = match random.below(20) {
@@ -134,7 +135,7 @@ impl Storm {
         life.faultless = false;
         life.disk.set_faults(self.faults.clone());
         let calm = self.random.chance(200);
-        let changes = 1 + self.random.below(*self.random.clone().pick(&[8, 60, 400]));
+        let changes = 1 + self.random.below(*self.random.clone().pick(&[6, 30, 200]));
         if !calm {
             life.disk.fail_power_after(changes);
         }
