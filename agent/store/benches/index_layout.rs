@@ -32,9 +32,8 @@ fn main() {
     let directory = tempfile::tempdir_in(&base).expect("the bench directory can be written");
     println!("{count} keys, bytes written a key and microseconds a look-up");
     println!("{:<28} {:>8} {:>11} {:>8} {:>8}", "layout", "bytes", "last tenth", "look-up", "miss");
-        measure::<Flat>(directory.path(), count);
-        measure::<RowRuns>(directory.path(), count);
-    }
+    measure::<Flat>(directory.path(), count);
+    measure::<RowRuns>(directory.path(), count);
     measure::<PageRuns>(directory.path(), count);
 }
 
@@ -189,11 +188,7 @@ fn measure<L: Layout>(directory: &Path, count: usize) {
                 merge::<L>(&mut table, &mut runs, (count + run) as u32);
             }
         }
-            eprintln!("commit");
-        }
         change.commit().expect("there is room");
-            eprintln!("end");
-        }
     }
     let total = written.load(Relaxed);
     let table = database.begin_read().expect("it was written").open_table(table).expect("it was made");
@@ -269,8 +264,6 @@ impl StorageBackend for Counting {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.written.fetch_add(data.len() as u64, Relaxed);
-            eprintln!("w {} {}", offset, data.len());
-        }
         self.file.write_all_at(data, offset)
     }
 }

@@ -67,7 +67,8 @@ impl Life {
     /// It does not open.
     pub fn faultless(image: Image, model: Model, options: Options) -> Checked<Self> {
         let disk = SimDisk::new(image, Faults::default(), 0);
-        let mut life = Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: true };
+        let mut life =
+            Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: true };
         life.open()?;
         Ok(life)
     }
