@@ -188,11 +188,7 @@ fn measure<L: Layout>(directory: &Path, count: usize) {
                 merge::<L>(&mut table, &mut runs, (count + run) as u32);
             }
         }
-            eprintln!("commit");
-        }
         change.commit().expect("there is room");
-            eprintln!("end");
-        }
     }
     let total = written.load(Relaxed);
     let table = database.begin_read().expect("it was written").open_table(table).expect("it was made");
@@ -268,8 +264,6 @@ impl StorageBackend for Counting {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.written.fetch_add(data.len() as u64, Relaxed);
-            eprintln!("w {} {}", offset, data.len());
-        }
         self.file.write_all_at(data, offset)
     }
 }

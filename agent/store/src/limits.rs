@@ -32,7 +32,7 @@ pub(crate) const TABLE_DECIBITS: u32 = 160;
 pub(crate) const RUN_SIZES: [u64; 6] = [1 << 9, 1 << 13, 1 << 17, 1 << 21, 1 << 25, 1 << 29];
 /// Tenths of a bit per key of a run's filter, by size class; the last for all larger ones. A look-up asks all
 /// runs: the many small ones get more bits, which costs little, so that all together stay below 1 %.
-pub(crate) const RUN_DECIBITS: [u32; 4] = [320, 320, 280, 220];
+pub(crate) const RUN_DECIBITS: [u32; 4] = [320, 320, 280, 230];
 /// Runs of one size class that become one of the next.
 pub(crate) const RUNS_PER_SIZE: usize = 16;
 /// Entries a checkpoint merges of each merge under way, for each entry it writes.

@@ -496,6 +496,37 @@ fn an_index_page_that_rots_while_open_costs_no_answer() {
 }
 
 #[test]
+fn killed_while_runs_are_merged_nothing_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 4 << 20, ..options() };
+    let (mut store, _) = Store::open(disk(directory.path()), options.clone()).unwrap();
+    let mut runs = Vec::new();
+    for batch in 0..40 {
+        // a tenth of what is there goes with each batch
+        let gone =
+            (0..batch * 100).step_by(10).map(|number| Op::Delete { hash: hash(&content(number * 10, 16)) });
+        store.commit(gone.collect()).unwrap();
+        store.commit(puts(batch * 1000..batch * 1000 + 1000, 16)).unwrap();
+        store.checkpoint().unwrap();
+        runs.push(store.status().runs);
+        if batch % 3 == 0 {
+            let killed = copy_to_memory(directory.path());
+            let (mut other, report) = Store::open(disk(killed.path()), options.clone()).unwrap();
+            assert!(report.index_rebuilt.is_none(), "{report:?}");
+            for number in (0..(batch + 1) * 1000).step_by(17) {
+                let is_gone = number % 100 == 0 && number < batch * 1000;
+                assert_eq!(other.has(&hash(&content(number, 16))).unwrap(), !is_gone, "block {number}");
+            }
+            assert_eq!(other.status().blocks, store.status().blocks);
+        }
+    }
+    assert!(
+        runs.iter().any(|runs| *runs > 16) && runs.last() < Some(&16),
+        "runs after checkpoints: {runs:?}"
+    );
+}
+
+#[test]
 fn a_sector_that_can_not_be_read_stops_neither_opening_nor_the_other_blocks() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, mut store) = faulty(directory.path(), Prepare::None);

@@ -141,6 +141,40 @@ fn deletions_are_not_forgotten_while_what_they_delete_is_on_disk() {
 }
 
 #[test]
+fn a_deletion_that_is_moved_does_not_take_back_a_later_put() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(directory.path());
+    let again = content(7, 4000);
+    // The first segment stays, so deletions are kept; the second holds one and little else that is live.
+    store.commit([puts(0..55, 4000), vec![put(&content(55, 4000))]].concat()).unwrap();
+    let deletions = vec![Op::Delete { hash: hash(&again) }, Op::Delete { hash: hash(&content(9, 4000)) }];
+    store.commit([puts(100..155, 4000), deletions].concat()).unwrap();
+    store.commit([vec![put(&again)], puts(200..254, 4000)].concat()).unwrap();
+    store.commit(puts(300..310, 4000)).unwrap();
+    let marked: Vec<Hash> =
+        (0..56).chain(200..254).chain(300..310).map(|number| hash(&content(number, 4000))).collect();
+    store.clean_begin();
+    store.clean_mark(&marked).unwrap();
+    let mut moved = 0;
+    loop {
+        let progress = store.clean_step(1 << 20).unwrap();
+        moved += progress.bytes_moved;
+        if progress.done {
+            break;
+        }
+    }
+    assert!(moved > 0, "the deletion of block 9 is moved");
+    drop(store);
+    for _ in 0..2 {
+        let (mut store, _) = open(directory.path());
+        assert_all_there(&mut store, 7..8, 4000);
+        assert!(!store.has(&hash(&content(9, 4000))).unwrap());
+        drop(store);
+        rebuild_index(disk(directory.path()), options()).unwrap();
+    }
+}
+
+#[test]
 fn an_aborted_cleaning_keeps_everything_marked() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = mixed(directory.path());

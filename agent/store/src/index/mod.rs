@@ -13,6 +13,8 @@ mod page;
 mod pages;
 mod runs;
 mod table;
+#[cfg(test)]
+mod tests;
 mod texts;
 
 pub(crate) use runs::Answer;
@@ -196,16 +198,20 @@ impl<D: Disk> Index<D> {
         while left > 0 && self.runs.has_work() {
             let merges = (self.runs.merges.len() as u64).max(1);
             let piece = (self.commit_entries / merges).max(MERGE_ENTRIES_MIN).min(left);
-            let mut before = guarded(|| self.read_pages())?;
-            self.commit(|index, transaction| {
-                index.runs.drop_merged(transaction, piece)?;
-                index.runs.advance(&mut before, transaction, piece)?;
-                drop(before);
-                index.keep_runs(transaction)
-            })?;
+            self.merge_piece(piece)?;
             left -= piece;
         }
         Ok(())
+    }
+
+    fn merge_piece(&mut self, entries: u64) -> Result<(), IndexError> {
+        let mut before = guarded(|| self.read_pages())?;
+        self.commit(|index, transaction| {
+            index.runs.drop_merged(transaction, entries)?;
+            index.runs.advance(&mut before, transaction, entries)?;
+            drop(before);
+            index.keep_runs(transaction)
+        })
     }
 
     fn commit(
