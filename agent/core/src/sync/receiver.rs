@@ -235,7 +235,8 @@ impl Sync {
     fn window(&self) -> Amount {
         const LEAST: u32 = 4;
         let whole = Amount::window(self.window_blocks);
-        let others = || self.incoming.values().filter(|other| !other.expected.is_empty() || other.is_writing());
+        let others =
+            || self.incoming.values().filter(|other| !other.expected.is_empty() || other.is_writing());
         let promised = others().fold(Amount::default(), |sum, other| sum.plus(other.credit.promised()));
         let share = whole.over(others().count() as u64 + 1);
         share.min(whole.minus(promised)).max(Amount::window(LEAST))
