@@ -138,7 +138,7 @@ impl Credit {
         limit
     }
 
-    /// A window beyond what the round wants leaves room for nothing; blocks are then sent as they are wanted.
+    /// The limit as messages say it.
     fn as_sent(&self) -> u32 {
         u32::try_from(self.limit).expect("a round wants at most a manifest's children")
     }
