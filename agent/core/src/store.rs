@@ -10,6 +10,7 @@ use crate::limits::{BATCH_WRITES_MAX, JOBS_MAX, QUESTIONS_MAX, WRITES_MAX};
 use crate::message::{
     Answer, Change, ChangeDone, Effect, Effects, Haste, Job, JobDone, JobId, Message, Question, Ticket,
 };
+use crate::object::chunk::BLOCK_BYTES_AVERAGE;
 use crate::request::{Failure, FailureKind};
 use crate::settings::Settings;
 use crate::time::{Deadline, Time};
@@ -252,11 +253,13 @@ impl Store {
 }
 
 fn limits(settings: &Settings) -> Limits {
+    // What sync may ask for at once always finds room, beside a few batches of everybody else's.
+    let window = settings.window_blocks as usize * BLOCK_BYTES_AVERAGE;
     Limits {
         bytes: settings.flush.bytes,
         count: BATCH_WRITES_MAX,
         age_ms: settings.flush.age_ms,
-        bytes_held_max: settings.flush.bytes.saturating_mul(4).max(16 << 20),
+        bytes_held_max: settings.flush.bytes.saturating_mul(4).max(16 << 20).saturating_add(window),
         count_held_max: WRITES_MAX,
     }
 }

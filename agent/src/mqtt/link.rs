@@ -82,6 +82,16 @@ impl Link {
         self.waiting.len() + self.flying.len() + usize::from(self.held.is_some())
     }
 
+    /// An event that is there already.
+    pub fn ready(&mut self) -> Option<LinkEvent> {
+        while let Ok(report) = self.reports.try_recv() {
+            if let Some(event) = self.translate(report) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
     fn forget(&mut self) {
         self.client = None;
         self.waiting.clear();

@@ -278,7 +278,7 @@ impl StoreKeeper {
             }
             Question::ReadMany(ids) => {
                 // What is damaged is not there; any other failure is of the disk and passes.
-                let read = |id: &BlockId| match store.get(&id.0) {
+                let read = |id: &BlockId| match store.get_once(&id.0) {
                     Ok(block) => Ok(block),
                     Err(ReadError::Damaged { .. }) => Ok(None),
                     Err(error) => Err(of_read(error)),

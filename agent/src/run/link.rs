@@ -157,31 +157,51 @@ impl Wire {
     /// The next thing the core must hear of. Cancel safe.
     pub(super) async fn next(&mut self) -> Input {
         loop {
-            match self.link.next().await {
-                LinkEvent::Up { .. } => {
-                    tracing::info!("the link to the broker is up");
-                    return Input::LinkUp;
-                }
-                LinkEvent::Down { reason, retry_in } => {
-                    self.waiting.clear();
-                    tracing::warn!("the link is down: {reason}; trying again in {} s", retry_in.as_secs());
-                    return Input::LinkDown { reason };
-                }
-                LinkEvent::Sent { token } => {
-                    self.send_waiting();
-                    return Input::Sent { token };
-                }
-                LinkEvent::Rejected { token, reason } => {
-                    tracing::warn!("the broker will not carry a message: {reason}");
-                    self.send_waiting();
-                    return Input::Sent { token };
-                }
-                LinkEvent::Message { topic, payload, .. } => match self.topics.read(&topic) {
-                    Some((from, channel)) => return Input::Wire { from, channel, payload },
-                    None => tracing::debug!("{topic} is no inbox of this node"),
-                },
+            let event = self.link.next().await;
+            if let Some(input) = self.heard(event) {
+                return input;
             }
         }
+    }
+
+    /// What is there already.
+    pub(super) fn ready(&mut self) -> Option<Input> {
+        while let Some(event) = self.link.ready() {
+            if let Some(input) = self.heard(event) {
+                return Some(input);
+            }
+        }
+        None
+    }
+
+    fn heard(&mut self, event: LinkEvent) -> Option<Input> {
+        Some(match event {
+            LinkEvent::Up { .. } => {
+                tracing::info!("the link to the broker is up");
+                Input::LinkUp
+            }
+            LinkEvent::Down { reason, retry_in } => {
+                self.waiting.clear();
+                tracing::warn!("the link is down: {reason}; trying again in {} s", retry_in.as_secs());
+                Input::LinkDown { reason }
+            }
+            LinkEvent::Sent { token } => {
+                self.send_waiting();
+                Input::Sent { token }
+            }
+            LinkEvent::Rejected { token, reason } => {
+                tracing::warn!("the broker will not carry a message: {reason}");
+                self.send_waiting();
+                Input::Sent { token }
+            }
+            LinkEvent::Message { topic, payload, .. } => {
+                let Some((from, channel)) = self.topics.read(&topic) else {
+                    tracing::debug!("{topic} is no inbox of this node");
+                    return None;
+                };
+                Input::Wire { from, channel, payload }
+            }
+        })
     }
 
     /// Says goodbye.

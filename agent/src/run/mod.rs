@@ -40,7 +40,7 @@ use watcher::Watcher;
 
 const IN_PROCESS_BYTES: usize = 512 * 1024;
 const ORDERS_MAX: usize = 16;
-const RESULTS_AT_ONCE: usize = 32;
+const INPUTS_AT_ONCE: usize = 32;
 
 /// Why an agent does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -253,9 +253,10 @@ impl Agent {
                 () = sleep_until(at) => (Input::Wake, deadline.map(|(_, why)| why)),
             };
             self.turn(input, woken_for);
-            // Results that are there already need no waiting; a few at a time, lest others starve.
-            for _ in 0..RESULTS_AT_ONCE {
-                match self.engine.ready() {
+            // What is there already needs no waiting; a few at a time, lest others starve.
+            for _ in 0..INPUTS_AT_ONCE {
+                let ready = self.engine.ready().or_else(|| self.wire.as_mut().and_then(Wire::ready));
+                match ready {
                     Some(input) => self.turn(input, None),
                     None => break,
                 }

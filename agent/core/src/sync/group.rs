@@ -3,12 +3,14 @@
 //! Plain state with no way to send; `receiver` drives it. Bounded by the announcement's entries, one
 //! manifest per level of the object being walked, and the window of blocks.
 
+use super::credit::Credit;
 use super::wire::{Outcome, Refusal, Wanted};
 use crate::binding::{Binding, Content};
 use crate::id::{BlockId, NodeName};
 use crate::message::{Answer, ChangeDone};
 use crate::name::Name;
-use crate::object::manifest::Child;
+use crate::object::BLOCK_BYTES_MAX;
+use crate::object::manifest::{Child, Manifest};
 use crate::request::Failure;
 use std::collections::BTreeSet;
 
@@ -21,8 +23,10 @@ pub(super) enum Step {
     Roots,
     /// The manifest to walk next, and which of its children are here.
     Manifest,
-    /// A received block is being written.
-    Put,
+    /// The manifest to walk after the present one, and which of its children are here.
+    Ahead(BlockId),
+    /// A received block of this length is being written.
+    Put(u32),
     /// The binding at the name of a conflict's copy.
     Copy(u16),
     /// A conflict's copy is being bound.
@@ -91,6 +95,18 @@ pub(super) struct Node {
     pub(super) bytes: u64,
 }
 
+/// What is known of the manifest to walk next, so that its blocks are asked for as soon as the present ones
+/// have come.
+#[derive(Default)]
+pub(super) enum Ahead {
+    #[default]
+    Unknown,
+    /// It is being read.
+    Asked(BlockId),
+    /// The manifest, and how long those of its children are that were here when it was read.
+    Read(BlockId, Option<Manifest>, Vec<Option<u32>>),
+}
+
 /// An announcement being taken in.
 pub(super) struct InGroup {
     pub(super) request: Option<u32>,
@@ -106,12 +122,11 @@ pub(super) struct InGroup {
     pub(super) node: Option<(Node, Vec<Child>)>,
     /// What is expected is known: no question about it is open.
     pub(super) expected_known: bool,
-    pub(super) window: u32,
-    pub(super) received: u32,
-    pub(super) stored: u32,
-    pub(super) limit: u32,
-    /// Blocks handed to the store and not durable yet.
-    pub(super) writes: u32,
+    /// The manifest to be looked at next.
+    pub(super) ahead: Ahead,
+    /// The children of the manifest before: they have come, though a look-up may not know them yet.
+    pub(super) came: Vec<Child>,
+    pub(super) credit: Credit,
     /// Outcomes not yet acknowledged.
     pub(super) outcomes: Vec<(u16, Outcome)>,
     pub(super) acknowledged: usize,
@@ -120,7 +135,7 @@ pub(super) struct InGroup {
 }
 
 impl InGroup {
-    pub(super) fn new(request: Option<u32>, entries: Vec<(Name, Binding)>, window: u32) -> Self {
+    pub(super) fn new(request: Option<u32>, entries: Vec<(Name, Binding)>) -> Self {
         let entry = |(name, incoming)| InEntry { name, incoming, plan: Plan::Unknown, content_here: false };
         InGroup {
             request,
@@ -131,11 +146,9 @@ impl InGroup {
             nodes: Vec::new(),
             node: None,
             expected_known: false,
-            window,
-            received: 0,
-            stored: 0,
-            limit: 0,
-            writes: 0,
+            ahead: Ahead::Unknown,
+            came: Vec::new(),
+            credit: Credit::default(),
             outcomes: Vec::new(),
             acknowledged: 0,
             retry_at_ms: u64::MAX,
@@ -199,6 +212,8 @@ impl InGroup {
         self.expected.clear();
         self.nodes.clear();
         self.node = None;
+        self.ahead = Ahead::Unknown;
+        self.came.clear();
         if let Some(index) = self.walking.take() {
             self.settle(index, Outcome::Refused(why));
         }
@@ -236,8 +251,15 @@ impl InGroup {
         0..u16::try_from(self.entries.len()).expect("an announcement has at most 64 entries")
     }
 
-    /// What is still expected of the present round, as a want says it.
-    pub(super) fn wanted(&self) -> Wanted {
+    /// Blocks handed to the store and not durable yet.
+    pub(super) fn is_writing(&self) -> bool {
+        self.credit.held().blocks > 0
+    }
+
+    /// What is still expected of the present round, as a want says it, and the lengths in that order.
+    pub(super) fn wanted(&self) -> (Wanted, Vec<u64>) {
+        let length = |depth: u8, bytes: u64| if depth > 0 { BLOCK_BYTES_MAX as u64 } else { bytes };
+        let mut lengths = Vec::with_capacity(self.expected.len());
         match &self.node {
             Some((node, children)) => {
                 let mut missing = vec![0_u8; children.len().div_ceil(8)];
@@ -245,17 +267,22 @@ impl InGroup {
                 for (index, child) in children.iter().enumerate() {
                     if self.expected.contains(&child.id) && asked.insert(child.id) {
                         missing[index / 8] |= 1 << (index % 8);
+                        lengths.push(length(node.level - 1, child.bytes));
                     }
                 }
-                Wanted::Children { manifest: node.id, missing }
+                (Wanted::Children { manifest: node.id, missing }, lengths)
             }
             None => {
                 let mut asked = BTreeSet::new();
                 let wants = |index: &u16| {
-                    let root = self.entries[usize::from(*index)].needs().map(|(root, _)| root);
-                    root.is_some_and(|root| self.expected.contains(&root) && asked.insert(root))
+                    let entry = &self.entries[usize::from(*index)];
+                    let root = entry.needs().filter(|(root, _)| self.expected.contains(root));
+                    let Some((_, depth)) = root.filter(|(root, _)| asked.insert(*root)) else { return false };
+                    lengths.push(length(depth, entry.incoming.meta.size));
+                    true
                 };
-                Wanted::Roots(self.indices().filter(wants).collect())
+                let roots = self.indices().filter(wants).collect();
+                (Wanted::Roots(roots), lengths)
             }
         }
     }

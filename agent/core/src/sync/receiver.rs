@@ -4,7 +4,8 @@
 //! Blocks and bindings are written in the order they are handed over, and a batch that fails takes what
 //! waits behind it with it; so a binding may be handed over as soon as its last block has been.
 
-use super::group::{InGroup, News, Node, Plan, Step, Take};
+use super::credit::Amount;
+use super::group::{Ahead, InGroup, News, Node, Plan, Step, Take};
 use super::wire::{Announce, Blocks, Outcome, Refusal, SyncMessage, Want};
 use super::{Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Resolution, Stored, resolve};
@@ -14,9 +15,11 @@ use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message,
 use crate::name::Name;
 use crate::note::Note;
 use crate::object::manifest::Manifest;
+use crate::request::FailureKind;
 use crate::role::{Role, may_announce};
 use crate::time::Time;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 /// A group is wrong or stuck: it is dropped, and the sender announces it again later.
 struct GivenUp(String);
@@ -44,9 +47,7 @@ impl Sync {
         if self.incoming.len() >= IN_GROUPS_MAX {
             return self.wires.post(from, &SyncMessage::Busy { group: announce.group }, out);
         }
-        let transfers = u32::try_from(self.incoming.len() + 1).expect("bounded by IN_GROUPS_MAX");
-        let window = (self.window_blocks / transfers).max(4);
-        let mut group = InGroup::new(announce.request, announce.entries, window);
+        let mut group = InGroup::new(announce.request, announce.entries);
         group.touch(now);
         self.fetches.moves(now, &group);
         let names = group.entries.iter().map(|entry| entry.name.clone()).collect();
@@ -82,14 +83,13 @@ impl Sync {
         }
         self.wires.numbers.blocks_received += 1;
         self.wires.numbers.bytes_received += bytes.len() as u64;
-        group.received += 1;
+        group.credit.received(Amount::block(bytes.len()));
         group.compare(id, bytes.len() as u64);
-        group.writes += 1;
-        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put };
+        let length = u32::try_from(bytes.len()).expect("a message bounds its blocks");
+        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put(length) };
         self.asked.write(purpose, Change::Put { id, bytes }, Haste::Bulk, out);
-        let unstored = group.received.saturating_sub(group.stored);
-        let is_held_up = group.received >= group.limit;
-        if group.expected.is_empty() || is_held_up || unstored >= group.window / 2 {
+        let is_half = group.credit.held().reaches(self.window().over(2));
+        if group.expected.is_empty() || group.credit.is_used_up() || is_half {
             out.tell(Message::FlushNow);
         }
     }
@@ -109,6 +109,9 @@ impl Sync {
         group.touch(now);
         let result = match news {
             News::Answer(Answer::Failed(failure)) | News::Written(Err(failure)) => {
+                if failure.kind == FailureKind::Busy {
+                    self.wires.post(peer, &SyncMessage::Busy { group: group_id }, out);
+                }
                 Err(GivenUp(failure.message))
             }
             News::Answer(answer) => self.step_answered(&key, &mut group, step, answer, out),
@@ -148,6 +151,17 @@ impl Sync {
             (Step::Manifest, Answer::Children { manifest, here }) => {
                 return self.manifest_here(key, group, manifest, here, out);
             }
+            (Step::Ahead(id), Answer::Children { manifest, here }) => {
+                if !matches!(group.ahead, Ahead::Asked(asked) if asked == id) {
+                    return Ok(()); // refused since
+                }
+                if group.expected_known {
+                    group.ahead = Ahead::Read(id, manifest, here);
+                } else {
+                    group.ahead = Ahead::Unknown;
+                    return self.manifest_here(key, group, manifest, here, out);
+                }
+            }
             (Step::Copy(index), Answer::Bindings(found)) => {
                 let bound = found.into_iter().next().flatten();
                 self.bind_copy(key, group, index, bound, out);
@@ -171,9 +185,8 @@ impl Sync {
         out: &mut Effects,
     ) -> Result<(), GivenUp> {
         match (step, done) {
-            (Step::Put, _) => {
-                group.writes = group.writes.saturating_sub(1);
-                group.stored += 1;
+            (Step::Put(length), _) => {
+                group.credit.stored(Amount::block(length as usize));
                 self.extend_credit(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -200,21 +213,33 @@ impl Sync {
             return;
         }
         group.round += 1;
-        (group.received, group.stored) = (0, 0);
-        group.limit = group.window;
-        let want = Want { group: key.1, round: group.round, blocks: group.wanted(), limit: group.limit };
+        let (blocks, lengths) = group.wanted();
+        let window = self.window();
+        let limit = group.credit.begin(lengths.into_iter(), window);
+        let want = Want { group: key.1, round: group.round, blocks, limit };
         self.wires.post(&key.0, &SyncMessage::Want(want), out);
     }
 
     fn extend_credit(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
-        let left = group.limit.saturating_sub(group.stored);
-        let needed = group.received + u32::try_from(group.expected.len()).unwrap_or(u32::MAX) > group.limit;
-        // Early enough that the sender has something to send while the next batch is being written.
-        if needed && left <= group.window - group.window / 8 {
-            group.limit = group.stored + group.window;
-            let credit = SyncMessage::Credit { group: key.1, round: group.round, limit: group.limit };
+        let window = self.window();
+        if !group.expected.is_empty()
+            && let Some(limit) = group.credit.extend(window)
+        {
+            let credit = SyncMessage::Credit { group: key.1, round: group.round, limit };
             self.wires.post(&key.0, &credit, out);
         }
+    }
+
+    /// A group's part of the window; it is not among `incoming` at this moment. Each transfer has its share
+    /// of what the others leave, and never less than gets it on.
+    fn window(&self) -> Amount {
+        const LEAST: u32 = 4;
+        let whole = Amount::window(self.window_blocks);
+        let others =
+            || self.incoming.values().filter(|other| !other.expected.is_empty() || other.is_writing());
+        let promised = others().fold(Amount::default(), |sum, other| sum.plus(other.credit.promised()));
+        let share = whole.over(others().count() as u64 + 1);
+        share.min(whole.minus(promised)).max(Amount::window(LEAST))
     }
 
     /// Goes on when everything asked for has come; manifests must be durable before they are read.
@@ -230,10 +255,10 @@ impl Sync {
         match group.node.take() {
             None => self.roots_here(key, group, out),
             Some((node, children)) if node.level == 1 => {
-                drop(children);
+                group.came = children;
                 self.next_node(key, group, out)
             }
-            Some(inner) if group.writes > 0 => {
+            Some(inner) if group.is_writing() => {
                 group.node = Some(inner);
                 Ok(())
             }
@@ -279,7 +304,7 @@ impl Sync {
                 (!entry.content_here).then_some((index, Node { id, level, bytes: entry.incoming.meta.size }))
             });
             let Some((index, root)) = next else { return Ok(()) };
-            if group.writes > 0 {
+            if group.is_writing() {
                 return Ok(()); // the root is not durable yet; its write brings us back
             }
             group.walking = Some(index);
@@ -287,9 +312,17 @@ impl Sync {
         }
         let Some(node) = group.nodes.pop() else { return Ok(()) };
         group.node = Some((node, Vec::new()));
-        self.ask_for(key, Step::Manifest, Question::Children(node.id), out);
         // Nothing is expected while the manifest is read: the round must not seem to be over.
         group.expected_known = false;
+        match std::mem::take(&mut group.ahead) {
+            Ahead::Read(id, manifest, here) if id == node.id => {
+                return self.manifest_here(key, group, manifest, here, out);
+            }
+            Ahead::Asked(id) if id == node.id => group.ahead = Ahead::Asked(id),
+            Ahead::Unknown | Ahead::Asked(_) | Ahead::Read(..) => {
+                self.ask_for(key, Step::Manifest, Question::Children(node.id), out);
+            }
+        }
         Ok(())
     }
 
@@ -309,10 +342,17 @@ impl Sync {
             return self.next_node(key, group, out);
         };
         let children = manifest.into_children();
+        let came = std::mem::take(&mut group.came);
+        let came: BTreeMap<BlockId, u64> = came.into_iter().map(|child| (child.id, child.bytes)).collect();
+        let came = |id: &BlockId| came.get(id).and_then(|bytes| u32::try_from(*bytes).ok());
         let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
         group.node = Some((node, children));
-        group.expect(ids.into_iter().zip(here));
+        group.expect(ids.into_iter().zip(here).map(|(id, here)| (id, here.or_else(|| came(&id)))));
         self.want(key, group, out);
+        if let (Ahead::Unknown, Some(next)) = (&group.ahead, group.nodes.last()) {
+            group.ahead = Ahead::Asked(next.id);
+            self.ask_for(key, Step::Ahead(next.id), Question::Children(next.id), out);
+        }
         self.round_may_be_over(key, group, out)
     }
 

@@ -21,6 +21,18 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// The block is damaged, or its file or the index can not be read.
     pub fn get(&mut self, hash: &Hash) -> Result<Option<Bytes>, ReadError> {
+        self.read_block(hash, true)
+    }
+
+    /// As [`Store::get`], for one who passes through: what is read does not enter the cache.
+    ///
+    /// # Errors
+    /// As for [`Store::get`].
+    pub fn get_once(&mut self, hash: &Hash) -> Result<Option<Bytes>, ReadError> {
+        self.read_block(hash, false)
+    }
+
+    fn read_block(&mut self, hash: &Hash, keep: bool) -> Result<Option<Bytes>, ReadError> {
         if let Some(bytes) = self.cache.get(hash) {
             self.counters.cache_hits += 1;
             return Ok(Some(bytes.clone()));
@@ -30,7 +42,7 @@ impl<D: Disk> Store<D> {
         };
         self.counters.cache_misses += 1;
         let bytes = self.read_checked(hash, &place)?;
-        if self.options.cache_bytes > 0 {
+        if keep && self.options.cache_bytes > 0 {
             self.cache.insert(*hash, bytes.clone());
         }
         Ok(Some(bytes))

@@ -1,0 +1,204 @@
+//! How much a sender may send: what is promised to it and not yet durable here stays within a window.
+//!
+//! A window bounds blocks and bytes. A limit is counted in blocks, for the sender knows their order; the
+//! receiver knows their lengths and chooses the limit so that the bytes fit too. One block longer than the
+//! window is asked for when nothing else is on its way, or it could never come.
+
+use crate::object::BLOCK_BYTES_MAX;
+use crate::object::chunk::BLOCK_BYTES_AVERAGE;
+
+/// Blocks and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+}
+
+impl Amount {
+    /// A window of so many blocks, and what they have on average.
+    pub(super) fn window(blocks: u32) -> Amount {
+        Amount { blocks: u64::from(blocks), bytes: u64::from(blocks) * BLOCK_BYTES_AVERAGE as u64 }
+    }
+
+    pub(super) fn block(bytes: usize) -> Amount {
+        Amount { blocks: 1, bytes: bytes as u64 }
+    }
+
+    pub(super) fn plus(self, other: Amount) -> Amount {
+        Amount { blocks: self.blocks + other.blocks, bytes: self.bytes + other.bytes }
+    }
+
+    pub(super) fn minus(self, other: Amount) -> Amount {
+        let blocks = self.blocks.saturating_sub(other.blocks);
+        Amount { blocks, bytes: self.bytes.saturating_sub(other.bytes) }
+    }
+
+    pub(super) fn over(self, divisor: u64) -> Amount {
+        Amount { blocks: self.blocks / divisor, bytes: self.bytes / divisor }
+    }
+
+    pub(super) fn min(self, other: Amount) -> Amount {
+        Amount { blocks: self.blocks.min(other.blocks), bytes: self.bytes.min(other.bytes) }
+    }
+
+    pub(super) fn max(self, other: Amount) -> Amount {
+        Amount { blocks: self.blocks.max(other.blocks), bytes: self.bytes.max(other.bytes) }
+    }
+
+    fn fits(self, window: Amount) -> bool {
+        self.blocks <= window.blocks && self.bytes <= window.bytes
+    }
+
+    /// Whether either is reached.
+    pub(super) fn reaches(self, other: Amount) -> bool {
+        self.blocks >= other.blocks || self.bytes >= other.bytes
+    }
+}
+
+/// The credit of one transfer.
+#[derive(Debug, Default)]
+pub(super) struct Credit {
+    /// What the round's blocks up to and including each come to, in the order they are wanted.
+    sums: Vec<u64>,
+    /// Blocks of the round the sender may have sent.
+    limit: usize,
+    /// What has come of the round.
+    received: Amount,
+    /// What has come, of this round or an earlier one, and is not durable yet.
+    held: Amount,
+}
+
+impl Credit {
+    /// A round begins that wants blocks of these lengths; its first limit.
+    pub(super) fn begin(&mut self, lengths: impl Iterator<Item = u64>, window: Amount) -> u32 {
+        let mut sum = 0;
+        let sums = lengths.map(|length| {
+            sum += length.min(BLOCK_BYTES_MAX as u64);
+            sum
+        });
+        self.sums = sums.collect();
+        (self.limit, self.received) = (0, Amount::default());
+        self.limit = self.allowed(window);
+        self.as_sent()
+    }
+
+    pub(super) fn received(&mut self, block: Amount) {
+        self.received = self.received.plus(block);
+        self.held = self.held.plus(block);
+    }
+
+    pub(super) fn stored(&mut self, block: Amount) {
+        self.held = self.held.minus(block);
+    }
+
+    /// What has come and is not durable yet.
+    pub(super) fn held(&self) -> Amount {
+        self.held
+    }
+
+    /// What may come or has come, and is not durable yet.
+    pub(super) fn promised(&self) -> Amount {
+        self.with(self.limit)
+    }
+
+    /// Whether all that was allowed has come.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.received.blocks >= self.limit as u64
+    }
+
+    /// A greater limit, once it is worth a message: for an eighth of the window, for the rest of the round,
+    /// or when the sender has nothing left to send.
+    pub(super) fn extend(&mut self, window: Amount) -> Option<u32> {
+        let allowed = self.allowed(window);
+        if allowed <= self.limit {
+            return None;
+        }
+        let gain = self.with(allowed).minus(self.promised());
+        let is_worth = gain.reaches(window.over(8)) || allowed == self.sums.len() || self.is_used_up();
+        is_worth.then(|| {
+            self.limit = allowed;
+            self.as_sent()
+        })
+    }
+
+    /// What would be promised with this limit.
+    fn with(&self, limit: usize) -> Amount {
+        let bytes = limit.checked_sub(1).map_or(0, |last| self.sums[last]);
+        Amount { blocks: limit as u64, bytes }.minus(self.received).plus(self.held)
+    }
+
+    /// The greatest limit that keeps the window, never below the present one.
+    fn allowed(&self, window: Amount) -> usize {
+        let mut limit = self.limit;
+        while limit < self.sums.len()
+            && (self.with(limit + 1).fits(window) || (self.promised().blocks == 0 && limit == self.limit))
+        {
+            limit += 1;
+        }
+        limit
+    }
+
+    /// The limit as messages say it.
+    fn as_sent(&self) -> u32 {
+        u32::try_from(self.limit).expect("a round wants at most a manifest's children")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_block_beyond_the_window_comes_alone() {
+        let mut credit = Credit::default();
+        let window = Amount { blocks: 4, bytes: 1000 };
+        assert_eq!(credit.begin([5000, 10, 10].into_iter(), window), 1);
+        credit.received(Amount::block(5000));
+        assert_eq!(credit.extend(window), None, "it is not durable yet");
+        credit.stored(Amount::block(5000));
+        assert_eq!(credit.extend(window), Some(3));
+    }
+
+    #[test]
+    fn what_an_earlier_round_left_unwritten_counts() {
+        let mut credit = Credit::default();
+        let window = Amount { blocks: 4, bytes: 1000 };
+        assert_eq!(credit.begin([100; 3].into_iter(), window), 3);
+        for _ in 0..3 {
+            credit.received(Amount::block(100));
+        }
+        assert_eq!(credit.begin([100; 6].into_iter(), window), 1);
+        credit.stored(Amount::block(100));
+        assert_eq!(credit.extend(window), Some(2));
+    }
+
+    proptest! {
+        /// Whatever is received and stored in whatever order: the window holds, and everything comes.
+        #[test]
+        fn the_window_holds_and_everything_comes(
+            lengths in prop::collection::vec(1_u64..=BLOCK_BYTES_MAX as u64, 1..80),
+            blocks in 4_u32..32,
+            steps in prop::collection::vec(any::<bool>(), 0..400),
+        ) {
+            let window = Amount::window(blocks).max(Amount { blocks: 0, bytes: BLOCK_BYTES_MAX as u64 });
+            let mut credit = Credit::default();
+            let mut limit = credit.begin(lengths.iter().copied(), window) as usize;
+            let (mut received, mut stored) = (0, 0);
+            for stores in steps.into_iter().chain(std::iter::repeat_n([false, true], 200).flatten()) {
+                let block = |index: usize| Amount { blocks: 1, bytes: lengths[index] };
+                if stores && stored < received {
+                    credit.stored(block(stored));
+                    stored += 1;
+                } else if !stores && received < limit {
+                    credit.received(block(received));
+                    received += 1;
+                }
+                limit = credit.extend(window).map_or(limit, |limit| limit as usize);
+                prop_assert!(credit.promised().fits(window));
+                prop_assert!(limit <= lengths.len());
+            }
+            prop_assert_eq!(stored, lengths.len());
+        }
+    }
+}
