@@ -181,7 +181,7 @@ impl Agent {
         let key = node_key(config, mode)?;
         let mut service = Service::new(mode == Mode::Service);
         let files = Files::new(config.watches.clone());
-        let options = settings::store_options(&effective);
+        let options = settings::store_options(config, &effective);
         let opening = Engine::start(config.store.clone(), options, files);
         let (engine, opened) = service.while_starting(opening).await?;
         for note in engine::notes(&opened.report) {
