@@ -78,6 +78,10 @@ fn an_impossible_value_is_refused_with_what_is_possible() {
     refused_line("node", "name", "\"No Spaces\"", &["[node] name", "1 to 64 characters"]);
     refused_line("node", "profile", "\"low_power\"", &["did you mean \"low-power\"?"]);
     refused_line("node", "board", "\"raspberry-pi-6\"", &["did you mean \"raspberry-pi-"]);
+    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    let lacks = format!("this machine has no level `{foreign}`; it has portable");
+    refused_line("node", "kernels", &format!("\"{foreign}\""), &["[node] kernels", &lacks]);
+    refused_line("node", "kernels", "\"fast\"", &["`fast` is no level; it has portable"]);
     refused_line("storage", "limit", "\"1 MB\"", &["a size of at least \"16 MB\""]);
     refused_line("storage", "limit", "\"ten GB\"", &["[storage] limit"]);
     refused_line("storage", "segment", "\"100 KiB\"", &["1 MiB to 1 GiB in multiples of 64 KiB"]);

@@ -416,3 +416,32 @@ fn files_come_back_with_their_bytes_time_and_mode_and_empty_ones_empty() {
     let again = node.run(["put", "data"]).expect(0);
     assert!(again.text().contains("5 of them unchanged"), "{}", again.text());
 }
+
+/// The names 300 small files get from an agent with these flags, and the level it says it has.
+fn names_of_small_files(flags: &[&str]) -> (Vec<serde_json::Value>, serde_json::Value) {
+    let mut node = worker();
+    for number in 0..300 {
+        write(&node.path(format!("data/{number}")), &noise(number * 13, &number.to_string()));
+    }
+    node.start_with(flags);
+    node.run(["put", "data"]).expect(0);
+    let status = node.status();
+    assert!(status["ingest"]["hashed_together"].as_u64() > Some(0), "{}", status["ingest"]);
+    let is_level = |setting: &&serde_json::Value| setting["key"] == "kernels";
+    let level = status["settings"].as_array().unwrap().iter().find(is_level).unwrap().clone();
+    let pages = node.json(["ls"]);
+    let listed = pages.iter().flat_map(|page| page["objects"].as_array().unwrap());
+    let names: Vec<_> = listed.map(|entry| json!([entry["name"], entry["cid"]])).collect();
+    assert_eq!(names.len(), 300);
+    (names, level)
+}
+
+#[test]
+fn small_files_get_the_same_names_at_every_level_and_status_shows_which() {
+    let (detected, level) = names_of_small_files(&[]);
+    assert_eq!(level["from"], "detected");
+    let (portable, level) = names_of_small_files(&["--kernels", "portable"]);
+    assert_eq!(level, json!({ "key": "kernels", "value": "portable", "from": "flag --kernels" }));
+    assert_eq!(detected, portable);
+    assert!(detected.iter().all(|name| name[1].is_string()), "{detected:?}");
+}

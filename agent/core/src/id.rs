@@ -8,6 +8,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use larder_kernels::{Level, hash_many};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
@@ -71,6 +73,15 @@ impl BlockId {
     #[must_use]
     pub fn of(bytes: &[u8]) -> BlockId {
         BlockId(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The names of many blocks, in their order. Small ones are hashed side by side, at this level.
+    #[must_use]
+    pub fn of_many(level: Level, blocks: &[Bytes]) -> Vec<BlockId> {
+        let blocks: Vec<&[u8]> = blocks.iter().map(Bytes::as_ref).collect();
+        let mut hashes = vec![[0; 32]; blocks.len()];
+        hash_many(level, &blocks, &mut hashes);
+        hashes.into_iter().map(BlockId).collect()
     }
 
     /// The first eight hex digits of the hash: for people, and for names of conflicting copies.

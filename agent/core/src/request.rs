@@ -369,6 +369,9 @@ pub struct IngestNumbers {
     pub bytes: u64,
     /// Blocks cut.
     pub blocks: u64,
+    /// Small blocks that were hashed side by side with others.
+    #[serde(default)]
+    pub hashed_together: u64,
     /// Files of watched folders that could not be taken yet; tried again.
     pub deferred: u64,
     /// Files of watched folders refused for their name, or not regular.

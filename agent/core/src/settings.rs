@@ -4,6 +4,7 @@ use crate::id::NodeName;
 use crate::request::SettingInForce;
 use crate::role::{Evict, Role};
 use ed25519_dalek::{SigningKey, VerifyingKey};
+use larder_kernels::Level;
 
 /// A peer this node trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub struct Settings {
     pub commands: bool,
     /// Watched folders.
     pub watches: Vec<Watch>,
+    /// The instructions hashing uses; every level gives the same names.
+    pub kernels: Level,
     /// The one timer's period in milliseconds.
     pub tick_ms: u64,
     /// How writes wait.

@@ -48,6 +48,9 @@ pub(super) struct Global {
     /// Board: auto, the name of a board or the path of a board file
     #[arg(long, global = true, value_name = "BOARD")]
     pub(super) board: Option<String>,
+    /// Instructions for hashing: auto, or a level such as portable; the result is the same
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(super) kernels: Option<String>,
     /// Answers as JSON, one object a line
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -212,6 +215,7 @@ impl Cli {
             socket: global.socket.clone(),
             profile: global.profile.clone(),
             board: global.board.clone(),
+            kernels: global.kernels.clone(),
             log: global.log.clone(),
             ..Overrides::default()
         };

@@ -124,6 +124,8 @@ effective! {
     profile: String,
     /// The board.
     board: String,
+    /// The instructions hashing and filter use.
+    kernels: String,
     /// Bytes on disk the pool directory may take, everything counted.
     quota_bytes: u64,
     /// Bytes of the quota kept free, so that deletion and start-up work when the rest is full.
@@ -193,6 +195,7 @@ impl Config {
             role: self.role.clone().into(),
             profile: self.profile.clone().map(|profile| profile.name).into(),
             board: self.board.clone().map(|board| board.name).into(),
+            kernels: self.kernels.clone().map(|level| level.to_string()).into(),
             quota_bytes,
             reserve_bytes,
             evict: wished(&self.wishes.evict, Setting { value: role.evict, from: by_role() }),

@@ -130,6 +130,14 @@ pub enum ConfigError {
         /// What may be.
         allowed: String,
     },
+    /// Instructions this machine does not have.
+    #[error("{from}: [node] kernels: {reason}; \"auto\" takes the best of them")]
+    Level {
+        /// Where.
+        from: Origin,
+        /// What it has.
+        reason: larder_kernels::LevelError,
+    },
     /// A key that is needed beside others.
     #[error("{from}: {key} is missing: {why}")]
     Missing {

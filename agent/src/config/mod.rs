@@ -31,6 +31,7 @@ use larder_core::id::NodeName;
 use larder_core::profile::Profile;
 use larder_core::role::{Role, may_announce, may_command, may_fetch};
 use larder_hal::board::Machine;
+use larder_kernels::Level;
 use toml::Spanned;
 
 pub use effective::Effective;
@@ -81,6 +82,8 @@ pub struct Config {
     pub profile: Sourced<Profile>,
     /// The board.
     pub board: Sourced<Board>,
+    /// The instructions hashing and filter use.
+    pub kernels: Sourced<Level>,
     /// The log filter, if one is set.
     pub log: Option<String>,
     /// What the user should know and no value shows.
@@ -136,6 +139,7 @@ impl Config {
             mqtt: mqtt::check(&layers)?,
             peers: peers(&layers, &name, role.value)?,
             watches: watches(&layers, &store)?,
+            kernels: kernels(&layers)?,
             wishes: Wishes::check(&layers)?,
             log: overrides.log.clone().or_else(|| environment.variable("LARDER_LOG").map(str::to_owned)),
             file,
@@ -197,6 +201,16 @@ fn profile(layers: &Layers, board: &Sourced<Board>) -> Result<Sourced<Profile>, 
         || Sourced::new(board.value.default_profile.clone(), Origin::Board(board.value.name.clone()));
     let wish = layers.pick(|raw| raw.node.profile.as_ref()).unwrap_or_else(by_board);
     library::profile(&wish).map(|profile| Sourced::new(profile, wish.from))
+}
+
+fn kernels(layers: &Layers) -> Result<Sourced<Level>, ConfigError> {
+    match layers.pick(|raw| raw.node.kernels.as_ref()) {
+        Some(Sourced { value, from }) if value != "auto" => match value.parse() {
+            Ok(level) => Ok(Sourced::new(level, from)),
+            Err(reason) => Err(ConfigError::Level { from, reason }),
+        },
+        Some(_) | None => Ok(Sourced::new(Level::detect(), Origin::Machine("detected"))),
+    }
 }
 
 /// The machine's own name, as far as it can be a node's.

@@ -40,6 +40,8 @@ pub struct Overrides {
     pub profile: Option<String>,
     /// `--board`
     pub board: Option<String>,
+    /// `--kernels`
+    pub kernels: Option<String>,
     /// `--limit`
     pub limit: Option<String>,
     /// `--embedded-broker`
@@ -59,6 +61,7 @@ impl Overrides {
             ("node", "role", "--role", self.role.clone()),
             ("node", "profile", "--profile", self.profile.clone()),
             ("node", "board", "--board", self.board.clone()),
+            ("node", "kernels", "--kernels", self.kernels.clone()),
             ("storage", "limit", "--limit", self.limit.clone()),
             ("mqtt", "embedded_broker", "--embedded-broker", self.embedded_broker.then(|| "true".to_owned())),
         ];

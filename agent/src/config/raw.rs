@@ -46,6 +46,7 @@ pub(super) struct RawNode {
     pub(super) socket: Given<PathBuf>,
     pub(super) profile: Given<String>,
     pub(super) board: Given<String>,
+    pub(super) kernels: Given<String>,
     pub(super) subscribe: Given<Vec<String>>,
     pub(super) commands: Given<bool>,
 }

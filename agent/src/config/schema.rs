@@ -37,7 +37,7 @@ const TEXT: &str = "a text in quotes";
 use Kind::{List, Number, Switch, Text};
 
 /// Every key there is.
-pub(super) const KEYS: [Key; 40] = [
+pub(super) const KEYS: [Key; 41] = [
     key("node", "name", Text, NODE_NAME),
     key("node", "fleet", Text, NODE_NAME),
     key("node", "role", Text, ROLE),
@@ -46,6 +46,7 @@ pub(super) const KEYS: [Key; 40] = [
     key("node", "socket", Text, "a path of at most 107 bytes"),
     key("node", "profile", Text, "the name of a profile or the path of a profile file"),
     key("node", "board", Text, "\"auto\", the name of a board or the path of a board file"),
+    key("node", "kernels", Text, "\"auto\" or the name of a level this machine has, such as \"portable\""),
     key("node", "subscribe", List, "a list of name prefixes such as [\"maps/\"]; [\"\"] is everything"),
     key("node", "commands", Switch, SWITCH),
     key("storage", "limit", Text, "a size of at least \"16 MB\", such as \"10 GB\""),

@@ -181,7 +181,7 @@ impl Agent {
         let watches = if is_alone { &[][..] } else { &config.watches };
         let (watcher, watching) = Watcher::start(watches);
         let files = Files::new(watches.to_vec(), watching);
-        let options = settings::store_options(&effective);
+        let options = settings::store_options(config, &effective);
         let opening = Engine::start(config.store.clone(), options, files);
         let (engine, opened) = service.while_starting(opening).await?;
         for note in engine::notes(&opened.report) {

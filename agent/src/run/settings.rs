@@ -22,7 +22,7 @@ fn file_system_bytes(path: &Path) -> Option<u64> {
 }
 
 /// What the store is opened with.
-pub(super) fn store_options(effective: &Effective) -> Options {
+pub(super) fn store_options(config: &Config, effective: &Effective) -> Options {
     Options {
         segment_bytes: effective.segment_bytes.value,
         cache_bytes: effective.cache_bytes.value,
@@ -35,8 +35,8 @@ pub(super) fn store_options(effective: &Effective) -> Options {
             board::Prepare::Allocate => Prepare::Allocate,
             board::Prepare::Zero => Prepare::Zero,
         },
-        kernels: larder_kernels::Level::detect(),
         spare_segments_max: effective.spare_segments_max.value,
+        kernels: config.kernels.value,
         create: true,
     }
 }
@@ -62,6 +62,7 @@ pub(super) fn core(
         subscriptions: config.subscribe.clone(),
         commands: config.commands,
         watches: config.watches.iter().map(watch).collect(),
+        kernels: config.kernels.value,
         tick_ms: effective.tick_ms.value,
         flush: BatchSettings { bytes: to_usize(flush_bytes), age_ms: effective.flush_age_ms.value },
         send: BatchSettings {

@@ -8,6 +8,11 @@
 //! Filters", 2007): block number from the upper 32 bits, eight bits in eight lanes from the lower 32.
 
 use crate::Level;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use crate::isa::neon::Neon;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{avx2::Avx2, avx512::Avx512};
+use crate::level::Isa;
 
 /// One block: eight lanes of 32 bits, one bit of each lane is set per key.
 pub type Block = [u32; 8];
@@ -16,7 +21,7 @@ pub type Block = [u32; 8];
 pub const BLOCK_BYTES: usize = 32;
 
 /// Odd multipliers that pick a bit in each lane; the constants of the Parquet specification.
-const SALTS: Block =
+pub(crate) const SALTS: Block =
     [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
 
 /// How many blocks a filter for `keys` keys needs at this many tenths of a bit per key; at least one, at most
@@ -37,39 +42,69 @@ pub fn keys_for(blocks: usize, decibits_per_key: u32) -> u64 {
 pub struct Probe {
     /// Where in a filter its block is, in parts of 2^32.
     place: u32,
-    mask: Block,
+    bits: Bits,
+}
+
+/// The key's bits in its block, ready, or where vectors make them faster than they are read, what makes them.
+#[derive(Clone, Copy, Debug)]
+enum Bits {
+    Ready(Block),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2, u32),
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon(Neon, u32),
 }
 
 impl Probe {
     /// Prepares a key.
-    pub fn of(_level: Level, key: u64) -> Probe {
-        Probe { place: (key >> 32) as u32, mask: mask(key as u32) }
+    #[inline]
+    pub fn of(level: Level, key: u64) -> Probe {
+        let low = key as u32;
+        let bits = match level.0 {
+            Isa::Portable => Bits::Ready(SALTS.map(|salt| 1 << (low.wrapping_mul(salt) >> 27))),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) | Isa::Avx512(Avx512(isa)) => Bits::Avx2(isa, low),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Neon(isa) => Bits::Neon(isa, low),
+        };
+        Probe { place: (key >> 32) as u32, bits }
     }
 
     /// Adds the key. Does nothing on an empty slice.
+    #[inline]
     pub fn add_to(&self, blocks: &mut [Block]) {
         let number = self.block_number(blocks.len());
         let Some(block) = blocks.get_mut(number) else { return };
-        for (lane, bit) in block.iter_mut().zip(self.mask) {
-            *lane |= bit;
+        match &self.bits {
+            Bits::Ready(bits) => block.iter_mut().zip(bits).for_each(|(lane, bit)| *lane |= bit),
+            #[cfg(target_arch = "x86_64")]
+            Bits::Avx2(isa, low) => isa.set_bits(block, *low),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Bits::Neon(isa, low) => isa.set_bits(block, *low),
         }
     }
 
     /// Whether the key may have been added. `false` is certain. An empty slice contains nothing.
+    #[inline]
     pub fn is_in(&self, blocks: &[Block]) -> bool {
         let Some(block) = blocks.get(self.block_number(blocks.len())) else { return false };
-        block.iter().zip(self.mask).fold(0, |missing, (lane, bit)| missing | (bit & !lane)) == 0
+        match &self.bits {
+            Bits::Ready(bits) => {
+                block.iter().zip(bits).fold(0, |missing, (lane, bit)| missing | (bit & !lane)) == 0
+            }
+            #[cfg(target_arch = "x86_64")]
+            Bits::Avx2(isa, low) => isa.has_bits(block, *low),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Bits::Neon(isa, low) => isa.has_bits(block, *low),
+        }
     }
 
     /// Which block of so many is the key's: greater keys have greater ones. Multiply-shift instead of a
     /// remainder: no division, and no power-of-two sizes.
+    #[inline]
     pub fn block_number(&self, blocks: usize) -> usize {
         ((u64::from(self.place) * blocks as u64) >> 32) as usize
     }
-}
-
-fn mask(low: u32) -> Block {
-    SALTS.map(|salt| 1 << (low.wrapping_mul(salt) >> 27))
 }
 
 #[cfg(test)]

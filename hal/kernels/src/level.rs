@@ -3,6 +3,10 @@
 //! A [`Level`] exists only for instructions this machine has, so holding one is the proof that they may be
 //! used. Portable code is a level too, and the oracle of all others.
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use crate::isa::neon::Neon;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{avx2::Avx2, avx512::Avx512};
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,11 +14,20 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Level(pub(crate) Isa);
 
-/// Every level there is, on any machine.
+/// Every level this kind of machine can have, the better one later, with the proof that this one has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Isa {
     Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon(Neon),
 }
+
+/// The names of all levels, of whatever machine.
+const NAMES: [&str; 4] = ["portable", "neon", "avx2", "avx512"];
 
 /// Why a level can not be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +38,7 @@ pub struct LevelError {
 impl fmt::Display for LevelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let asked = &self.asked;
-        let why = if Isa::ALL.iter().any(|isa| isa.name() == asked) {
+        let why = if NAMES.contains(&asked.as_str()) {
             format!("this machine has no level `{asked}`")
         } else {
             format!("`{asked}` is no level")
@@ -37,39 +50,40 @@ impl fmt::Display for LevelError {
 
 impl std::error::Error for LevelError {}
 
-impl Isa {
-    const ALL: &'static [Isa] = &[Isa::Portable];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Isa::Portable => "portable",
-        }
-    }
-
-    fn is_here(self) -> bool {
-        match self {
-            Isa::Portable => true,
-        }
-    }
-}
-
 impl Level {
     /// What every machine has.
     pub const PORTABLE: Level = Level(Isa::Portable);
 
     /// The best this machine has.
     pub fn detect() -> Level {
-        Level::available().last().unwrap_or(Level::PORTABLE)
+        Level::available().max().unwrap_or(Level::PORTABLE)
     }
 
     /// All this machine has, the best last.
     pub fn available() -> impl Iterator<Item = Level> {
-        Isa::ALL.iter().copied().filter(|isa| isa.is_here()).map(Level)
+        let found = [
+            Some(Isa::Portable),
+            #[cfg(target_arch = "x86_64")]
+            Avx2::find().map(Isa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Avx512::find().map(Isa::Avx512),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Neon::find().map(Isa::Neon),
+        ];
+        found.into_iter().flatten().map(Level)
     }
 
     /// What people call it.
     pub const fn name(self) -> &'static str {
-        self.0.name()
+        match self.0 {
+            Isa::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Neon(_) => "neon",
+        }
     }
 }
 

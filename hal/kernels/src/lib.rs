@@ -1,9 +1,18 @@
 //! Byte functions, with a portable form of each as the oracle.
 //!
-//! This crate is the only one in which unsafe code may live. What is here today is portable and needs
-//! none; instruction-set specific forms stand beside their oracle and give the same bits.
+//! This crate is the only one in which unsafe code may live, and in it only `isa`: a token for each
+//! instruction set, and thin vectors over it. The functions themselves are written once, over these
+//! vectors. A [`Level`] says which are used; the result never depends on it.
+
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod bloom;
+// where there are no vectors, nothing uses what is written over them
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+mod hash;
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+mod isa;
 mod level;
 
+pub use hash::{Hash, hash_many};
 pub use level::{Level, LevelError};

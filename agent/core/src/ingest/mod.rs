@@ -28,6 +28,7 @@ use crate::settings::{Settings, Watch};
 use crate::time::{Deadline, Time};
 use bytes::Bytes;
 use folder::Folders;
+use larder_kernels::Level;
 use std::collections::{BTreeMap, BTreeSet};
 use stream::{Finished, Phase, Source, Stream};
 
@@ -56,6 +57,9 @@ pub struct Ingest {
     unwritten: usize,
     /// Streams whose data is complete.
     ending: usize,
+    /// Objects of one small block that have no name yet; bounded as those are.
+    unnamed: Vec<(u32, Bytes)>,
+    kernels: Level,
     window: usize,
     /// Connections that are not read because too much is unwritten.
     held: BTreeSet<ClientId>,
@@ -76,6 +80,8 @@ impl Ingest {
             next_ticket: 0,
             unwritten: 0,
             ending: 0,
+            unnamed: Vec::new(),
+            kernels: settings.kernels,
             window: window(settings),
             held: BTreeSet::new(),
             folders: Folders::new(settings.watches.len(), settings.role == Role::Master),
@@ -86,6 +92,7 @@ impl Ingest {
     /// Takes over new settings; a changed set of watched folders needs a restart.
     pub fn reload(&mut self, settings: &Settings) {
         self.window = window(settings);
+        self.kernels = settings.kernels;
     }
 
     /// A local put begins.
@@ -125,6 +132,7 @@ impl Ingest {
     /// The connection is gone; what it had not finished is forgotten.
     pub fn puts_gone(&mut self, now: Time, client: ClientId, out: &mut Effects) {
         self.held.remove(&client);
+        self.name_small(out);
         let gone: Vec<Caller> =
             self.by_caller.keys().filter(|caller| caller.client == client).copied().collect();
         for caller in gone {
@@ -154,13 +162,36 @@ impl Ingest {
 
     fn end(&mut self, number: u32, out: &mut Effects) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
-        let blocks = stream.end();
         stream.ending = true;
         self.ending += 1;
         let name = stream.name.clone();
-        self.put_blocks(number, blocks, out);
+        if let Some(bytes) = stream.end_small() {
+            self.unwritten += bytes.len();
+            self.unnamed.push((number, bytes));
+        } else {
+            let blocks = stream.end();
+            self.put_blocks(number, blocks, out);
+        }
         let ticket = self.ticket(Purpose::Lookup { stream: number });
         out.tell(Message::Ask { ticket, question: Question::Lookup(vec![name]) });
+    }
+
+    /// Names all objects of one small block that wait for it, side by side. The first that has to know its
+    /// name brings this about, and the store's look-up of its old binding takes long enough for company.
+    fn name_small(&mut self, out: &mut Effects) {
+        let (streams, blocks): (Vec<u32>, Vec<Bytes>) = std::mem::take(&mut self.unnamed).into_iter().unzip();
+        if blocks.len() > 1 {
+            self.numbers.hashed_together += blocks.len() as u64;
+        }
+        let ids = BlockId::of_many(self.kernels, &blocks);
+        for ((number, bytes), id) in streams.into_iter().zip(blocks).zip(ids) {
+            // counted again as it is put
+            self.unwritten -= bytes.len();
+            if let Some(stream) = self.streams.get_mut(&number) {
+                stream.name_small(id, bytes.len() as u64);
+                self.put_blocks(number, vec![(id, bytes)], out);
+            }
+        }
     }
 
     fn put_blocks(&mut self, number: u32, blocks: Vec<(BlockId, Bytes)>, out: &mut Effects) {
@@ -202,6 +233,7 @@ impl Ingest {
 
     /// An answer of the store.
     pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
+        self.name_small(out);
         match (self.asked.remove(&number), answer) {
             (Some(Purpose::Lookup { stream }), Answer::Bindings(found)) => {
                 self.looked_up(now, stream, found.into_iter().next().flatten(), out);

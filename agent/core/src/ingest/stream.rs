@@ -11,6 +11,9 @@ use crate::object::manifest::{ManifestBuilder, Root};
 use crate::request::Failure;
 use bytes::Bytes;
 
+/// Blocks up to this length are worth hashing side by side.
+const SMALL_BLOCK_BYTES_MAX: usize = 16 << 10;
+
 /// Where an object comes from.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
@@ -110,6 +113,30 @@ impl Stream {
             self.phase = Phase::Binding(root);
         }
         blocks
+    }
+
+    /// Says that all bytes were given, where they are one small block; hands it out without a name.
+    pub(super) fn end_small(&mut self) -> Option<Bytes> {
+        let Phase::Reading(reading) = &mut self.phase else { return None };
+        let chunker = &mut reading.0;
+        if self.blocks > 0 || chunker.waiting() > SMALL_BLOCK_BYTES_MAX {
+            return None;
+        }
+        chunker.finish();
+        chunker.next()
+    }
+
+    /// The name of that block is known, and so is the root.
+    pub(super) fn name_small(&mut self, id: BlockId, bytes: u64) {
+        if let Phase::Reading(reading) = std::mem::replace(&mut self.phase, Phase::Failed) {
+            let mut builder = reading.1;
+            self.size += bytes;
+            self.blocks += 1;
+            let manifest = builder.push(id, bytes);
+            let root = builder.finish();
+            debug_assert!(manifest.is_none() && root.last.is_empty(), "one block needs no manifest");
+            self.phase = Phase::Binding(root);
+        }
     }
 
     fn drain(&mut self) -> Vec<(BlockId, Bytes)> {

@@ -35,6 +35,7 @@ use crate::settings::{Peer as PeerSettings, Settings};
 use crate::time::{Deadline, Time};
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
+use larder_kernels::Level;
 use std::collections::{BTreeMap, BTreeSet};
 use wire::SyncMessage;
 
@@ -170,6 +171,7 @@ pub struct Sync {
     sessions_max: usize,
     sessions_begun: u64,
     window_blocks: u32,
+    kernels: Level,
     /// Transfers to this node, by peer and the peer's number.
     incoming: BTreeMap<(NodeName, u32), InGroup>,
     /// Peers that are being sent blocks: the next message freed serves them in turn.
@@ -205,6 +207,7 @@ impl Sync {
             sessions_max: 0,
             sessions_begun: 0,
             window_blocks: 0,
+            kernels: settings.kernels,
             incoming: BTreeMap::new(),
             serving: BTreeSet::new(),
             news: LowPowerBatcher::new(news_limits(settings)),
@@ -221,6 +224,7 @@ impl Sync {
         self.subscriptions.clone_from(&settings.subscriptions);
         self.sessions_max = settings.sessions_max;
         self.window_blocks = settings.window_blocks;
+        self.kernels = settings.kernels;
         self.news.set_limits(news_limits(settings));
         self.fetches.resize(settings.offline_requests_max);
         let known = |name: &NodeName, peer: &Peer| {

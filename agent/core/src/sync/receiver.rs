@@ -68,15 +68,22 @@ impl Sync {
         };
         group.touch(now);
         self.fetches.moves(now, &group);
-        for bytes in message.blocks {
-            self.block(&key, &mut group, bytes, out);
+        let ids = BlockId::of_many(self.kernels, &message.blocks);
+        for (id, bytes) in ids.into_iter().zip(message.blocks) {
+            self.block(&key, &mut group, id, bytes, out);
         }
         let result = self.round_may_be_over(&key, &mut group, out);
         self.put_back(now, key, group, result, out);
     }
 
-    fn block(&mut self, key: &(NodeName, u32), group: &mut InGroup, bytes: Bytes, out: &mut Effects) {
-        let id = BlockId::of(&bytes);
+    fn block(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &mut InGroup,
+        id: BlockId,
+        bytes: Bytes,
+        out: &mut Effects,
+    ) {
         if !group.expected.remove(&id) {
             self.wires.numbers.blocks_unasked += 1;
             return;

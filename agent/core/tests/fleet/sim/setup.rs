@@ -34,6 +34,7 @@ pub(crate) fn settings(node: &str, role: Role, peers: Vec<Peer>) -> Settings {
         subscriptions: Vec::new(),
         commands: true,
         watches: Vec::new(),
+        kernels: larder_kernels::Level::detect(),
         tick_ms: 10,
         flush: BatchSettings { bytes: 1 << 20, age_ms: 20 },
         send: BatchSettings { bytes: 256 << 10, age_ms: 50 },
