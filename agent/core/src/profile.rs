@@ -93,17 +93,15 @@ pub struct Reactions {
 
 impl Reactions {
     /// Each condition with the profile it asks for.
-    pub fn each(&self) -> impl Iterator<Item = (Condition, &str)> {
-        Condition::ALL.into_iter().filter_map(|condition| {
-            let profile = match condition {
-                Condition::UnderVoltage => &self.under_voltage,
-                Condition::Hot => &self.hot,
-                Condition::BatteryLow => &self.battery_low,
-                Condition::OnBattery => &self.on_battery,
-                Condition::FlashWorn => &self.flash_worn,
-            };
-            Some((condition, profile.as_deref()?))
-        })
+    pub fn each_mut(&mut self) -> impl Iterator<Item = (Condition, &mut String)> {
+        let named = [
+            (Condition::UnderVoltage, &mut self.under_voltage),
+            (Condition::Hot, &mut self.hot),
+            (Condition::BatteryLow, &mut self.battery_low),
+            (Condition::OnBattery, &mut self.on_battery),
+            (Condition::FlashWorn, &mut self.flash_worn),
+        ];
+        named.into_iter().filter_map(|(condition, profile)| Some((condition, profile.as_mut()?)))
     }
 }
 

@@ -39,7 +39,9 @@ pub enum LinkError {
 
 /// The node's end of the link.
 pub(super) struct Wire {
-    link: Link,
+    /// Absent while the radio sleeps.
+    link: Option<Link>,
+    options: LinkOptions,
     topics: Topics,
     epoch: u64,
     waiting: VecDeque<Outgoing>,
@@ -85,8 +87,8 @@ impl Wire {
             payload: Bytes::from(state_text("lost", epoch)),
             retain: true,
         });
-        let link = Link::start(Plan::new(options)?);
-        Ok(Some(Wire { link, topics, epoch, waiting: VecDeque::new() }))
+        let link = Some(Link::start(Plan::new(options.clone())?));
+        Ok(Some(Wire { link, options, topics, epoch, waiting: VecDeque::new() }))
     }
 
     pub(super) fn send(
@@ -104,17 +106,65 @@ impl Wire {
         let farewell = self.state_message(presence);
         match presence {
             Presence::Online => self.offer(farewell),
-            Presence::Offline => None, // said by `close`, as the last message
+            Presence::Sleeping | Presence::Offline => None, // said by what ends the link, as the last message
         }
     }
 
     fn state_message(&self, presence: Presence) -> Outgoing {
         let state = match presence {
             Presence::Online => "online",
+            Presence::Sleeping => "sleeping",
             Presence::Offline => "offline",
         };
         let topic = self.topics.state(&self.topics.me);
         Outgoing { retain: true, ..Outgoing::new(0, topic, state_text(state, self.epoch), Qos::AtLeastOnce) }
+    }
+
+    /// Publishes what the node costs, retained.
+    pub(super) fn telemetry(&mut self, payload: Bytes) -> Option<Input> {
+        let topic = format!("{}/tele", self.topics.node(&self.topics.me));
+        self.offer(Outgoing { retain: true, ..Outgoing::new(0, topic, payload, Qos::AtLeastOnce) })
+    }
+
+    /// Brings the link up, or says that the node sleeps and takes it down.
+    pub(super) fn radio(&mut self, up: bool) -> Option<Input> {
+        if up {
+            self.start_link();
+            return None;
+        }
+        let sleeping = self.state_message(Presence::Sleeping);
+        self.end_link(Some(sleeping), "the radio sleeps until the profile's next sync window")
+    }
+
+    /// Has the link ping so often. The broker learns it only with a new connection.
+    pub(super) fn keep_alive(&mut self, keep_alive: Duration) -> Option<Input> {
+        if keep_alive == self.options.keep_alive {
+            return None;
+        }
+        self.options.keep_alive = keep_alive;
+        let ended = self.end_link(None, "connecting again with the profile's keep-alive");
+        if ended.is_some() {
+            self.start_link();
+        }
+        ended
+    }
+
+    fn start_link(&mut self) {
+        if self.link.is_some() {
+            return;
+        }
+        match Plan::new(self.options.clone()) {
+            Ok(plan) => self.link = Some(Link::start(plan)),
+            Err(error) => tracing::error!("the link does not come back: {error}"),
+        }
+    }
+
+    /// Ends the link beside the loop: a goodbye may take a while.
+    fn end_link(&mut self, last: Option<Outgoing>, why: &str) -> Option<Input> {
+        let link = self.link.take()?;
+        self.waiting.clear();
+        tokio::spawn(link.close(last, FAREWELL));
+        Some(Input::LinkDown { reason: why.to_owned() })
     }
 
     fn offer(&mut self, message: Outgoing) -> Option<Input> {
@@ -122,7 +172,8 @@ impl Wire {
         if !self.waiting.is_empty() {
             return self.wait(message);
         }
-        match self.link.send(message) {
+        let link = self.link.as_mut()?;
+        match link.send(message) {
             Ok(()) => None,
             Err(Refused::Full(message)) => self.wait(*message),
             Err(Refused::Down(_)) => None, // the core forgets it with the link
@@ -144,10 +195,11 @@ impl Wire {
     }
 
     fn send_waiting(&mut self) {
-        while self.link.room() > 0
+        let Some(link) = &mut self.link else { return };
+        while link.room() > 0
             && let Some(message) = self.waiting.pop_front()
         {
-            if let Err(Refused::Full(message)) = self.link.send(message) {
+            if let Err(Refused::Full(message)) = link.send(message) {
                 self.waiting.push_front(*message);
                 break;
             }
@@ -157,7 +209,8 @@ impl Wire {
     /// The next thing the core must hear of. Cancel safe.
     pub(super) async fn next(&mut self) -> Input {
         loop {
-            match self.link.next().await {
+            let Some(link) = &mut self.link else { return std::future::pending().await };
+            match link.next().await {
                 LinkEvent::Up { .. } => {
                     tracing::info!("the link to the broker is up");
                     return Input::LinkUp;
@@ -187,7 +240,9 @@ impl Wire {
     /// Says goodbye.
     pub(super) async fn close(self) {
         let last = self.state_message(Presence::Offline);
-        self.link.close(Some(last), FAREWELL).await;
+        if let Some(link) = self.link {
+            link.close(Some(last), FAREWELL).await;
+        }
     }
 }
 

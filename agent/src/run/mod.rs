@@ -9,6 +9,7 @@ mod engine;
 mod files;
 mod link;
 mod notes;
+mod sensors;
 mod service;
 mod settings;
 #[cfg(test)]
@@ -22,16 +23,19 @@ use crate::socket::server::{Server, SocketError};
 use engine::Engine;
 use files::Files;
 use larder_core::message::{Effect, Effects, Input};
-use larder_core::node::Node;
+use larder_core::node::{Node, Woken};
+use larder_core::power::plan::{PowerPlan, Steering};
 use larder_core::request::{FailureKind, ProcessNumbers};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
 use larder_hal::board::Machine;
-use larder_store::{MaintainError, OpenError};
+use larder_store::{MaintainError, OpenError, OsDisk};
 pub use link::LinkError;
 use link::Wire;
+use sensors::Reader;
 use service::Service;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::DuplexStream;
@@ -66,6 +70,9 @@ pub enum RunError {
     /// No random numbers from the kernel.
     #[error("the kernel gave no random numbers: {0}")]
     Random(getrandom::Error),
+    /// The thread that reads the sensors did not start.
+    #[error("starting the thread for the sensors: {0}")]
+    Sensors(io::Error),
     /// Watching folders failed.
     #[error("watching folders: {0}")]
     Watch(io::Error),
@@ -91,7 +98,7 @@ impl RunError {
             RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
                 Some(FailureKind::Disk)
             }
-            RunError::Socket(_) | RunError::Random(_) | RunError::Watch(_) => None,
+            RunError::Socket(_) | RunError::Random(_) | RunError::Sensors(_) | RunError::Watch(_) => None,
         }
     }
 }
@@ -158,6 +165,8 @@ pub struct Agent {
     server: Server,
     watcher: Option<Watcher>,
     service: Service,
+    sensors: Reader,
+    disk: OsDisk,
     orders: mpsc::Receiver<Order>,
     stopped: bool,
 }
@@ -187,10 +196,13 @@ impl Agent {
         for note in engine::notes(&opened.report) {
             tracing::warn!("{note}");
         }
-        let mut core = settings::core(config, &effective, key, epoch, opened.id);
+        let plan = settings::plan(config, machine)?;
+        let mut core = settings::core(config, &effective, plan, key, epoch, opened.id);
         let is_alone = mode == Mode::Command;
         if is_alone {
+            // a command of its own ends before any sensor could matter
             core.watches.clear();
+            core.power = PowerPlan::default();
         }
         let broker = if is_alone { None } else { link::embedded(config).await? };
         let wire = if is_alone { None } else { start_wire(config, &effective, epoch, broker.as_ref())? };
@@ -213,6 +225,8 @@ impl Agent {
             server,
             watcher,
             service,
+            sensors: Reader::start(config, Path::new("/")).map_err(RunError::Sensors)?,
+            disk: opened.disk,
             orders,
             stopped: false,
         };
@@ -231,31 +245,33 @@ impl Agent {
         while !self.stopped {
             let deadline = self.node.deadline();
             let at = deadline.map(|(at_ms, _)| self.started + Duration::from_millis(at_ms));
-            let (input, woken_for) = tokio::select! {
+            let (input, woken) = tokio::select! {
                 input = self.engine.next() => match input {
-                    Some(input) => (input, None),
+                    Some(input) => (input, Woken::By("disk")),
                     None => return Err(MaintainError::Stopped { reason: "the helper thread ended".into() }.into()),
                 },
-                input = next_of_wire(&mut self.wire) => (input, None),
-                input = self.server.next() => (input, None),
-                input = next_of_watcher(&mut self.watcher) => (input, None),
+                input = next_of_wire(&mut self.wire) => (input, Woken::By("link")),
+                input = self.server.next() => (input, Woken::By("client")),
+                input = next_of_watcher(&mut self.watcher) => (input, Woken::By("folder")),
+                input = self.sensors.next() => (input, Woken::By("sensors")),
                 order = self.orders.recv() => match order {
                     Some(order) => match self.obey(order).await {
-                        Some(input) => (input, None),
+                        Some(input) => (input, Woken::By("order")),
                         None => continue,
                     },
-                    None => (Input::Stop, None),
+                    None => (Input::Stop, Woken::By("order")),
                 },
                 signal = self.service.next() => match signal {
                     service::Event::Stop => {
                         self.service.stopping();
-                        (Input::Stop, None)
+                        (Input::Stop, Woken::By("signal"))
                     }
                     service::Event::Fed => continue,
                 },
-                () = sleep_until(at) => (Input::Wake, deadline.map(|(_, why)| why)),
+                () = sleep_until(at) => (Input::Wake, Woken::Timer(deadline.map_or("", |(_, why)| why))),
             };
-            self.turn(input, woken_for);
+            self.turn(input, Some(woken));
+            self.service.turned();
             // Results that are there already need no waiting; a few at a time, lest others starve.
             for _ in 0..RESULTS_AT_ONCE {
                 match self.engine.ready() {
@@ -278,9 +294,9 @@ impl Agent {
             Order::Connect(stream) => Some(self.server.connect(stream)),
             Order::Reload(config) => {
                 self.service.reloading();
-                self.reload(&config);
+                let is_reloaded = self.reload(&config);
                 self.service.ready();
-                None
+                is_reloaded.then_some(Input::Wake)
             }
             Order::CutBroker(done) => {
                 if let Some(broker) = &mut self.broker {
@@ -302,29 +318,52 @@ impl Agent {
     }
 
     /// Puts in force what may change while running; the rest waits for a restart.
-    fn reload(&mut self, config: &Config) {
-        let effective = match settings::effective(config, &self.machine) {
-            Ok(effective) => effective,
-            Err(error) => return tracing::error!("not reloaded: {error}"),
+    fn reload(&mut self, config: &Config) -> bool {
+        let resolved = settings::effective(config, &self.machine)
+            .and_then(|effective| Ok((effective, settings::plan(config, &self.machine)?)));
+        let (effective, plan) = match resolved {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                tracing::error!("not reloaded: {error}");
+                return false;
+            }
         };
         let old = &self.core;
         if config.name != old.me || config.fleet.as_str() != old.fleet || config.role.value != old.role {
-            return tracing::error!("not reloaded: name, fleet and role need a restart");
+            tracing::error!("not reloaded: name, fleet and role need a restart");
+            return false;
         }
-        let new = settings::core(config, &effective, old.key.clone(), old.epoch, old.store);
+        let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, old.store);
         if new.watches != old.watches {
             tracing::warn!("changed [[watch]] folders need a restart");
         }
         let new = Settings { watches: old.watches.clone(), ..new };
         self.node.reload(&new);
         self.core = new;
+        if let Some(steering) = self.node.steering().cloned() {
+            // Says that the link went, if it did: the core must hear of it.
+            if let Some(input) = self.follow(&steering) {
+                self.turn(input, None);
+            }
+        }
         tracing::info!(
             "the configuration was reloaded; store, broker and socket keep theirs until a restart"
         );
+        true
+    }
+
+    /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience.
+    fn follow(&mut self, steering: &Steering) -> Option<Input> {
+        let slack = NonZeroU64::new(steering.timer_slack_us.saturating_mul(1_000));
+        if let Err(error) = rustix::thread::set_current_timer_slack(slack) {
+            tracing::debug!("the timer slack stays as it was: {error}");
+        }
+        self.service.wakes_every(Duration::from_millis(steering.sense_ms));
+        self.wire.as_mut()?.keep_alive(Duration::from_secs(steering.keep_alive_s))
     }
 
     /// One turn: the core decides, the shell carries out. What that brings at once is handled too.
-    fn turn(&mut self, input: Input, woken_for: Option<&'static str>) {
+    fn turn(&mut self, input: Input, woken: Option<Woken>) {
         let began = Instant::now();
         let now = self.now(began);
         let mut next = Some(input);
@@ -337,7 +376,7 @@ impl Agent {
             }
         }
         let took = began.elapsed();
-        self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), woken_for);
+        self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), woken);
     }
 
     fn now(&self, instant: Instant) -> Time {
@@ -362,7 +401,11 @@ impl Agent {
             Effect::ReplyData { caller, bytes } => self.server.answer(caller, Frame::Data(bytes)),
             Effect::ReplyDataEnd { caller } => self.server.answer(caller, Frame::End),
             Effect::Note(note) => notes::write(&note),
-            Effect::Measure => return Some(Input::Measured(measure())),
+            Effect::Measure => return Some(Input::Measured(measure(&self.disk))),
+            Effect::Sense => self.sensors.read(),
+            Effect::Profile(steering) => return self.follow(&steering),
+            Effect::Radio(up) => return self.wire.as_mut()?.radio(up),
+            Effect::Telemetry(payload) => return self.wire.as_mut()?.telemetry(payload),
             Effect::Stopped => self.stopped = true,
         }
         None
@@ -463,12 +506,15 @@ fn random() -> Result<u64, RunError> {
     getrandom::u64().map_err(RunError::Random)
 }
 
-fn measure() -> ProcessNumbers {
+fn measure(disk: &OsDisk) -> ProcessNumbers {
+    let counts = disk.counts();
     let usage = larder_hal::usage::read(Path::new("/"));
     ProcessNumbers {
         resident_bytes: usage.resident_bytes,
         wake_ups: usage.wakeups,
         cpu_ms: usage.cpu_ms,
         disk_bytes: usage.written_bytes,
+        syncs: Some(counts.file_syncs + counts.directory_syncs),
+        flash_bytes: Some(counts.bytes),
     }
 }

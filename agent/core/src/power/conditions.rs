@@ -5,6 +5,8 @@
 //! reading neither begins nor ends anything. A reading far from the last one is not believed before the next
 //! one, which is taken a second later, agrees. A sensor that is absent shows nothing.
 
+use core::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What the sensors of the machine said; absent where there is none.
@@ -67,6 +69,18 @@ impl Condition {
             Self::OnBattery => "the machine runs on its battery",
             Self::FlashWorn => "the flash is worn",
         }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::UnderVoltage => "under_voltage",
+            Self::Hot => "hot",
+            Self::BatteryLow => "battery_low",
+            Self::OnBattery => "on_battery",
+            Self::FlashWorn => "flash_worn",
+        })
     }
 }
 
