@@ -142,8 +142,9 @@ async fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, CommandError> {
 }
 
 fn load(cli: &Cli) -> Result<Config, CommandError> {
-    let machine = larder_hal::board::detect(Path::new("/"));
-    Ok(Config::load(&cli.overrides(), &Environment::of_process(), &machine)?)
+    let environment = Environment::of_process();
+    let machine = larder_hal::board::detect(&environment.machine_root());
+    Ok(Config::load(&cli.overrides(), &environment, &machine)?)
 }
 
 /// Comes to its end when the user or the system asks to stop; from the call on neither ends the process.

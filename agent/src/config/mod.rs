@@ -83,6 +83,8 @@ pub struct Config {
     pub other_profiles: Vec<Profile>,
     /// The board.
     pub board: Sourced<Board>,
+    /// Where the machine's `/proc` and `/sys` lie.
+    pub machine_root: PathBuf,
     /// The log filter, if one is set.
     pub log: Option<String>,
     /// What the user should know and no value shows.
@@ -140,6 +142,7 @@ impl Config {
             watches: watches(&layers, &store)?,
             wishes: Wishes::check(&layers)?,
             log: overrides.log.clone().or_else(|| environment.variable("LARDER_LOG").map(str::to_owned)),
+            machine_root: environment.machine_root(),
             file,
             name,
             role,

@@ -225,7 +225,7 @@ impl Agent {
             server,
             watcher,
             service,
-            sensors: Reader::start(config, Path::new("/")).map_err(RunError::Sensors)?,
+            sensors: Reader::start(config).map_err(RunError::Sensors)?,
             disk: opened.disk,
             orders,
             stopped: false,
@@ -415,7 +415,7 @@ impl Agent {
 /// Runs the agent as a service until a signal ends it. SIGHUP reads the configuration again, with the same
 /// overrides.
 pub async fn agent(config: &Config, overrides: Overrides) -> Result<(), RunError> {
-    let machine = this_machine();
+    let machine = larder_hal::board::detect(&config.machine_root);
     let (agent, handle) = Agent::start(config, &machine, Mode::Service).await?;
     let mut hangups = service::hangups();
     let reloader = tokio::spawn(async move {
@@ -454,14 +454,11 @@ impl InProcess {
 
 /// Starts an agent of its own for one command, where none is running.
 pub async fn in_process(config: &Config) -> Result<(DuplexStream, InProcess), RunError> {
-    let (agent, handle) = Agent::start(config, &this_machine(), Mode::Command).await?;
+    let machine = larder_hal::board::detect(&config.machine_root);
+    let (agent, handle) = Agent::start(config, &machine, Mode::Command).await?;
     let task = tokio::spawn(agent.run());
     let stream = handle.connect().await;
     Ok((stream, InProcess { handle, task }))
-}
-
-fn this_machine() -> Machine {
-    larder_hal::board::detect(Path::new("/"))
 }
 
 fn start_wire(

@@ -7,7 +7,6 @@ use crate::config::Config;
 use larder_core::message::Input;
 use larder_core::power::conditions::Readings;
 use larder_hal::sensors::{Labels, Sensors};
-use std::path::Path;
 use std::sync::mpsc as blocking;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -22,7 +21,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Starts the thread. It ends with the reader, unless a sensor holds it: then with the process.
-    pub(super) fn start(config: &Config, root: &Path) -> std::io::Result<Self> {
+    pub(super) fn start(config: &Config) -> std::io::Result<Self> {
         let board = &config.board.value;
         let labels = Labels {
             thermal_zones: board.thermal_zones.clone(),
@@ -31,7 +30,7 @@ impl Reader {
         };
         let device = rustix::fs::stat(&config.store).ok().map(|stat| stat.st_dev);
         let device = device.map(|device| (rustix::fs::major(device), rustix::fs::minor(device)));
-        let mut sensors = Sensors::new(root, labels, device);
+        let mut sensors = Sensors::new(&config.machine_root, labels, device);
         let (orders, taken) = blocking::sync_channel(1);
         let (give, readings) = mpsc::channel(1);
         let body = move || {
