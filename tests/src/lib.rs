@@ -5,4 +5,6 @@ pub mod broker;
 pub mod fleet;
 pub mod mount;
 pub mod node;
+pub mod sim;
+pub mod terminal;
 pub mod wire;

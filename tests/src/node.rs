@@ -22,13 +22,17 @@ use tempfile::TempDir;
 pub const SOON: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
 
-/// The `larder` of this test's own build profile; built if it is not there or older than the test.
+/// The program that `LARDER_BIN` names, such as one for another machine behind its emulator; else the `larder`
+/// of this test's own build profile, built if it is not there or older than the test.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn larder_bin() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
     BIN.get_or_init(|| {
+        if let Some(named) = std::env::var_os("LARDER_BIN") {
+            return named.into();
+        }
         let test = std::env::current_exe().expect("a test knows its own file");
         let profile = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
         let bin = profile.join("larder");
@@ -165,6 +169,11 @@ impl Drop for Node {
 impl Node {
     /// Makes a node by `larder init`: a store and a socket in its own folder, profile `performance`, no link.
     pub fn new(name: &str, role: &str) -> Self {
+        Self::by(name, &["init", "--name", name, "--role", role])
+    }
+
+    /// [`Node::new`] by this very `init`.
+    pub fn by(name: &str, init: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("larder-").tempdir().expect("a folder can be made");
         let mut node = Node {
             name: name.to_owned(),
@@ -173,7 +182,7 @@ impl Node {
             child: None,
             environment: Vec::new(),
         };
-        let made = node.run(["init", "--name", name, "--role", role, "--quiet"]).expect(0);
+        let made = node.run([init, &["--quiet"]].concat()).expect(0);
         node.stanza = made.text();
         node.set("node", "store", "\"store\"");
         node.set("node", "socket", "\"larder.sock\"");

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
 use larder_tests::node::{Node, noise};
+use larder_tests::terminal;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -111,6 +112,27 @@ fn every_command_answers_in_json_and_every_failure_is_json_with_its_exit_code() 
         assert_eq!((&answers[0]["answer"], &answers[0]["kind"]), (&"error".into(), &kind.into()), "{all:?}");
         assert!(failed.stderr.is_empty(), "{all:?}: {}", failed.stderr);
     }
+}
+
+#[test]
+fn long_work_shows_how_far_it_is_on_a_terminal_and_only_there() {
+    let node = running();
+    fs::write(node.path("large"), noise(30_000_000, "large")).unwrap();
+    let put = ["put", "large"].as_slice();
+    let (get, verify) = (["get", "large", "-o", "copy", "--force"].as_slice(), ["verify"].as_slice());
+    for (arguments, of_what) in [(put, "/s, "), (get, "/s, "), (verify, " blocks, ")] {
+        let (ended, screen) = terminal::watch(node.command(arguments));
+        assert!(ended.success(), "{arguments:?}: {screen}");
+        let shows = [" of ", of_what, " left"].iter().all(|part| screen.contains(part));
+        assert!(shows, "{arguments:?}: {screen:?}");
+        for flag in ["--quiet", "--json"] {
+            let (ended, screen) = terminal::watch(node.command([&[flag], arguments].concat()));
+            assert!(ended.success() && !screen.contains(" left"), "{flag} {arguments:?}: {screen:?}");
+        }
+        let piped = node.run(arguments).expect(0);
+        assert!(!piped.stderr.contains(" left") && !piped.text().contains(" left"), "{arguments:?}");
+    }
+    assert_eq!(fs::read(node.path("copy")).unwrap(), fs::read(node.path("large")).unwrap());
 }
 
 #[test]

@@ -3,13 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
+use bytes::BytesMut;
 use larder_tests::broker::{self, Mosquitto};
 use larder_tests::node::{Node, larder_bin, noise, skip};
 use larder_tests::wire;
+use rumqttc::v5::mqttbytes::v5::Packet;
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// The number of the line that starts with this.
 fn line(node: &Node, start: &str) -> usize {
@@ -229,6 +233,37 @@ fn own(role: &str) -> Node {
 }
 
 #[test]
+fn a_board_is_known_by_its_device_tree_and_can_be_overridden() {
+    let node = Node::new("cam", "worker");
+    let on_a_pi = |more: &str| {
+        let script = format!(
+            "mount -t tmpfs tmpfs /proc && mkdir /proc/device-tree && \
+            printf 'raspberrypi,4-model-b\\0brcm,bcm2711\\0' >/proc/device-tree/compatible && \
+            exec \"$0\" --json {more} status"
+        );
+        let mut command = Command::new("unshare");
+        node.prepare(&mut command);
+        command.args(["--mount", "sh", "-c", &script]).arg(larder_bin()).output().unwrap()
+    };
+    let output = on_a_pi("");
+    if !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("Operation not permitted")
+    {
+        return skip("a_board_is_known_by_its_device_tree_and_can_be_overridden", "mounting needs root");
+    }
+    let board = |output: Output| {
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{stderr}"));
+        let rows = status["settings"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["key"] == "board").unwrap();
+        (row["value"].as_str().unwrap().to_owned(), row["from"].as_str().unwrap().to_owned())
+    };
+    let (name, from) = board(output);
+    assert!(name == "raspberry-pi-4" && from.contains("recognised"), "{name} {from}");
+    let (name, from) = board(on_a_pi("--board raspberry-pi-5"));
+    assert!(name == "raspberry-pi-5" && from.contains("--board"), "{name} {from}");
+}
+
+#[test]
 fn a_board_of_ones_own_decides_how_segments_lie_on_the_disk() {
     let mut node = own("worker");
     node.start();
@@ -309,6 +344,37 @@ fn the_keep_alive_of_a_profile_reaches_the_broker() {
     mosquitto.stop();
     let log = mosquitto.log();
     assert!(log.contains("k77") && log.contains("k33"), "{log}");
+}
+
+#[test]
+fn what_a_role_takes_at_once_reaches_the_broker_and_no_session_is_left_there() {
+    let receives = ["master", "worker", "leecher"].map(|role| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut node = own(role);
+        let peer = Node::new("peer", if role == "master" { "worker" } else { "master" });
+        node.trust(&peer);
+        node.set("mqtt", "host", "\"127.0.0.1\"");
+        node.set("mqtt", "port", &listener.local_addr().unwrap().port().to_string());
+        node.start();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = BytesMut::zeroed(4096);
+        let read = stream.read(&mut bytes).unwrap();
+        bytes.truncate(read);
+        let Packet::Connect(connect, will, _) = Packet::read(&mut bytes, None).unwrap() else {
+            panic!("a link begins with CONNECT");
+        };
+        let properties = connect.properties.unwrap();
+        assert!(connect.clean_start && properties.session_expiry_interval.unwrap_or(0) == 0);
+        assert!(will.is_some_and(|will| will.retain && will.topic.ends_with(b"/state")));
+        let settings = node.status()["settings"].clone();
+        let mut shown = settings.as_array().unwrap().iter().filter(|row| row["key"] == "in_flight_max");
+        let shown = shown.next().unwrap()["value"].as_str().unwrap().parse::<u16>().unwrap();
+        (shown, properties.receive_maximum.unwrap())
+    });
+    assert_eq!(receives.map(|(shown, _)| shown), [64, 32, 16], "the roles' defaults");
+    // beside blocks there is always room for the small messages that make them flow
+    let small = receives.map(|(shown, receives)| receives - shown);
+    assert!(small[0] > 0 && small.iter().all(|room| *room == small[0]), "{receives:?}");
 }
 
 #[test]

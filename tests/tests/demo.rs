@@ -1,6 +1,7 @@
 //! `larder demo`, run as a newcomer runs it: it ends well, says what it did, and leaves nothing behind.
 
 use larder_tests::node::{larder_bin, noise, wait_for};
+use larder_tests::terminal;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
@@ -28,17 +29,18 @@ impl Drop for Demo {
 }
 
 impl Demo {
-    fn start(arguments: &[&str]) -> Self {
-        let home = tempfile::tempdir().expect("a temporary directory can be made");
+    fn command(home: &TempDir, arguments: &[&str]) -> Command {
         let temporary = home.path().join("tmp");
         fs::create_dir(&temporary).expect("the directory is writable");
-        let child = Command::new(larder_bin())
-            .arg("demo")
-            .args(arguments)
-            .current_dir(home.path())
-            .env("TMPDIR", temporary)
-            .env("HOME", home.path())
-            .stdin(Stdio::null())
+        let mut command = Command::new(larder_bin());
+        command.arg("demo").args(arguments).current_dir(home.path());
+        command.env("TMPDIR", temporary).env("HOME", home.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn start(arguments: &[&str]) -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory can be made");
+        let child = Self::command(&home, arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -162,6 +164,26 @@ fn make_nasty(folder: &Path) -> (u64, u64) {
     let kind = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, 0o644.into(), 0).expect("a fifo can be made");
     (good.len() as u64, 9)
+}
+
+#[test]
+fn the_demo_on_a_terminal_shows_how_far_each_node_is() {
+    let home = tempfile::tempdir().expect("a temporary directory can be made");
+    fs::create_dir(home.path().join("own")).expect("the directory is writable");
+    for index in 0..40 {
+        let bytes = noise(100_000, &index.to_string());
+        fs::write(home.path().join(format!("own/{index}")), bytes).expect("the directory is writable");
+    }
+    let (ended, screen) = terminal::watch(Demo::command(&home, &["own"]));
+    assert!(ended.success(), "{screen}");
+    // each node's own line with its bar, its count and what it does
+    for node in ["worker", "master", "leecher"] {
+        let line = |line: &str| line.contains(node) && line.contains("/40 objects");
+        assert!(screen.split(['\r', '\n']).any(line), "no line of the {node}: {screen:?}");
+    }
+    for part in ["link up", "blocks", "MB/s"] {
+        assert!(screen.contains(part), "{part:?} is missing: {screen:?}");
+    }
 }
 
 #[test]

@@ -318,12 +318,13 @@ fn names_of_every_refused_kind_are_refused_by_the_socket_too_nul_included() {
     assert!(node.names("").is_empty());
 }
 
-/// Binds the object of `good` under a name that no command lets in, as a damaged or hostile store would have it.
-fn smuggle(node: &Node, good: &str, name: &str) {
+/// Binds the object of `good` under names that no command lets in, as a damaged or hostile store would have it.
+fn smuggle(node: &Node, good: &str, names: impl IntoIterator<Item = String>) {
     let disk = larder_store::OsDisk::new(node.store()).unwrap();
     let (mut store, _) = larder_store::Store::open(disk, larder_store::Options::default()).unwrap();
     let value = store.binding(good).unwrap().unwrap().value;
-    store.commit(vec![larder_store::Op::Bind { name: name.into(), value }]).unwrap();
+    let bind = |name| larder_store::Op::Bind { name, value: value.clone() };
+    store.commit(names.into_iter().map(bind).collect()).unwrap();
     store.close().unwrap();
 }
 
@@ -332,9 +333,8 @@ fn refused_names_that_are_in_the_store_are_not_handed_out() {
     let mut node = worker();
     fs::write(node.path("file"), b"file").unwrap();
     node.run(["put", "file", "--name", "m/good"]).expect(0);
-    for name in ["../../up", "/tmp/absolute", "m/../../up", "m/new\nline", &long(1025)] {
-        smuggle(&node, "m/good", name);
-    }
+    let names = ["../../up", "/tmp/absolute", "m/../../up", "m/new\nline", &long(1025)];
+    smuggle(&node, "m/good", names.map(str::to_owned));
     node.start();
     assert_eq!(node.names(""), ["m/good"]);
     assert_eq!(node.run(["verify"]).expect(0).code, 0);
@@ -344,6 +344,24 @@ fn refused_names_that_are_in_the_store_are_not_handed_out() {
     node.run(["get", &cid, "-o", "out", "--force"]).expect(0);
     assert!(!node.path("up").exists() && !node.folder().parent().unwrap().join("up").exists());
     assert_eq!(fs::read_dir(node.path("out")).unwrap().count(), 1);
+}
+
+#[test]
+fn pages_of_nothing_but_refused_names_hide_nothing_from_listing_or_cleaning() {
+    let mut node = worker();
+    node.set("storage", "segment", "\"1 MiB\"");
+    node.set("storage", "limit", "\"100 MB\"");
+    let content = noise(3_000_000, "good");
+    node.run_with(["put", "--stdin", "m/good"], &content).expect(0);
+    smuggle(&node, "m/good", (0..700).map(|index| format!("../{index:03}")));
+    node.set("storage", "clean_period_s", "1");
+    node.start();
+    assert_eq!(node.names(""), ["m/good"]);
+    node.run_with(["put", "--stdin", "junk"], &noise(3_000_000, "junk")).expect(0);
+    node.run(["rm", "junk"]).expect(0);
+    wait_for("a cleaning ends", || node.log().contains("cleaning gave").then_some(()));
+    assert!(node.get("m/good").unwrap() == content);
+    node.run(["verify"]).expect(0);
 }
 
 #[test]

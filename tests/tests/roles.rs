@@ -10,7 +10,7 @@ use larder::mqtt::{Link, LinkEvent, LinkOptions, Outgoing, Plan, Qos, Transport}
 use larder_core::binding::{Binding, Content, Meta};
 use larder_core::control::remote::Envelope;
 use larder_core::id::{BlockId, NodeName};
-use larder_core::limits::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
+use larder_core::limits::{COMMAND_BYTES_MAX, COMMANDS_OPEN_MAX, MESSAGE_BYTES_MAX};
 use larder_core::message::Channel;
 use larder_core::name::Name;
 use larder_core::object::manifest::{Child, Manifest};
@@ -22,6 +22,7 @@ use larder_core::version::Version;
 use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{Contents, assert_holds, befriend, connect, contents, number, put, settled};
 use larder_tests::node::{Node, SOON, noise};
+use std::collections::VecDeque;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -38,21 +39,35 @@ struct Impostor {
     runtime: Runtime,
     link: Link,
     token: u64,
+    /// What was heard while something was published.
+    heard: VecDeque<LinkEvent>,
 }
 
 impl Impostor {
     fn new(name: &str, role: Role, port: u16) -> Self {
+        Self::hearing(name, role, port, &format!("larder/1/{FLEET}/{name}/#"))
+    }
+
+    /// One that hears what is said to others too.
+    fn hearing(name: &str, role: Role, port: u16, filter: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime can be made");
         let mut options = LinkOptions::new("127.0.0.1", port, format!("larder-{FLEET}-{name}"));
-        options.subscriptions = vec![format!("larder/1/{FLEET}/{name}/#")];
+        options.subscriptions = vec![filter.to_owned()];
         let plan = Plan::new(options).expect("the options are fine");
         let entered = runtime.enter();
         let link = Link::start(plan);
         drop(entered);
         let key = NodeKey::generate().expect("the kernel has random bytes");
-        let mut impostor =
-            Self { name: name.parse().expect("a plain name"), role, key, runtime, link, token: 0 };
+        let mut impostor = Self {
+            name: name.parse().expect("a plain name"),
+            role,
+            key,
+            runtime,
+            link,
+            token: 0,
+            heard: VecDeque::new(),
+        };
         impostor.until("Up", |event| matches!(event, LinkEvent::Up { .. }).then_some(()));
         impostor
     }
@@ -62,10 +77,14 @@ impl Impostor {
     }
 
     fn until<T>(&mut self, what: &str, mut wanted: impl FnMut(&LinkEvent) -> Option<T>) -> T {
-        let link = &mut self.link;
+        let (link, heard) = (&mut self.link, &mut self.heard);
         let search = async {
             loop {
-                if let Some(found) = wanted(&link.next().await) {
+                let event = match heard.pop_front() {
+                    Some(event) => event,
+                    None => link.next().await,
+                };
+                if let Some(found) = wanted(&event) {
                     return found;
                 }
             }
@@ -82,9 +101,16 @@ impl Impostor {
         let entered = self.runtime.enter();
         self.link.send(message).expect("the link takes it");
         drop(entered);
+        // an answer may come before the broker's own
+        let mut heard = std::mem::take(&mut self.heard);
         self.until("acknowledgement of the broker", |event| {
-            (*event == LinkEvent::Sent { token }).then_some(())
+            let is_sent = *event == LinkEvent::Sent { token };
+            if !is_sent {
+                heard.push_back(event.clone());
+            }
+            is_sent.then_some(())
         });
+        self.heard = heard;
     }
 
     fn topic(&self, to: &str, kind: &str) -> String {
@@ -111,11 +137,15 @@ impl Impostor {
         self.publish(&topic, Blocks { group, blocks }.encode());
     }
 
-    /// Says hello and waits for the answer.
-    fn greet(&mut self, to: &str) {
+    fn say_hello(&mut self, to: &str) {
         let hello =
             Hello { epoch: 1, session: 1, store: 1, role: self.role, subscriptions: vec![], answers: None };
         self.say(to, &SyncMessage::Hello(hello));
+    }
+
+    /// Says hello and waits for the answer.
+    fn greet(&mut self, to: &str) {
+        self.say_hello(to);
         self.hears("a hello", |message| matches!(message, SyncMessage::Hello(_)).then_some(()));
     }
 
@@ -472,6 +502,76 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
     refuses_command(&mut thief, &world.hub, "a leecher may not command a master");
     refuses_command(&mut imp, &world.cam, "no [[peer]] of this name");
     world.assert_goes_on();
+}
+
+#[test]
+fn one_session_more_than_the_role_has_takes_the_place_of_the_oldest_idle_one_which_is_told() {
+    let broker = Mosquitto::start(Config::default());
+    let mut hub = Node::new("hub", "master");
+    connect(&hub, broker.port());
+    let everybody = format!("larder/1/{FLEET}/+/sync/hub/c");
+    let mut imp = Impostor::hearing("imp", Role::Worker, broker.port(), &everybody);
+    let sessions_max = Role::Master.defaults().sessions_max;
+    let names: Vec<NodeName> =
+        (0..=sessions_max).map(|number| format!("p{number:03}").parse().expect("a plain name")).collect();
+    let mut stanzas = String::new();
+    for name in &names {
+        imp.name = name.clone();
+        stanzas += &imp.stanza();
+    }
+    hub.append(&stanzas);
+    hub.start();
+    for name in &names[..names.len() - 1] {
+        imp.name = name.clone();
+        imp.greet("hub");
+    }
+    let has_session = |hub: &Node| -> Vec<String> {
+        let status = hub.status();
+        let peers = status["peers"].as_array().expect("a list").iter();
+        let peers = peers.filter(|peer| peer["session"] == true);
+        peers.map(|peer| peer["node"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(has_session(&hub).len(), usize::from(sessions_max));
+    imp.name = names[names.len() - 1].clone();
+    imp.say_hello("hub");
+    let to_first = format!("larder/1/{FLEET}/p000/sync/hub/c");
+    imp.until("word that there is no session for now", |event| {
+        let LinkEvent::Message { topic, payload, .. } = event else { return None };
+        let message = SyncMessage::decode(&payload[65..]).expect("the hub speaks sync");
+        (*topic == to_first && message == SyncMessage::Later).then_some(())
+    });
+    imp.hears("a hello", |message| matches!(message, SyncMessage::Hello(_)).then_some(()));
+    let now = has_session(&hub);
+    assert_eq!(now.len(), usize::from(sessions_max));
+    assert!(!now.contains(&"p000".to_owned()) && now.contains(&imp.name.to_string()), "{now:?}");
+}
+
+#[test]
+fn more_commands_than_are_answered_at_once_are_refused() {
+    let broker = Mosquitto::start(Config::default());
+    let mut boss = Impostor::new("boss", Role::Master, broker.port());
+    let mut cam = Node::new("cam", "worker");
+    connect(&cam, broker.port());
+    cam.append(&boss.stanza());
+    cam.start();
+    cam.wait_status("the link is up", |status| (status["link"]["up"] == true).then_some(()));
+    boss.greet("cam");
+    let (topic, expires_ms) = (boss.topic("cam", "cmd"), now_ms() + 60_000);
+    // the boss never answers the fetches it has them make
+    let open = u64::try_from(COMMANDS_OPEN_MAX).expect("it is small");
+    for counter in 1..=open + 1 {
+        let name = Name::parse(&format!("none/{counter}")).expect("a plain name");
+        let fetch = Request::Fetch { target: larder_core::request::Target::Name(name) };
+        let command = boss.command("cam", counter, expires_ms, &fetch);
+        boss.publish(&topic, command);
+    }
+    let refused = boss.hears_answer(open + 1);
+    assert!(
+        matches!(&refused, Response::Error(failure) if failure.message.contains("not answered yet")),
+        "{refused:?}"
+    );
+    put(&cam, "a", b"its own user is served");
+    assert!(dropped(&cam).1.contains("commands are not answered yet"));
 }
 
 fn now_ms() -> i64 {

@@ -1,6 +1,9 @@
 //! Room: what nothing leads to any more gives its place to what comes, within the limit.
 
+use larder_tests::broker::{Config, Mosquitto};
+use larder_tests::fleet::{Fleet, number, put};
 use larder_tests::node::{Node, noise};
+use std::collections::BTreeSet;
 
 const LIMIT_BYTES: u64 = 64_000_000;
 const OBJECT_BYTES: usize = 6_000_000;
@@ -26,4 +29,75 @@ fn twice_the_limit_passes_through_three_names_and_the_last_versions_are_whole() 
     node.run(["verify"]).expect(0);
     assert!(node.log().contains("cleaning gave"), "{}", node.log());
     assert_eq!(node.stop(), 0);
+}
+
+/// A node with small segments, so that little garbage can be given back.
+fn small(node: &Node, limit: &str) {
+    node.set("storage", "limit", &format!("{limit:?}"));
+    node.set("storage", "segment", "\"1 MiB\"");
+}
+
+fn used(node: &Node) -> u64 {
+    number(&node.status(), "store", "used_bytes")
+}
+
+#[test]
+fn a_leecher_drops_the_oldest_past_its_watermark_and_can_have_it_again() {
+    let broker = Mosquitto::start(Config::default());
+    let mut fleet = Fleet::new(broker.port());
+    let (limit, watermark) = (40_000_000, 20_000_000);
+    small(&fleet.leecher, "40 MB");
+    fleet.leecher.set("storage", "clean_watermark_percent", "50");
+    fleet.leecher.set("node", "subscribe", "[\"film/\"]");
+    fleet.start();
+    let (count, bytes) = (12, 4_000_000);
+    let film = |index: usize| noise(bytes, &format!("film {index}"));
+    for index in 0..count {
+        put(&fleet.worker, &format!("film/{index:02}"), &film(index));
+        fleet.settled();
+        let used = used(&fleet.leecher);
+        assert!(used <= limit, "{used} bytes are used after film {index}");
+    }
+    let all: Vec<String> = (0..count).map(|index| format!("film/{index:02}")).collect();
+    fleet.leecher.wait_status("it is below its watermark again", |status| {
+        (number(status, "store", "used_bytes") <= watermark).then_some(())
+    });
+    let kept = fleet.leecher.names("film/");
+    assert!(!kept.is_empty() && kept.len() < count, "{kept:?}");
+    assert_eq!(kept, all[count - kept.len()..], "the newest are kept");
+    assert!(fleet.leecher.log().contains("film/00 was dropped to make room"), "{}", fleet.leecher.log());
+    for (index, name) in all.iter().enumerate().skip(count - kept.len()) {
+        assert!(fleet.leecher.get(name) == Some(film(index)), "{name}");
+    }
+    for node in [&fleet.master, &fleet.worker] {
+        assert_eq!(node.names("film/"), all, "{}: an eviction is no deletion", node.name());
+    }
+    assert!(fleet.leecher.get("film/00") == Some(film(0)), "it can be fetched again");
+    fleet.leecher.run(["verify"]).expect(0);
+}
+
+#[test]
+fn a_node_that_keeps_all_gives_room_back_at_its_period_and_not_before() {
+    let node = |period_s: &str| {
+        let mut node = Node::new("hub", "master");
+        small(&node, "200 MB");
+        node.set("storage", "clean_period_s", period_s);
+        node.start();
+        for index in 0..4 {
+            put(&node, &format!("o/{index}"), &noise(5_000_000, &index.to_string()));
+        }
+        node.run(["rm", "o/0", "o/1", "o/2"]).expect(0);
+        node
+    };
+    let (often, seldom) = (node("1"), node("3600"));
+    often.wait_status("the room is given back", |status| {
+        (number(status, "store", "used_bytes") < 12_000_000).then_some(())
+    });
+    assert!(used(&seldom) > 20_000_000, "far below its watermark it waits for its period");
+    assert!(often.get("o/3") == Some(noise(5_000_000, "3")));
+    often.run(["verify"]).expect(0);
+    let in_force: BTreeSet<String> =
+        often.run(["status"]).expect(0).text().lines().map(str::to_owned).collect();
+    let says = |key: &str| in_force.iter().any(|line| line.contains(key) && line.contains("larder.toml"));
+    assert!(says("clean_period_s"), "{in_force:?}");
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
-use larder_tests::node::{Node, SOON, noise, wait_for};
+use larder_tests::node::{Node, SOON, larder_bin, noise, skip, wait_for};
 use larder_tests::wire;
 use rustix::process::Signal;
 use serde_json::json;
@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::process::Command;
 
 /// What systemd hears of a service.
 struct Systemd {
@@ -114,6 +115,31 @@ fn the_watchdog_is_fed_by_the_loop_and_not_by_one_that_stands_still() {
     node.signal(Signal::CONT);
     systemd.socket.set_read_timeout(Some(SOON)).unwrap();
     systemd.wait("WATCHDOG=1");
+    assert_eq!(node.stop(), 0);
+}
+
+#[test]
+fn a_turn_of_the_loop_that_takes_too_long_is_counted_and_shown() {
+    let name = "a_turn_of_the_loop_that_takes_too_long_is_counted_and_shown";
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip(name, "there is no strace");
+    }
+    let mut node = Node::new("hub", "master");
+    // a cleaning says so in the log, and the log takes 50 ms for every line
+    node.set("storage", "clean_period_s", "1");
+    let mut command = Command::new("strace");
+    node.prepare(&mut command);
+    // as a grandchild, so that the agent is ours to end
+    command.args(["-D", "-f", "-qq", "-o", "trace", "-e", "trace=write"]);
+    command.args(["-e", "inject=write:delay_enter=50000"]).arg(larder_bin()).arg("run");
+    if let Err(said) = node.launch(&mut command) {
+        return skip(name, &format!("strace may not trace: {}", said.stderr));
+    }
+    node.run_with(["put", "--stdin", "a"], b"a").expect(0);
+    node.wait_status("a stall is counted", |status| {
+        status["power"]["stalls"].as_u64().filter(|stalls| *stalls > 0)
+    });
+    assert!(node.run(["status"]).expect(0).text().contains("stall"), "status shows it");
     assert_eq!(node.stop(), 0);
 }
 

@@ -6,7 +6,7 @@ use larder_store::{Options, OsDisk, Store};
 use larder_tests::mount::Mount;
 use larder_tests::node::{Node, noise, skip, wait_for};
 use larder_tests::wire;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -410,6 +410,90 @@ fn flip(path: &Path, at: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+#[test]
+fn a_read_that_fails_for_want_of_descriptors_loses_no_block() {
+    let mut node = Node::new("cam", "worker");
+    node.set("storage", "limit", "\"200 MB\"");
+    node.set("storage", "segment", "\"1 MiB\"");
+    node.set("storage", "cache", "\"256 KiB\"");
+    fill(&node, 36);
+    node.start();
+    let mut stream = node.connect();
+    wire::ask(&mut stream, 1, &json!({"do": "status"})).unwrap();
+    wire::answer(&mut stream).unwrap();
+    let none = Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Nofile) };
+    let before = rustix::process::prlimit(Some(node.pid()), Resource::Nofile, none).unwrap();
+    let mut failed = 0;
+    for index in 0..36_usize {
+        let name = format!("o/{index:03}");
+        match wire::get(&mut stream, 10 + index as u32, &name).unwrap() {
+            Ok(bytes) => assert!(bytes == content(index), "{name}"),
+            Err(failure) => {
+                assert_eq!(failure["kind"], "disk", "{failure}");
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0, "all segments were open already");
+    rustix::process::prlimit(Some(node.pid()), Resource::Nofile, before).unwrap();
+    all_whole(&node, 36);
+    assert_eq!(node.status()["store"]["damaged"], 0, "nothing was taken for damaged");
+    node.run(["verify"]).expect(0);
+}
+
+#[test]
+fn an_index_that_can_not_be_made_again_for_want_of_room_leaves_the_agent_serving() {
+    let name = "an_index_that_can_not_be_made_again_for_want_of_room_leaves_the_agent_serving";
+    let mut node = Node::new("cam", "worker");
+    fs::create_dir(node.path("disk")).unwrap();
+    let Some(_mount) = Mount::tmpfs(&node.path("disk"), "96m") else {
+        return skip(name, "mounting needs root");
+    };
+    node.set("node", "store", "\"disk/store\"");
+    node.start();
+    fill(&node, 12);
+    fill_device(&node.path("disk/filler"));
+    let failed = node.run(["index", "rebuild"]);
+    assert!([5, 9].contains(&failed.code), "{}: {}", failed.code, failed.stderr);
+    all_whole(&node, 12);
+    fs::remove_file(node.path("disk/filler")).unwrap();
+    node.run(["index", "rebuild"]).expect(0);
+    all_whole(&node, 12);
+    node.run_with(["put", "--stdin", "more"], b"more").expect(0);
+}
+
+#[test]
+fn a_block_that_is_new_costs_no_look_into_the_index_before_and_after_a_restart() {
+    let mut node = Node::new("cam", "worker");
+    node.start();
+    fill(&node, 6);
+    for round in ["before", "after"] {
+        let skips = || node.status()["store"]["filter_skips"].as_u64().unwrap();
+        let already = skips();
+        node.run_with(["put", "--stdin", round], &noise(1_000_000, round)).expect(0);
+        assert!(skips() - already > 10, "{round}: {} answers of the filter", skips() - already);
+        node.restart();
+    }
+    assert_eq!(notes(&node), "[]", "the filter was read, not made again");
+}
+
+#[test]
+fn a_file_with_the_last_number_a_segment_can_have_is_not_taken_for_one() {
+    let mut node = Node::new("cam", "worker");
+    fill(&node, 3);
+    let first = segments(&node.store()).remove(0);
+    let last = node.store().join("segment-ffffffff");
+    let alike = fs::read(first).unwrap();
+    fs::write(&last, &alike).unwrap();
+    node.start();
+    all_whole(&node, 3);
+    node.run_with(["put", "--stdin", "more"], b"more").expect(0);
+    node.run(["index", "rebuild"]).expect(0);
+    node.restart();
+    all_whole(&node, 3);
+    assert!(fs::read(&last).unwrap() == alike, "it was left alone");
 }
 
 /// Where some bytes stand in the log.

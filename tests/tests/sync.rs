@@ -316,6 +316,49 @@ fn a_master_commands_other_nodes_over_mqtt_and_nobody_else_does() {
 }
 
 #[test]
+fn news_waits_for_a_radio_that_is_awake_as_the_profile_says() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    let patient =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../power-profiles/balanced.toml"));
+    let patient: String = patient
+        .expect("the profile is there")
+        .lines()
+        .map(|line| match line.split_once('=').map(|(key, _)| key.trim()) {
+            Some("name") => "name = \"patient\"\n".to_owned(),
+            Some("send_age_ms") => "send_age_ms = 3600000\n".to_owned(),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    fs::write(fleet.worker.path("patient.toml"), patient).expect("the folder is writable");
+    fleet.worker.set("node", "profile", "\"patient.toml\"");
+    fleet.start();
+    put(&fleet.worker, "news", b"news");
+    for _ in 0..20 {
+        assert!(listed(&fleet.master, "news").is_none(), "the radio was woken for it");
+    }
+    // a command wakes it, and what waits goes along
+    fleet.master.run(["--node", "cam", "status"]).expect(0);
+    wait_for_bytes(&fleet.master, "news", b"news");
+}
+
+#[test]
+fn a_listing_over_mqtt_is_whole_however_long_the_names_are() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    let long = |index: usize| format!("{index:03}/{0}/{0}/{0}/{index:03}", "n".repeat(240));
+    let files = (0..200).map(|index| (format!("tree/{}", long(index)), index.to_string().into_bytes()));
+    let files: Contents = files.collect();
+    write_files(fleet.worker.folder(), &files);
+    fleet.start();
+    fleet.worker.run(["put", "tree"]).expect(0);
+    let listed = fleet.master.run(["--node", "cam", "ls", "tree/"]).expect(0).text();
+    assert!(listed.lines().eq(files.keys().map(String::as_str)), "{listed}");
+    let pages = fleet.master.run(["--json", "--node", "cam", "ls"]).expect(0).json();
+    assert!(pages.len() > 4, "{} pages: more than the names alone would fill", pages.len());
+}
+
+#[test]
 fn a_node_with_commands_off_refuses_them_in_plain_words() {
     let broker = mosquitto();
     let mut fleet = Fleet::new(broker.port());
@@ -368,6 +411,9 @@ fn fetches_without_a_link_wait_up_to_the_bound_and_are_answered_later() {
     let mut fleet = Fleet::new(broker.port());
     fleet.start();
     put(&fleet.master, "wanted", b"wanted");
+    let kept = noise(300_000, "kept");
+    put(&fleet.master, "kept", &kept);
+    fleet.leecher.run(["fetch", "kept"]).expect(0);
     let waits = |node: &Node| {
         node.wait_status("the link is down", |status| (status["link"]["up"] == false).then_some(()))
     };
@@ -384,13 +430,18 @@ fn fetches_without_a_link_wait_up_to_the_bound_and_are_answered_later() {
         let refused = node.run(["fetch", "one/more"]).expect(8);
         assert!(refused.stderr.contains(&format!("{bound} requests wait")), "{}", refused.stderr);
     }
+    assert!(fleet.leecher.get("kept") == Some(kept.clone()), "what is here is served without a broker");
     let no_master = fleet.master.run(["fetch", "other"]).expect(3);
     assert!(no_master.stderr.contains("no master"), "{}", no_master.stderr);
     broker.restart(true);
-    for node in [&fleet.leecher, &fleet.worker] {
+    for (node, names) in [(&fleet.leecher, &["kept", "wanted"][..]), (&fleet.worker, &["wanted"])] {
         wait_for_bytes(node, "wanted", b"wanted");
-        assert_eq!(node.names(""), ["wanted"]);
+        assert_eq!(node.names(""), names);
     }
+    broker.stop();
+    fleet.leecher.restart();
+    waits(&fleet.leecher);
+    assert!(fleet.leecher.get("kept") == Some(kept), "after a start without a broker too");
 }
 
 /// The whole job once, over whatever the nodes are joined by.

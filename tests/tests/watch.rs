@@ -2,10 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
-use larder_tests::node::{Node, SOON, noise, wait_for};
+use larder_tests::node::{Node, SOON, larder_bin, noise, skip, wait_for};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// A node that watches its folder `in`, in which files may be made before it starts.
@@ -150,6 +151,28 @@ fn a_watched_folder_that_is_not_there_is_said_and_the_rest_goes_on() {
     write(&node, "missing/late", b"late");
     node.restart();
     wait_names(&node, &["in/file", "missing/late"]);
+}
+
+#[test]
+fn without_an_inotify_instance_the_agent_starts_and_takes_what_it_finds() {
+    let name = "without_an_inotify_instance_the_agent_starts_and_takes_what_it_finds";
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip(name, "there is no strace");
+    }
+    let mut node = watching("");
+    write(&node, "in/deep/before", b"before");
+    let mut command = Command::new("strace");
+    node.prepare(&mut command);
+    // as a grandchild, so that the agent is ours to end
+    command.args(["-D", "-f", "-qq", "-o", "trace", "-e", "trace=inotify_init1"]);
+    command.args(["-e", "inject=inotify_init1:error=EMFILE"]).arg(larder_bin()).arg("run");
+    if let Err(said) = node.launch(&mut command) {
+        return skip(name, &format!("strace may not trace: {}", said.stderr));
+    }
+    wait_names(&node, &["in/deep/before"]);
+    assert!(node.log().contains("the kernel gives no notices of files"), "{}", node.log());
+    assert!(node.log().contains("not watched but scanned every minute"), "{}", node.log());
+    assert_eq!(node.stop(), 0);
 }
 
 #[test]

@@ -58,8 +58,12 @@ pub const CLIENTS_MAX: usize = 32;
 /// Requests of one connection that are not answered yet. The connection is not read meanwhile.
 pub const REQUESTS_PER_CLIENT_MAX: usize = 256;
 
-/// Requests of all connections and nodes that are not answered yet; a further command over MQTT is refused.
-pub const REQUESTS_OPEN_MAX: usize = 4096;
+/// Commands of other nodes that are neither answered nor given up by their askers. A further one is answered
+/// `Busy`.
+pub const COMMANDS_OPEN_MAX: usize = 64;
+
+/// Verifications that wait for their turn. A further one is answered `Busy`.
+pub const VERIFICATIONS_MAX: usize = 64;
 
 /// Bytes of one frame on the local socket, its header aside.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;

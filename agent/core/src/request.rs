@@ -210,6 +210,13 @@ pub enum Response {
     Error(Failure),
 }
 
+impl Response {
+    /// Whether no other answer to the same request follows.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Response::Progress { .. })
+    }
+}
+
 /// What a progress counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

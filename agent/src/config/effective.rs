@@ -8,6 +8,8 @@ use larder_core::profile::Profile;
 use larder_core::role::{Evict, Role};
 use larder_hal::board::Machine;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::ops::RangeInclusive;
 
 use super::error::{ConfigError, Origin, Setting, Sourced};
 use super::raw::{Layers, RawStorage};
@@ -21,6 +23,8 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const SEGMENT_BYTES_UNIT: u64 = 64 << 10;
 /// Fewer segments than this in a quota, and cleaning has nowhere to move live records to.
 const SEGMENTS_MIN: u64 = 8;
+/// Thirty days.
+const CLEAN_PERIOD_S_MAX: u32 = 30 * 24 * 3600;
 /// The block cache takes at most this part of the memory.
 const MEMORY_PER_CACHE: u64 = 16;
 
@@ -32,6 +36,8 @@ pub(super) struct Wishes {
     segment: Option<Sourced<u64>>,
     cache: Option<Sourced<u64>>,
     evict: Option<Sourced<Evict>>,
+    clean_watermark_percent: Option<Sourced<u8>>,
+    clean_period_s: Option<Sourced<u32>>,
     keep_alive_s: Option<Sourced<u64>>,
 }
 
@@ -49,13 +55,35 @@ impl Wishes {
             segment: within(size(|raw| raw.segment.as_ref()), "segment", segment_fits)?,
             cache: within(size(|raw| raw.cache.as_ref()), "cache", |bytes| bytes >= CACHE_BYTES_MIN)?,
             evict: layers.pick(|raw| raw.storage.evict.as_ref()),
-            keep_alive_s: match layers.pick_mqtt(|raw| raw.keep_alive_s.as_ref()) {
-                Some(given) if !(5..=65_535).contains(&given.value) => {
-                    return Err(refused(given.from, "mqtt", "keep_alive_s", given.value.to_string()));
-                }
-                given => given,
-            },
+            clean_watermark_percent: between(
+                layers.pick(|raw| raw.storage.clean_watermark_percent.as_ref()),
+                ("storage", "clean_watermark_percent"),
+                1..=99,
+            )?,
+            clean_period_s: between(
+                layers.pick(|raw| raw.storage.clean_period_s.as_ref()),
+                ("storage", "clean_period_s"),
+                1..=CLEAN_PERIOD_S_MAX,
+            )?,
+            keep_alive_s: between(
+                layers.pick_mqtt(|raw| raw.keep_alive_s.as_ref()),
+                ("mqtt", "keep_alive_s"),
+                5..=65_535,
+            )?,
         })
+    }
+}
+
+fn between<T: PartialOrd + fmt::Display>(
+    given: Option<Sourced<T>>,
+    (section, name): (&str, &str),
+    allowed: RangeInclusive<T>,
+) -> Result<Option<Sourced<T>>, ConfigError> {
+    match given {
+        Some(given) if !allowed.contains(&given.value) => {
+            Err(refused(given.from, section, name, given.value.to_string()))
+        }
+        given => Ok(given),
     }
 }
 
@@ -203,10 +231,7 @@ impl Config {
             board: self.board.clone().map(|board| board.name).into(),
             quota_bytes,
             reserve_bytes,
-            evict: match &self.wishes.evict {
-                Some(wish) => wish.clone().into(),
-                None => Setting { value: role.evict, from: by_role() },
-            },
+            evict: wished(&self.wishes.evict, Setting { value: role.evict, from: by_role() }),
             segment_bytes,
             prepare: Setting { value: board.prepare, from: by_board() },
             index_cache_bytes: Setting { value: board.index_cache_bytes, from: by_board() },
@@ -218,16 +243,19 @@ impl Config {
             flush_bytes: by_profile(profile.flush_bytes),
             send_age_ms: by_profile(profile.send_age_ms),
             send_bytes: by_profile(profile.send_bytes),
-            keep_alive_s: match &self.wishes.keep_alive_s {
-                Some(wish) => wish.clone().into(),
-                None => by_profile(profile.keep_alive_s),
-            },
+            keep_alive_s: wished(&self.wishes.keep_alive_s, by_profile(profile.keep_alive_s)),
             window_blocks: by_profile(profile.window_blocks),
             sessions_max: Setting { value: role.sessions_max, from: by_role() },
             in_flight_max: Setting { value: role.in_flight_max, from: by_role() },
             offline_requests_max: Setting { value: role.offline_requests_max, from: by_role() },
-            clean_watermark_percent: Setting { value: role.clean_watermark_percent, from: by_role() },
-            clean_period_s: Setting { value: role.clean_period_s, from: by_role() },
+            clean_watermark_percent: wished(
+                &self.wishes.clean_watermark_percent,
+                Setting { value: role.clean_watermark_percent, from: by_role() },
+            ),
+            clean_period_s: wished(
+                &self.wishes.clean_period_s,
+                Setting { value: role.clean_period_s, from: by_role() },
+            ),
             clean_step_bytes: by_profile(profile.clean_step_bytes),
             verify_step_bytes: by_profile(profile.verify_step_bytes),
             step_rest_ms: by_profile(profile.step_rest_ms),
@@ -312,6 +340,10 @@ impl Config {
             candidates.into_iter().min_by_key(|&(bytes, _)| bytes).expect("there are three candidates");
         Setting { value, from }
     }
+}
+
+fn wished<T: Clone>(wish: &Option<Sourced<T>>, otherwise: Setting<T>) -> Setting<T> {
+    wish.clone().map_or(otherwise, Setting::from)
 }
 
 fn percent(bytes: u64, share: u64) -> u64 {

@@ -105,6 +105,8 @@ impl Init {
             ("@KEY@", KEY_FILE),
             ("@LIMIT@", &format!("{} GB", defaults.storage_limit_bytes / 1_000_000_000)),
             ("@EVICT@", defaults.evict.as_str()),
+            ("@WATERMARK@", &defaults.clean_watermark_percent.to_string()),
+            ("@PERIOD@", &defaults.clean_period_s.to_string()),
             ("@PEER@", peer.as_str()),
         ]
         .into_iter()

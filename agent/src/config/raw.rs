@@ -58,6 +58,8 @@ pub(super) struct RawStorage {
     pub(super) segment: Given<Size>,
     pub(super) cache: Given<Size>,
     pub(super) evict: Given<Evict>,
+    pub(super) clean_watermark_percent: Given<u8>,
+    pub(super) clean_period_s: Given<u32>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -37,7 +37,7 @@ const TEXT: &str = "a text in quotes";
 use Kind::{List, Number, Switch, Text};
 
 /// Every key there is.
-pub(super) const KEYS: [Key; 38] = [
+pub(super) const KEYS: [Key; 40] = [
     key("node", "name", Text, NODE_NAME),
     key("node", "fleet", Text, NODE_NAME),
     key("node", "role", Text, ROLE),
@@ -53,6 +53,8 @@ pub(super) const KEYS: [Key; 38] = [
     key("storage", "segment", Text, "1 MiB to 1 GiB in multiples of 64 KiB, at most an eighth of the quota"),
     key("storage", "cache", Text, "a size of at least \"256 KiB\", such as \"16 MiB\""),
     key("storage", "evict", Text, "\"never\" or \"oldest\""),
+    key("storage", "clean_watermark_percent", Number, "a number from 1 to 99"),
+    key("storage", "clean_period_s", Number, "a number from 1 to 2592000"),
     key("mqtt", "host", Text, "a host name or address"),
     key("mqtt", "port", Number, "a number from 1 to 65535"),
     key("mqtt", "ca", Text, PATH),

@@ -118,6 +118,11 @@ fn an_impossible_value_names_what_is_allowed() {
         ("[mqtt]\nhost = \"localhost\"\nport = 0\n", ["larder.toml:3:", "port = 0", "1 to 65535"]),
         ("[mqtt]\nhost = \"localhost\"\nport = 70000\n", ["larder.toml:3:", "port = 70000", "1 to 65535"]),
         (
+            "[storage]\nclean_watermark_percent = 100\n",
+            ["larder.toml:2:", "clean_watermark_percent = 100", "1 to 99"],
+        ),
+        ("[storage]\nclean_period_s = 0\n", ["larder.toml:2:", "clean_period_s = 0", "1 to 2592000"]),
+        (
             "[mqtt]\nhost = \"localhost\"\nkeep_alive_s = 1\n",
             ["larder.toml:3:", "keep_alive_s = 1", "5 to 65535"],
         ),

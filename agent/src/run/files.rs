@@ -1,8 +1,10 @@
 //! Files of watched folders, on the helper thread: scanned a page at a time, read a piece at a time.
 //!
+//! A scan has each folder watched before it reads it.
 //! Symbolic links are never followed, and only regular files are taken. A file is opened by its path below
 //! the folder; one that is no longer a regular file is refused.
 
+use super::watcher::Watching;
 use crate::config::{FOLDER_DEPTH_MAX, Watch};
 use bytes::BytesMut;
 use larder_core::limits::{FRAME_BYTES_MAX, SCAN_PAGE};
@@ -13,16 +15,20 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// Entries one job of a scan looks at, files or not, so that others have their turn.
+const SCAN_ENTRIES_MAX: usize = 4096;
+
 /// The open files and scans of all watched folders.
 pub(super) struct Files {
     watches: Vec<Watch>,
     open: BTreeMap<FileId, File>,
     scans: BTreeMap<u8, Vec<(PathBuf, ReadDir)>>,
+    watching: Watching,
 }
 
 impl Files {
-    pub(super) fn new(watches: Vec<Watch>) -> Self {
-        Files { watches, open: BTreeMap::new(), scans: BTreeMap::new() }
+    pub(super) fn new(watches: Vec<Watch>, watching: Watching) -> Self {
+        Files { watches, open: BTreeMap::new(), scans: BTreeMap::new(), watching }
     }
 
     /// Carries out a job; `None` when it has no answer.
@@ -103,12 +109,17 @@ impl Files {
         let root = self.watch(watch).path.clone();
         let recursive = self.watch(watch).recursive;
         if restart || stack.is_empty() {
+            self.watching.begin(watch);
+            self.watching.watch(watch, &root, Path::new(""));
             stack = vec![(PathBuf::new(), std::fs::read_dir(&root)?)];
         }
         let mut files: Vec<(String, FileStat)> = Vec::new();
+        let mut looked_at = 0;
         while files.len() < SCAN_PAGE
+            && looked_at < SCAN_ENTRIES_MAX
             && let Some((folder, entries)) = stack.last_mut()
         {
+            looked_at += 1;
             let Some(entry) = entries.next() else {
                 stack.pop();
                 continue;
@@ -117,6 +128,7 @@ impl Files {
             let relative = folder.join(entry.file_name());
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_dir() && recursive && stack.len() <= FOLDER_DEPTH_MAX {
+                self.watching.watch(watch, &root.join(&relative), &relative);
                 match std::fs::read_dir(root.join(&relative)) {
                     Ok(entries) => stack.push((relative, entries)),
                     Err(error) => tracing::warn!("{}: {error}", root.join(&relative).display()),

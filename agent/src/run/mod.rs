@@ -73,9 +73,6 @@ pub enum RunError {
     /// The thread that reads the sensors did not start.
     #[error("starting the thread for the sensors: {0}")]
     Sensors(io::Error),
-    /// Watching folders failed.
-    #[error("watching folders: {0}")]
-    Watch(io::Error),
 }
 
 impl RunError {
@@ -98,7 +95,7 @@ impl RunError {
             RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
                 Some(FailureKind::Disk)
             }
-            RunError::Socket(_) | RunError::Random(_) | RunError::Sensors(_) | RunError::Watch(_) => None,
+            RunError::Socket(_) | RunError::Random(_) | RunError::Sensors(_) => None,
         }
     }
 }
@@ -189,7 +186,10 @@ impl Agent {
         let epoch = random()?;
         let key = node_key(config, mode)?;
         let mut service = Service::new(mode == Mode::Service);
-        let files = Files::new(config.watches.clone());
+        let is_alone = mode == Mode::Command;
+        let watches = if is_alone { &[][..] } else { &config.watches };
+        let (watcher, watching) = Watcher::start(watches);
+        let files = Files::new(watches.to_vec(), watching);
         let options = settings::store_options(&effective);
         let opening = Engine::start(config.store.clone(), options, files);
         let (engine, opened) = service.while_starting(opening).await?;
@@ -198,7 +198,6 @@ impl Agent {
         }
         let plan = settings::plan(config, machine)?;
         let mut core = settings::core(config, &effective, plan, key, epoch, opened.id);
-        let is_alone = mode == Mode::Command;
         if is_alone {
             // a command of its own ends before any sensor could matter
             core.watches.clear();
@@ -210,8 +209,6 @@ impl Agent {
             Mode::Service => Server::listen(&config.socket).await?,
             Mode::Guest | Mode::Command => Server::without_socket(),
         };
-        let watches = if is_alone { &[][..] } else { &config.watches };
-        let watcher = Watcher::start(watches).map_err(RunError::Watch)?;
         let (give, orders) = mpsc::channel(ORDERS_MAX);
         let agent = Agent {
             node: Node::new(&core),

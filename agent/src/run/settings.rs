@@ -39,6 +39,7 @@ pub(super) fn store_options(effective: &Effective) -> Options {
             board::Prepare::Allocate => Prepare::Allocate,
             board::Prepare::Zero => Prepare::Zero,
         },
+        kernels: larder_kernels::Level::detect(),
         create: true,
     }
 }

@@ -1,91 +1,100 @@
-//! The kernel's notices of watched folders, on the loop's own thread.
+//! The kernel's notices of watched folders.
 //!
-//! Says only that something may be complete; the core looks for itself. A folder below a watched one is
-//! watched as soon as it is seen, and scanned, because files may have been made in it before. Where the
-//! kernel refuses to watch (no inotify instances or watches left), the folder is scanned now and then.
+//! Says only that something may be complete; the core looks for itself. A folder is watched by the scan that
+//! comes to it, on the helper thread and before it is read: the scan finds what was made earlier, the kernel
+//! tells what comes later. So a new folder is a reason to scan and nothing more. Where the kernel refuses to
+//! watch (no inotify instances or watches left), the folder is scanned now and then.
 
-use crate::config::{FOLDER_DEPTH_MAX, Watch};
+use crate::config::Watch;
 use futures_core::Stream;
-use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 use larder_core::message::Input;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const EVENT_BYTES: usize = 4096;
 /// How often a folder that the kernel does not watch is scanned.
 const BLIND_SCAN: Duration = Duration::from_secs(60);
 
-/// All watched folders.
-pub(super) struct Watcher {
-    watches: Vec<Watch>,
-    events: EventStream<[u8; EVENT_BYTES]>,
+/// What the kernel watches, shared by the scans and the loop; held for one look-up at a time.
+#[derive(Default)]
+struct Known {
     folders: HashMap<WatchDescriptor, (u8, PathBuf)>,
-    ready: VecDeque<Input>,
-    blind: Vec<u8>,
-    blind_scan: tokio::time::Interval,
+    /// Watched folders of which something is not watched.
+    blind: BTreeSet<u8>,
 }
 
-impl Watcher {
-    /// Watches all folders; `None` when there are none.
-    pub(super) fn start(watches: &[Watch]) -> io::Result<Option<Self>> {
-        if watches.is_empty() {
-            return Ok(None);
-        }
-        let start = tokio::time::Instant::now() + BLIND_SCAN;
-        let mut watcher = Watcher {
-            watches: watches.to_vec(),
-            events: Inotify::init()?.into_event_stream([0; EVENT_BYTES])?,
-            folders: HashMap::new(),
-            ready: VecDeque::new(),
-            blind: Vec::new(),
-            blind_scan: tokio::time::interval_at(start, BLIND_SCAN),
-        };
-        for index in 0..watches.len() {
-            watcher.add(
-                u8::try_from(index).expect("the configuration bounds the folders"),
-                PathBuf::new(),
-                0,
-            );
-        }
-        Ok(Some(watcher))
+/// The helper thread's side: has the kernel watch what a scan comes to.
+pub(super) struct Watching {
+    watches: Option<Watches>,
+    known: Arc<Mutex<Known>>,
+}
+
+impl Watching {
+    /// A scan begins and will find out what can be watched now.
+    pub(super) fn begin(&self, watch: u8) {
+        lock(&self.known).blind.remove(&watch);
     }
 
-    /// Watches a folder and, where wanted, those below it.
-    fn add(&mut self, watch: u8, relative: PathBuf, depth: usize) {
-        if depth > FOLDER_DEPTH_MAX {
-            return;
-        }
-        let path = self.watches[usize::from(watch)].path.join(&relative);
+    /// Watches a folder, as `relative` below the watched one; once more does no harm.
+    pub(super) fn watch(&mut self, watch: u8, path: &Path, relative: &Path) {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
             | WatchMask::CREATE
             | WatchMask::ONLYDIR
             | WatchMask::DONT_FOLLOW
             | WatchMask::DELETE_SELF;
-        match self.events.watches().add(&path, mask) {
+        let refused = || Err(io::Error::other("no inotify instance is left"));
+        match self.watches.as_mut().map_or_else(refused, |watches| watches.add(path, mask)) {
             Ok(descriptor) => {
-                self.folders.insert(descriptor, (watch, relative.clone()));
+                lock(&self.known).folders.insert(descriptor, (watch, relative.to_owned()));
             }
             Err(error) => {
-                tracing::warn!("{} is not watched but scanned every minute: {error}", path.display());
-                if !self.blind.contains(&watch) {
-                    self.blind.push(watch);
+                if lock(&self.known).blind.insert(watch) {
+                    tracing::warn!("{} is not watched but scanned every minute: {error}", path.display());
                 }
-                return;
             }
         }
-        if !self.watches[usize::from(watch)].recursive {
-            return;
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All watched folders.
+pub(super) struct Watcher {
+    watches: Vec<Watch>,
+    events: Option<EventStream<[u8; EVENT_BYTES]>>,
+    known: Arc<Mutex<Known>>,
+    ready: VecDeque<Input>,
+    blind_scan: tokio::time::Interval,
+}
+
+impl Watcher {
+    /// The loop's side, `None` when there is nothing to watch, and the scans' side.
+    pub(super) fn start(watches: &[Watch]) -> (Option<Self>, Watching) {
+        let known = Arc::new(Mutex::new(Known::default()));
+        if watches.is_empty() {
+            return (None, Watching { watches: None, known });
         }
-        let Ok(entries) = std::fs::read_dir(&path) else { return };
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.add(watch, relative.join(entry.file_name()), depth + 1);
-            }
-        }
+        let events = Inotify::init().and_then(|inotify| inotify.into_event_stream([0; EVENT_BYTES]));
+        let events =
+            events.inspect_err(|error| tracing::warn!("the kernel gives no notices of files: {error}")).ok();
+        let watching = Watching { watches: events.as_ref().map(EventStream::watches), known: known.clone() };
+        let start = tokio::time::Instant::now() + BLIND_SCAN;
+        let watcher = Watcher {
+            watches: watches.to_vec(),
+            events,
+            known,
+            ready: VecDeque::new(),
+            blind_scan: tokio::time::interval_at(start, BLIND_SCAN),
+        };
+        (Some(watcher), watching)
     }
 
     /// The next notice. Cancel safe.
@@ -103,11 +112,9 @@ impl Watcher {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 },
-                _ = self.blind_scan.tick(), if !self.blind.is_empty() => {
-                    for watch in std::mem::take(&mut self.blind) {
-                        self.add(watch, PathBuf::new(), 0);
-                        self.ready.push_back(Input::FilesMissed { watch });
-                    }
+                _ = self.blind_scan.tick(), if !lock(&self.known).blind.is_empty() => {
+                    let blind = lock(&self.known).blind.clone();
+                    self.ready.extend(blind.into_iter().map(|watch| Input::FilesMissed { watch }));
                 }
             }
         }
@@ -117,20 +124,21 @@ impl Watcher {
         if event.mask.contains(EventMask::Q_OVERFLOW) {
             return self.missed();
         }
-        let Some((watch, folder)) = self.folders.get(&event.wd).cloned() else { return };
+        let mut known = lock(&self.known);
+        // One that a scan is just beginning to watch is read by it afterwards.
+        let Some((watch, folder)) = known.folders.get(&event.wd).cloned() else { return };
         if event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF) {
-            self.folders.remove(&event.wd);
-            if folder.as_os_str().is_empty() && !self.blind.contains(&watch) {
-                self.blind.push(watch); // the folder itself is gone: look for it again
+            known.folders.remove(&event.wd);
+            if folder.as_os_str().is_empty() {
+                known.blind.insert(watch); // the folder itself is gone: look for it again
             }
             return;
         }
+        drop(known);
         let Some(name) = event.name else { return };
         let path = folder.join(name);
         if event.mask.contains(EventMask::ISDIR) {
             if self.watches[usize::from(watch)].recursive {
-                let depth = path.components().count();
-                self.add(watch, path, depth);
                 self.ready.push_back(Input::FilesMissed { watch });
             }
         } else if !event.mask.contains(EventMask::CREATE) {
@@ -156,7 +164,8 @@ impl Watcher {
     }
 }
 
-async fn next_event(events: &mut EventStream<[u8; EVENT_BYTES]>) -> io::Result<EventOwned> {
+async fn next_event(events: &mut Option<EventStream<[u8; EVENT_BYTES]>>) -> io::Result<EventOwned> {
+    let Some(events) = events else { return std::future::pending().await };
     let next = std::future::poll_fn(|context| Pin::new(&mut *events).poll_next(context));
     next.await.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
 }

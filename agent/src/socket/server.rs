@@ -13,12 +13,14 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Answers that wait for a connection to take them.
 const ANSWERS_MAX: usize = 1024;
+/// Connections the kernel holds until they are accepted.
+const CONNECTIONS_WAITING_MAX: u32 = 128;
 /// Inputs of all connections that wait for the loop.
 const INPUTS_MAX: usize = 64;
 
@@ -187,14 +189,13 @@ async fn turn_away(mut stream: UnixStream) {
     let _ = stream.shutdown().await;
 }
 
-/// A socket that nobody else can connect to, not even before its mode is set.
+/// A socket that nobody else can connect to: it listens only once its mode is set. A umask would be the
+/// whole process's, and the helper thread makes files meanwhile.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(before);
-    let listener = listener?;
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    socket.listen(CONNECTIONS_WAITING_MAX)
 }
 
 async fn accept(listener: Option<&(UnixListener, PathBuf)>) -> io::Result<UnixStream> {

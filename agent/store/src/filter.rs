@@ -1,115 +1,126 @@
-//! The filter in front of the index, and its file.
+//! Filters: what answers for certain that a key is not there, without asking redb.
 //!
-//! Duty: say for certain that a block is not there, without asking redb. It is a split-block bloom filter; it
-//! never forgets, so deletions make it say "maybe" more often until it is made again. Its file belongs to
-//! one checkpoint: any other is ignored and the filter is made from the index. Memory: 10.8 bits per key it
-//! is sized for.
+//! Duty: one split-block bloom filter over the keys of one thing (a sorted run, the memory table, the marks of
+//! a cleaning), sized once and never grown. It is kept as rows of some kilobytes, each with its check. Keys in
+//! ascending order fill its blocks in ascending order, so a filter can be saved piece by piece while its run is
+//! being written. Memory: the bits per key its owner asks for.
 
-use crate::Hash;
-use crate::disk::{Disk, DiskFile, OpenMode};
-use crate::format::{FILTER_NAME, StoreId, TEMPORARY_NAME, array_at, u32_at, u64_at};
-use crate::limits::FILTER_KEYS_MIN;
-use larder_kernels::bloom::{BLOCK_BYTES, Block, blocks_for, contains, insert, keys_for};
-use std::io::{self, IoSlice};
+use crate::format::u32_at;
+use larder_kernels::Level;
+use larder_kernels::bloom::{BLOCK_BYTES, Block, Probe, blocks_for};
+use std::ops::Range;
 
-const MAGIC: [u8; 8] = *b"LARDERBF";
-const HEADER_BYTES: usize = 64;
-/// Blocks converted to bytes at a time.
-const CHUNK_BLOCKS: usize = 8192;
+/// Blocks of one row: with its check, key and page header it fills a 4 KiB leaf of redb's tree.
+const ROW_BLOCKS: usize = 127;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Filter {
     blocks: Vec<Block>,
-    keys: u64,
+}
+
+/// A key prepared for any number of filters: the first eight bytes of a hash are as mixed as it has to be.
+pub(crate) fn probe(level: Level, hash: &[u8]) -> Probe {
+    let first = hash.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    Probe::of(level, first)
 }
 
 impl Filter {
-    /// Sized for at least `keys` keys.
-    pub(crate) fn sized_for(keys: u64) -> Self {
-        Self { blocks: vec![[0; 8]; blocks_for(keys.max(FILTER_KEYS_MIN))], keys: 0 }
+    /// Sized for `keys` keys at so many tenths of a bit each.
+    pub(crate) fn sized_for(keys: u64, decibits_per_key: u32) -> Self {
+        Self { blocks: vec![[0; 8]; blocks_for(keys, decibits_per_key)] }
     }
 
-    pub(crate) fn insert(&mut self, hash: &Hash) {
-        insert(&mut self.blocks, key(hash));
-        self.keys += 1;
+    pub(crate) fn with_blocks(blocks: usize) -> Self {
+        Self { blocks: vec![[0; 8]; blocks] }
     }
 
-    pub(crate) fn contains(&self, hash: &Hash) -> bool {
-        contains(&self.blocks, key(hash))
+    pub(crate) fn insert(&mut self, probe: &Probe) {
+        probe.add_to(&mut self.blocks);
     }
 
-    /// Holds more keys than its size is for.
-    pub(crate) fn is_over_capacity(&self) -> bool {
-        self.keys > keys_for(self.blocks.len())
+    pub(crate) fn contains(&self, probe: &Probe) -> bool {
+        probe.is_in(&self.blocks)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.blocks.fill([0; 8]);
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len()
     }
 
     pub(crate) fn bytes(&self) -> u64 {
         (self.blocks.len() * BLOCK_BYTES) as u64
     }
 
-    /// Writes the filter of a checkpoint beside the old one, syncs it and puts it in its place.
-    pub(crate) fn save<D: Disk>(&self, disk: &D, store: &StoreId, seq: u64) -> io::Result<()> {
-        let file = disk.open(TEMPORARY_NAME, OpenMode::Create)?;
-        let mut check = 0;
-        let mut at = HEADER_BYTES as u64;
-        for chunk in self.blocks.chunks(CHUNK_BLOCKS) {
-            let bytes: Vec<u8> = chunk.iter().flatten().flat_map(|lane| lane.to_le_bytes()).collect();
-            check = crc32c::crc32c_append(check, &bytes);
-            file.write_gathered(&[IoSlice::new(&bytes)], at)?;
-            at += bytes.len() as u64;
-        }
-        file.write_gathered(&[IoSlice::new(&self.header(store, seq, check))], 0)?;
-        file.sync_data()?;
-        disk.rename(TEMPORARY_NAME, FILTER_NAME)?;
-        disk.sync_dir()
+    pub(crate) fn rows(&self) -> usize {
+        self.blocks.len().div_ceil(ROW_BLOCKS)
     }
 
-    /// The saved filter, if it is whole and belongs to this checkpoint of this store.
-    pub(crate) fn load<D: Disk>(disk: &D, store: &StoreId, seq: u64) -> Option<Self> {
-        let file = disk.open(FILTER_NAME, OpenMode::Read).ok()?;
-        let mut header = [0; HEADER_BYTES];
-        file.read_at(&mut header, 0).ok()?;
-        let fits = header[..8] == MAGIC
-            && header[16..32] == *store
-            && u64_at(&header, 32) == seq
-            && u32_at(&header, 60) == crc32c::crc32c(&header[..60]);
-        let count = u32_at(&header, 12) as usize;
-        // The length is compared before anything of that size is allocated.
-        if !fits || file.len().ok()? != (HEADER_BYTES + count * BLOCK_BYTES) as u64 {
-            return None;
-        }
-        let mut blocks: Vec<Block> = Vec::with_capacity(count);
-        let mut check = 0;
-        let mut bytes = vec![0; CHUNK_BLOCKS * BLOCK_BYTES];
-        while blocks.len() < count {
-            let length = (count - blocks.len()).min(CHUNK_BLOCKS) * BLOCK_BYTES;
-            file.read_at(&mut bytes[..length], (HEADER_BYTES + blocks.len() * BLOCK_BYTES) as u64).ok()?;
-            check = crc32c::crc32c_append(check, &bytes[..length]);
-            blocks.extend(bytes[..length].chunks_exact(BLOCK_BYTES).map(block_of));
-        }
-        (check == u32_at(&header, 48)).then_some(Self { blocks, keys: u64_at(&header, 40) })
+    /// The row a key belongs to.
+    pub(crate) fn row_of(&self, probe: &Probe) -> usize {
+        probe.block_number(self.blocks.len()) / ROW_BLOCKS
     }
 
-    fn header(&self, store: &StoreId, seq: u64, check: u32) -> [u8; HEADER_BYTES] {
-        let mut header = [0; HEADER_BYTES];
-        header[..8].copy_from_slice(&MAGIC);
-        header[8..12].copy_from_slice(&crate::format::FORMAT_VERSION.to_le_bytes());
-        header[12..16].copy_from_slice(&u32::try_from(self.blocks.len()).unwrap_or(u32::MAX).to_le_bytes());
-        header[16..32].copy_from_slice(store);
-        header[32..40].copy_from_slice(&seq.to_le_bytes());
-        header[40..48].copy_from_slice(&self.keys.to_le_bytes());
-        header[48..52].copy_from_slice(&check.to_le_bytes());
-        let check = crc32c::crc32c(&header[..60]);
-        header[60..64].copy_from_slice(&check.to_le_bytes());
-        header
+    /// A row: a check, then its blocks.
+    pub(crate) fn encode_row(&self, row: usize) -> Vec<u8> {
+        let blocks = &self.blocks[self.blocks_of(row)];
+        let mut bytes = Vec::with_capacity(4 + blocks.len() * BLOCK_BYTES);
+        bytes.extend([0; 4]);
+        bytes.extend(blocks.iter().flatten().flat_map(|lane| lane.to_le_bytes()));
+        let check = crc32c::crc32c(&bytes[4..]);
+        bytes[..4].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    /// Takes a saved row in; false if it is not what was saved.
+    pub(crate) fn decode_row(&mut self, row: usize, bytes: &[u8]) -> bool {
+        let range = self.blocks_of(row);
+        if bytes.len() != 4 + range.len() * BLOCK_BYTES || u32_at(bytes, 0) != crc32c::crc32c(&bytes[4..]) {
+            return false;
+        }
+        for (block, saved) in self.blocks[range].iter_mut().zip(bytes[4..].chunks_exact(BLOCK_BYTES)) {
+            *block = std::array::from_fn(|lane| u32_at(saved, lane * 4));
+        }
+        true
+    }
+
+    fn blocks_of(&self, row: usize) -> Range<usize> {
+        let blocks = self.blocks.len();
+        (row * ROW_BLOCKS).min(blocks)..((row + 1) * ROW_BLOCKS).min(blocks)
     }
 }
 
-fn key(hash: &Hash) -> u64 {
-    u64_at(hash, 0)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn block_of(bytes: &[u8]) -> Block {
-    let lanes: [u8; BLOCK_BYTES] = array_at(bytes, 0);
-    std::array::from_fn(|lane| u32_at(&lanes, lane * 4))
+    fn hash(number: u64) -> [u8; 32] {
+        *blake3::hash(&number.to_le_bytes()).as_bytes()
+    }
+
+    #[test]
+    fn rows_bring_a_filter_back_and_damage_is_seen() {
+        let mut filter = Filter::sized_for(10_000, 220);
+        (0..10_000).for_each(|n| filter.insert(&probe(Level::PORTABLE, &hash(n))));
+        let mut other = Filter::with_blocks(filter.blocks());
+        for row in 0..filter.rows() {
+            let mut bytes = filter.encode_row(row);
+            assert!(other.decode_row(row, &bytes));
+            bytes[9] ^= 1;
+            assert!(!other.decode_row(row, &bytes));
+        }
+        assert_eq!(filter.blocks, other.blocks);
+    }
+
+    #[test]
+    fn ascending_keys_fill_rows_in_ascending_order() {
+        let filter = Filter::sized_for(100_000, 220);
+        let mut hashes: Vec<[u8; 32]> = (0..10_000).map(hash).collect();
+        hashes.sort_unstable();
+        let rows: Vec<usize> =
+            hashes.iter().map(|hash| filter.row_of(&probe(Level::PORTABLE, hash))).collect();
+        assert!(rows.is_sorted() && rows.last() == Some(&(filter.rows() - 1)));
+    }
 }

@@ -16,8 +16,8 @@ pub(crate) const SUPERBLOCK_BYTES: usize = 64;
 pub(crate) const LOCK_NAME: &str = "lock";
 pub(crate) const SUPERBLOCK_NAME: &str = "superblock";
 pub(crate) const INDEX_NAME: &str = "index.redb";
-pub(crate) const FILTER_NAME: &str = "filter";
-pub(crate) const TEMPORARY_NAME: &str = "filter.new";
+/// Files that earlier versions kept and that nothing reads any more.
+pub(crate) const OBSOLETE_NAMES: [&str; 2] = ["filter", "filter.new"];
 pub(crate) const SET_ASIDE_PREFIX: &str = "index.damaged-";
 
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"LARDERSB";

@@ -24,7 +24,24 @@ pub(crate) const READ_BYTES: usize = 256 << 10;
 pub(crate) const MOVE_BYTES: usize = 1 << 20;
 /// Sealed segments are cleaned when at most this share of their bytes is live.
 pub(crate) const CLEAN_LIVE_PERCENT_MAX: u64 = 80;
-/// Keys the smallest filter is sized for (88 kB).
-pub(crate) const FILTER_KEYS_MIN: u64 = 65_536;
+/// Tenths of a bit per key of the marks of a cleaning: at most 1 % of the garbage stays a round longer.
+pub(crate) const MARKS_DECIBITS: u32 = 108;
+/// Tenths of a bit per key of the memory table's filter.
+pub(crate) const TABLE_DECIBITS: u32 = 160;
+/// Entries from which a run is of the next size class: each class is 16 times the one before.
+pub(crate) const RUN_SIZES: [u64; 6] = [1 << 9, 1 << 13, 1 << 17, 1 << 21, 1 << 25, 1 << 29];
+/// Tenths of a bit per key of a run's filter, by size class; the last for all larger ones. A look-up asks all
+/// runs: the many small ones get more bits, which costs little, so that all together stay below 1 %.
+pub(crate) const RUN_DECIBITS: [u32; 4] = [320, 320, 280, 220];
+/// Runs of one size class that become one of the next.
+pub(crate) const RUNS_PER_SIZE: usize = 16;
+/// Entries a checkpoint merges of each merge under way, for each entry it writes.
+pub(crate) const MERGE_PACE: u64 = 3;
+/// What it merges at least: all of the smallest class.
+pub(crate) const MERGE_ENTRIES_MIN: u64 = 16 << 9;
+/// What the index may grow by for each block it writes: its place in a run, its bits of a filter, its share of pages.
+pub(crate) const INDEX_BYTES_PER_BLOCK: u64 = 48;
+/// Entries that say nothing any more, beyond as many as there are blocks, before all runs become one.
+pub(crate) const GARBAGE_ENTRIES_MIN: u64 = 1 << 17;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.
 pub(crate) const LOG_BYTES_PER_CHECKPOINT: u64 = 128 << 20;

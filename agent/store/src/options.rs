@@ -2,6 +2,7 @@
 
 use crate::error::OpenError;
 use crate::limits::{PAGE_BYTES, SEGMENT_BYTES};
+use larder_kernels::Level;
 
 /// How a fresh segment is prepared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Options {
     pub reserve_bytes: u64,
     /// How fresh segments are prepared.
     pub prepare: Prepare,
+    /// The instructions the filter uses.
+    pub kernels: Level,
     /// Whether to make a store where there is none.
     pub create: bool,
 }
@@ -46,6 +49,7 @@ impl Default for Options {
             quota_bytes: 10 << 30,
             reserve_bytes: 64 << 20,
             prepare: Prepare::Allocate,
+            kernels: Level::detect(),
             create: true,
         }
     }

@@ -176,14 +176,19 @@ fn an_index_of_another_store_or_of_another_time_is_made_again() {
 }
 
 #[test]
-fn a_filter_that_is_gone_or_damaged_is_made_again() {
+fn an_index_of_an_earlier_layout_is_made_again_and_its_filter_goes() {
     let directory = filled();
-    fs::remove_file(directory.path().join("filter")).unwrap();
-    assert!(assert_filled(directory.path()).filter_rebuilt);
-    let (store, _) = open(directory.path());
-    store.close().unwrap();
-    flip(&directory.path().join("filter"), 5000);
-    assert!(assert_filled(directory.path()).filter_rebuilt);
+    let index = redb::Database::open(directory.path().join("index.redb")).unwrap();
+    let change = index.begin_write().unwrap();
+    let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
+    change.open_table(meta).unwrap().insert("layout", [1].as_slice()).unwrap();
+    change.commit().unwrap();
+    drop(index);
+    fs::write(directory.path().join("filter"), content(1, 5000)).unwrap();
+    let report = assert_filled(directory.path());
+    assert!(report.index_rebuilt.unwrap().contains("layout"));
+    assert!(!directory.path().join("filter").exists());
+    assert!(assert_filled(directory.path()).index_rebuilt.is_none());
 }
 
 #[test]

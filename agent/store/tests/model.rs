@@ -19,7 +19,6 @@ enum Step {
     /// Killed while a batch was being written: noise behind the end.
     Tear(usize),
     Rebuild,
-    LoseFilter,
     Clean {
         budget: u64,
         steps: usize,
@@ -61,7 +60,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Kill),
         1 => (1..9000_usize).prop_map(Step::Tear),
         1 => Just(Step::Rebuild),
-        1 => Just(Step::LoseFilter),
         2 => (1_000..200_000_u64, 1..20_usize).prop_map(|(budget, steps)| Step::Clean { budget, steps }),
         1 => Just(Step::Verify),
     ]
@@ -178,11 +176,6 @@ fn run(steps: &[Step], prepare: Prepare) {
                 drop(store);
                 let report = rebuild_index(disk(directory.path()), small(prepare)).unwrap();
                 assert_eq!(report.damaged_bytes, 0);
-                store = opened(&directory);
-            }
-            Step::LoseFilter => {
-                drop(store);
-                let _gone = std::fs::remove_file(directory.path().join("filter"));
                 store = opened(&directory);
             }
             Step::Clean { budget, steps } => {

@@ -4,3 +4,6 @@
 //! none; instruction-set specific forms stand beside their oracle and give the same bits.
 
 pub mod bloom;
+mod level;
+
+pub use level::{Level, LevelError};

@@ -21,6 +21,8 @@ pub struct Config<'a> {
     pub port: Option<u16>,
     /// TLS, client certificates and access rules exactly as `packaging/mosquitto` has them.
     pub tls: Option<&'a Certificates>,
+    /// A folder that stands for `/etc/mosquitto` and has `conf.d/larder.conf` and `larder/` installed.
+    pub installed: Option<&'a Path>,
     /// The one user and password it takes; absent: everybody may enter.
     pub login: Option<(&'a str, &'a str)>,
     /// Sessions and retained messages outlive [`Mosquitto::restart`].
@@ -130,18 +132,22 @@ fn binary() -> PathBuf {
 
 fn render(config: &Config<'_>, port: u16, directory: &Path) -> String {
     let folder = directory.to_str().expect("temporary directories have plain names");
-    let mut text = match config.tls {
-        Some(certificates) => {
+    let with_port = |text: &str| text.replace("listener 8883", &format!("listener {port} 127.0.0.1"));
+    let mut text = match (config.installed, config.tls) {
+        (Some(etc), _) => {
+            let text = fs::read_to_string(etc.join("conf.d/larder.conf")).expect("it is installed");
+            with_port(&text)
+                .replace("/etc/mosquitto", etc.to_str().expect("temporary directories have plain names"))
+        }
+        (None, Some(certificates)) => {
             fs::write(directory.join("larder.acl"), ACL).expect("the directory is writable");
             for file in ["ca.pem", "broker.pem", "broker.key"] {
                 fs::copy(certificates.directory().join(file), directory.join(file))
                     .expect("the files are there");
             }
-            CONFIG_WITH_TLS
-                .replace("listener 8883", &format!("listener {port} 127.0.0.1"))
-                .replace("/etc/mosquitto/larder", folder)
+            with_port(CONFIG_WITH_TLS).replace("/etc/mosquitto/larder", folder)
         }
-        None => format!("listener {port} 127.0.0.1\nallow_anonymous {}\n", config.login.is_none()),
+        (None, None) => format!("listener {port} 127.0.0.1\nallow_anonymous {}\n", config.login.is_none()),
     };
     // as root, it would otherwise change to a user who cannot read the test's files
     text.push_str("\nuser root\nlog_dest stdout\nlog_type all\n");

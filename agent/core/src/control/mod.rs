@@ -9,32 +9,29 @@
     reason = "an answer of another kind is one case, however many kinds there are"
 )]
 
+mod command;
 mod export;
 pub mod remote;
 
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::{BlockId, NodeName};
-use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_OPEN_MAX, REQUESTS_PER_CLIENT_MAX};
+use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_PER_CLIENT_MAX};
 use crate::message::{
-    Actor, Answer, Bound, Caller, Change, ChangeDone, Channel, ClientId, Effect, Effects, FetchDone, Haste,
-    Message, PowerAsk, Question, Ticket,
+    Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effect, Effects, FetchDone, Haste, Message,
+    PowerAsk, Question, Ticket,
 };
 use crate::name::Name;
 use crate::power::report::PowerReport;
 use crate::request::{
     Failure, FailureKind, Listed, ProcessNumbers, Request, Response, Status, StoreNumbers, Target,
 };
-use crate::role::{Role, may_command};
-use crate::seal::Between;
+use crate::role::Role;
 use crate::settings::Settings;
-use crate::time::{Deadline, Time};
+use crate::time::Time;
 use bytes::Bytes;
+use command::{Sent, read_counters};
 use export::{Export, Next, listed};
-use remote::Envelope;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Milliseconds a command over MQTT may take to be answered.
-const COMMAND_MS: u64 = 30_000;
 
 /// Who is to be answered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,13 +91,6 @@ struct Client {
     held: bool,
 }
 
-/// A command of ours that a peer has not answered.
-struct Sent {
-    origin: Origin,
-    to: NodeName,
-    expires_at_ms: u64,
-}
-
 /// The actor.
 pub struct Control {
     settings: Settings,
@@ -111,6 +101,8 @@ pub struct Control {
     statuses: Vec<(Origin, Option<StoreNumbers>)>,
     /// The greatest counter obeyed of each signer; `None` until they are read from the store.
     obeyed: Option<BTreeMap<NodeName, u64>>,
+    /// Commands of others that are not answered yet, with the moment their askers give up.
+    obeying: BTreeMap<(NodeName, u64), u64>,
     sent: BTreeMap<u64, Sent>,
     last_counter: u64,
 }
@@ -125,6 +117,7 @@ impl Control {
             next_ticket: 0,
             statuses: Vec::new(),
             obeyed: None,
+            obeying: BTreeMap::new(),
             sent: BTreeMap::new(),
             last_counter: 0,
         }
@@ -430,122 +423,6 @@ impl Control {
         out.tell(Message::Write { ticket, change, haste: Haste::Now });
     }
 
-    /// Signs a command and sends it to another node.
-    fn command(&mut self, now: Time, origin: Origin, to: NodeName, request: Request, out: &mut Effects) {
-        if !request.may_be_remote() {
-            let why = "put and get carry data, which travels by sync: run them on the node itself";
-            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
-        }
-        if to == self.settings.me {
-            return self.request(now, origin, request, out);
-        }
-        let Some(peer) = self.settings.peers.iter().find(|peer| peer.name == to) else {
-            let why = format!("no [[peer]] named {to} is configured here");
-            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
-        };
-        if !may_command(self.settings.role, peer.role) {
-            let why = format!("a {} may not command a {}: ask on {to} itself", self.settings.role, peer.role);
-            return self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why)), out);
-        }
-        self.last_counter = (self.last_counter + 1).max(u64::try_from(now.wall_ms).unwrap_or(0) * 1024);
-        let counter = self.last_counter;
-        let body = serde_json::to_string(&request).expect("requests hold only types that JSON has");
-        let between = self.between(&to, Channel::Command);
-        let expires_ms = now.wall_ms + COMMAND_MS as i64;
-        let envelope = Envelope::seal(&self.settings.key, between, counter, expires_ms, body);
-        let payload = Bytes::from(envelope.encode());
-        out.tell(Message::Post { to: to.clone(), channel: Channel::Command, payload });
-        self.sent.insert(counter, Sent { origin, to, expires_at_ms: now.mono_ms + COMMAND_MS });
-    }
-
-    fn between<'a>(&'a self, to: &'a NodeName, channel: Channel) -> Between<'a> {
-        Between { fleet: &self.settings.fleet, from: &self.settings.me, to, channel }
-    }
-
-    /// A command or an answer from another node; what is not believed is said to the caller, for counting.
-    pub fn wire(
-        &mut self,
-        now: Time,
-        from: &NodeName,
-        channel: Channel,
-        payload: &[u8],
-        out: &mut Effects,
-    ) -> Result<(), String> {
-        let peer = self.settings.peers.iter().find(|peer| peer.name == *from);
-        let peer = peer.ok_or("no [[peer]] of this name is configured here")?;
-        let between = Between { fleet: &self.settings.fleet, from, to: &self.settings.me, channel };
-        let envelope = Envelope::open(payload, &peer.key, between).map_err(|error| error.to_string())?;
-        if channel == Channel::Answer {
-            return self.answer_came(from, &envelope, out);
-        }
-        let role = peer.role;
-        if !may_command(role, self.settings.role) {
-            return Err(format!("a {role} may not command a {}", self.settings.role));
-        }
-        if let Err(why) = self.check_command(now, &envelope) {
-            // an honest asker shall not wait for an answer that can not come
-            let origin = Origin::Remote(from.clone(), envelope.counter);
-            self.respond(origin, Err(Failure::new(FailureKind::Forbidden, why.clone())), out);
-            return Err(why);
-        }
-        if self.obeyed.is_none() && !self.asked.values().any(|purpose| matches!(purpose, Purpose::Counters)) {
-            self.start(out);
-        }
-        if self.asked.len() >= REQUESTS_OPEN_MAX {
-            return Err("too many requests are open; try again".into());
-        }
-        let obeyed =
-            self.obeyed.as_mut().ok_or("commands are obeyed once the store has been read; try again")?;
-        let last = obeyed.entry(from.clone()).or_insert(0);
-        if envelope.counter <= *last {
-            return Err(format!("command {} was obeyed already", envelope.counter));
-        }
-        *last = envelope.counter;
-        let origin = Origin::Remote(from.clone(), envelope.counter);
-        match serde_json::from_str::<Request>(&envelope.body) {
-            Err(error) => {
-                let failure = Failure::new(FailureKind::Invalid, format!("no such request: {error}"));
-                self.respond(origin, Err(failure), out);
-            }
-            Ok(request) => {
-                if request.changes_something() {
-                    self.save_counter(from, envelope.counter, out);
-                }
-                self.request(now, origin, request, out);
-            }
-        }
-        Ok(())
-    }
-
-    fn check_command(&self, now: Time, envelope: &Envelope) -> Result<(), String> {
-        if !self.settings.commands {
-            return Err("commands over MQTT are switched off here (node.commands)".into());
-        }
-        envelope.check_expiry(now.wall_ms).map_err(|error| error.to_string())
-    }
-
-    /// The counter is handed over before the effect, so it is durable no later than that.
-    fn save_counter(&mut self, from: &NodeName, counter: u64, out: &mut Effects) {
-        let value = Bytes::copy_from_slice(&counter.to_le_bytes());
-        let change = Change::Set { key: format!("counter/{from}"), value };
-        let ticket = self.ticket(Purpose::Counter);
-        out.tell(Message::Write { ticket, change, haste: Haste::Patient });
-    }
-
-    fn answer_came(&mut self, from: &NodeName, envelope: &Envelope, out: &mut Effects) -> Result<(), String> {
-        let Some(sent) = self.sent.get(&envelope.counter).filter(|sent| sent.to == *from) else {
-            return Err("it answers a command that is not open".into());
-        };
-        let response: Response =
-            serde_json::from_str(&envelope.body).map_err(|error| format!("no such answer: {error}"))?;
-        let origin = sent.origin.clone();
-        if !matches!(response, Response::Progress { .. } | Response::Queued { .. }) {
-            self.sent.remove(&envelope.counter);
-        }
-        self.respond(origin, Ok(response), out);
-        Ok(())
-    }
-
     /// An answer of the store.
     pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
         match self.asked.remove(&number) {
@@ -688,7 +565,7 @@ impl Control {
     pub fn verify_news(&mut self, number: u32, news: Response, out: &mut Effects) {
         let Some(Purpose::Verify(origin)) = self.asked.get(&number) else { return };
         let origin = origin.clone();
-        if !matches!(news, Response::Progress { .. }) {
+        if news.is_last() {
             self.asked.remove(&number);
         } else if matches!(origin, Origin::Remote(..)) {
             return; // a radio is no place for a progress bar
@@ -700,7 +577,7 @@ impl Control {
         let response = done.unwrap_or_else(Response::Error);
         match origin {
             Origin::Local(caller) => {
-                let is_last = !matches!(response, Response::Progress { .. });
+                let is_last = response.is_last();
                 let Some(client) = self.clients.get_mut(&caller.client) else { return };
                 if is_last {
                     client.open.remove(&caller.number);
@@ -710,44 +587,8 @@ impl Control {
                     self.pull(caller.client, out);
                 }
             }
-            Origin::Remote(node, counter) => {
-                let mut body = answer_text(&response);
-                if body.len() > MESSAGE_BYTES_MAX / 2 {
-                    let why = "the answer does not fit one message; ask for less, or on the node itself";
-                    body = answer_text(&Response::Error(Failure::new(FailureKind::Invalid, why)));
-                }
-                let between = self.between(&node, Channel::Answer);
-                let envelope = Envelope::seal(&self.settings.key, between, counter, 0, body);
-                let payload = Bytes::from(envelope.encode());
-                out.tell(Message::Post { to: node, channel: Channel::Answer, payload });
-            }
+            Origin::Remote(node, counter) => self.answer_command(node, counter, &response, out),
         }
-    }
-
-    /// A deadline has come: commands without an answer have failed.
-    pub fn wake(&mut self, now: Time, out: &mut Effects) {
-        let expired = |sent: &Sent| sent.expires_at_ms <= now.mono_ms;
-        let counters: Vec<u64> =
-            self.sent.iter().filter(|(_, sent)| expired(sent)).map(|(counter, _)| *counter).collect();
-        for counter in counters {
-            if !out.has_room() {
-                return;
-            }
-            if let Some(sent) = self.sent.remove(&counter) {
-                let why = format!(
-                    "{} has not answered within {} s: it may be offline, refuse commands, or not know this node's key",
-                    sent.to,
-                    COMMAND_MS / 1000
-                );
-                self.respond(sent.origin, Err(Failure::new(FailureKind::Unreachable, why)), out);
-            }
-        }
-    }
-
-    /// The earliest moment something here must be done.
-    pub fn deadline(&self) -> Option<Deadline> {
-        let at_ms = self.sent.values().map(|sent| sent.expires_at_ms).min()?;
-        Some(Deadline { at_ms, slack_ms: 1_000, why: "a command without an answer" })
     }
 
     fn ask(&mut self, purpose: Purpose, question: Question, out: &mut Effects) {
@@ -764,20 +605,6 @@ impl Control {
 
 fn decode(bound: &Bound) -> Option<Binding> {
     Stored::decode(&bound.value).ok().map(|stored| stored.binding)
-}
-
-fn answer_text(response: &Response) -> String {
-    serde_json::to_string(response).expect("answers hold only types that JSON has")
-}
-
-/// The counters obeyed so far; without them no command is obeyed, or an old one could come again.
-fn read_counters(answer: Answer) -> Option<BTreeMap<NodeName, u64>> {
-    let Answer::Settings(settings) = answer else { return None };
-    let read = |(key, value): (String, Bytes)| {
-        let node = key.strip_prefix("counter/")?.parse().ok()?;
-        Some((node, u64::from_le_bytes(value.as_ref().try_into().ok()?)))
-    };
-    Some(settings.into_iter().filter_map(read).collect())
 }
 
 fn failure_of(answer: Answer) -> Failure {

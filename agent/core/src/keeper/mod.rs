@@ -15,6 +15,7 @@ mod tour;
 
 use crate::binding::{Content, Stored};
 use crate::id::BlockId;
+use crate::limits::VERIFICATIONS_MAX;
 use crate::message::{Actor, Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question, Ticket};
 use crate::name::Name;
 use crate::note::Note;
@@ -155,6 +156,11 @@ impl Keeper {
 
     /// Verifies everything for this caller, after those that asked before.
     pub fn verify_all(&mut self, ticket: Ticket, out: &mut Effects) {
+        if self.waiting.len() >= VERIFICATIONS_MAX {
+            let why = format!("{VERIFICATIONS_MAX} verifications wait already; try again");
+            let news = Box::new(Response::Error(Failure::new(FailureKind::Busy, why)));
+            return out.tell(Message::VerifyNews { ticket, news });
+        }
         self.waiting.push_back(ticket);
         self.next_task(out);
     }
@@ -229,6 +235,9 @@ impl Keeper {
                 tour.supply(Answer::Block(None));
                 self.mark_on(tour, out)
             }
+            (Task::Marking(tour), Answer::Failed(failure)) if failure.kind == FailureKind::Damaged => {
+                self.fail_marking(&tour, &failure, out)
+            }
             (_, Answer::Failed(failure)) => self.fail(&failure, out),
             (Task::Deciding { forced }, Answer::Numbers(numbers)) => self.decided(forced, &numbers, out),
             (Task::Evicting { after, excess, freed, .. }, Answer::Page(page)) => {
@@ -260,6 +269,13 @@ impl Keeper {
         out.note(Note::Store { what: failure.message.clone() });
         self.ask(Question::CleanAbort, out);
         Task::Idle
+    }
+
+    /// What lies below an unreadable manifest is not known, so nothing is taken for garbage until it is.
+    fn fail_marking(&mut self, tour: &Tour, failure: &Failure, out: &mut Effects) -> Task {
+        let Some(name) = tour.object() else { return self.fail(failure, out) };
+        let why = format!("no space is given back while {name} can not be read whole: {failure}");
+        self.fail(&Failure::new(failure.kind, why), out)
     }
 
     fn decided(&mut self, forced: bool, numbers: &StoreNumbers, out: &mut Effects) -> Task {

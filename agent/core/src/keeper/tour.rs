@@ -89,6 +89,11 @@ impl Tour {
         }
     }
 
+    /// The name of the object being visited, if it has one.
+    pub(super) fn object(&self) -> Option<&Name> {
+        self.present.as_ref().and_then(|(name, _)| name.as_ref())
+    }
+
     /// The answer to what was asked.
     pub(super) fn supply(&mut self, answer: Answer) {
         match (&mut self.present, answer) {

@@ -7,6 +7,7 @@ use crate::transfer::noise;
 use bytes::Bytes;
 use larder_core::control::remote::Envelope;
 use larder_core::id::NodeName;
+use larder_core::limits::{COMMANDS_OPEN_MAX, VERIFICATIONS_MAX};
 use larder_core::message::Channel;
 use larder_core::request::{FailureKind, Request, Response};
 use larder_core::seal::Between;
@@ -101,6 +102,72 @@ fn a_command_is_obeyed_once_even_after_a_restart() {
         assert_eq!(world.status(w1).sync.messages_dropped, dropped + 1);
     }
     assert_eq!(world.machines[master].engine.table().len(), 1);
+}
+
+#[test]
+fn no_command_is_obeyed_while_the_counters_can_not_be_read() {
+    let (mut world, [_, w1, ..]) = World::fleet(8);
+    world.put_now(w1, "a", noise(1, 1_000));
+    let expires_ms = wall_ms(&world) + 3_600_000;
+    let old = command("master", "w1", 1 << 60, expires_ms, &remove("a"));
+    world.forward(old.clone());
+    world.run_until(10_000, "it is obeyed", |world| world.machines[w1].engine.table().is_empty());
+    world.put_now(w1, "a", noise(2, 1_000));
+    world.crash(w1);
+    // the first question for settings of a start is the one for the counters
+    world.machines[w1].engine.failing_settings = 1;
+    world.start(w1);
+    world.run_ms(1_000);
+    assert_eq!(world.machines[w1].engine.failing_settings, 0);
+    let newer = command("master", "w1", (1 << 60) + 1, expires_ms, &remove("a"));
+    for (message, why) in [(newer.clone(), "once the store has been read"), (old, "was obeyed already")] {
+        world.forward(message);
+        world.run_ms(1_000);
+        let problem = world.status(w1).sync.last_problem;
+        assert!(problem.contains(why), "{problem}, not {why}");
+        assert_eq!(world.machines[w1].engine.table().len(), 1, "obeyed: {why}");
+    }
+    world.forward(newer);
+    world.run_until(10_000, "the newer one is obeyed", |world| world.machines[w1].engine.table().is_empty());
+}
+
+#[test]
+fn more_commands_than_are_answered_at_once_are_refused_and_have_their_turn_later() {
+    let (mut world, [master, w1, ..]) = World::fleet(9);
+    world.put_now(w1, "a", noise(1, 1_000));
+    world.machines[w1].job_ms_max = 200;
+    world.net.faults.delay_ms_max = 0; // in order, or a counter would be passed over
+    let calls: Vec<_> =
+        (0..COMMANDS_OPEN_MAX + 8).map(|_| world.ask(master, remote("w1", Request::Status))).collect();
+    let mut busy = 0;
+    for call in calls {
+        match world.wait(call) {
+            Response::Status(status) => assert_eq!(status.node, "w1"),
+            Response::Error(failure) => {
+                assert_eq!(failure.kind, FailureKind::Busy, "{failure}");
+                assert!(failure.message.contains("commands are not answered yet"), "{failure}");
+                busy += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(busy > 0);
+    world.machines[w1].job_ms_max = 4;
+    world.run_ms(60_000);
+    assert!(matches!(world.request(master, remote("w1", Request::Status)), Response::Status(_)));
+}
+
+#[test]
+fn more_verifications_than_may_wait_are_refused() {
+    let (mut world, [_, w1, ..]) = World::fleet(10);
+    world.put_now(w1, "a", noise(1, 1_000));
+    let calls: Vec<_> = (0..VERIFICATIONS_MAX + 9).map(|_| world.ask(w1, Request::Verify)).collect();
+    let mut answers = calls.into_iter().map(|call| world.wait(call));
+    let busy = answers
+        .by_ref()
+        .filter(|answer| matches!(answer, Response::Error(failure) if failure.kind == FailureKind::Busy))
+        .count();
+    assert_eq!(busy, 8);
 }
 
 #[test]

@@ -133,6 +133,29 @@ fn cleaning_takes_nothing_of_what_is_under_way() {
 }
 
 #[test]
+fn an_unreadable_manifest_stops_cleaning_names_its_object_and_goes_with_it() {
+    let (mut world, _, worker) = cleaning(4);
+    for (index, name) in ["junk", "torn", "rest"].into_iter().enumerate() {
+        world.put_now(worker, name, noise(index as u64, 2 << 20));
+    }
+    let root = world.machines[worker].engine.table()["torn"];
+    world.machines[worker].engine.damaged.insert(root);
+    let said = |world: &World| {
+        let notes = &world.machines[worker].notes;
+        notes.iter().any(
+            |note| matches!(note, Note::Store { what } if what.contains("while torn can not be read whole")),
+        )
+    };
+    let cleaned = world.machines[worker].engine.cleaned;
+    world.request(worker, Request::Remove { name: "junk".parse().unwrap() });
+    world.run_until(60_000, "it is said", said);
+    assert_eq!(world.machines[worker].engine.cleaned, cleaned, "what lies below the manifest is not known");
+    world.request(worker, Request::Remove { name: "torn".parse().unwrap() });
+    world.run_until(60_000, "both are cleaned away", |world| world.machines[worker].engine.cleaned > cleaned);
+    assert!(world.get(worker, by_name("rest")) == Some(noise(2, 2 << 20)));
+}
+
+#[test]
 fn a_leecher_evicts_the_oldest_and_can_have_it_again() {
     let mut world = World::new(3);
     let master = world.add(master_settings(&[("leech", Role::Leecher)]));

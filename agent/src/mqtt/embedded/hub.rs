@@ -3,7 +3,8 @@
 //! Duty: routes a message to every session that wants it and keeps it until that session's
 //! connection takes it.
 //! Refuses: more sessions, filters or retained bytes than its limits, with MQTT's reason codes.
-//! Bound: the constants below; all queues together hold at most [`QUEUES_BYTES_MAX`].
+//! Bound: the constants below; what waits for all sessions together, sent and not acknowledged included,
+//! is at most [`HELD_BYTES_MAX`].
 //! Fails: a message that finds a queue full is dropped for that one session and counted. Blocks are
 //! asked for again by their receivers, so a drop costs time and never data.
 
@@ -24,7 +25,7 @@ pub(super) const SESSIONS_MAX: usize = 256;
 const FILTERS_MAX: usize = 64;
 const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const QUEUE_MESSAGES_MAX: usize = 8192;
-const QUEUES_BYTES_MAX: usize = 32 * 1024 * 1024;
+const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
 const RETAINED_MAX: usize = 4096;
 const RETAINED_BYTES_MAX: usize = 8 * 1024 * 1024;
 const SESSION_EXPIRY_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -114,7 +115,8 @@ pub(super) struct TakenOver;
 /// Sums over all sessions.
 #[derive(Default)]
 struct Totals {
-    queues_bytes: usize,
+    /// In queues, and on their way without an acknowledgement.
+    held_bytes: usize,
     counters: Counters,
 }
 
@@ -126,20 +128,15 @@ impl Totals {
         let bytes = delivery.message.bytes();
         let full = session.queue.len() >= QUEUE_MESSAGES_MAX
             || session.queue_bytes + bytes > QUEUE_BYTES_MAX
-            || self.queues_bytes + bytes > QUEUES_BYTES_MAX;
+            || self.held_bytes + bytes > HELD_BYTES_MAX;
         if full || delivery.message.publish.size() > session.packet_bytes_max {
             self.counters.dropped += 1;
             return;
         }
         session.queue_bytes += bytes;
-        self.queues_bytes += bytes;
+        self.held_bytes += bytes;
         session.queue.push_back(delivery);
         session.wake.notify_one();
-    }
-
-    fn release(&mut self, session: &mut Session, bytes: usize) {
-        session.queue_bytes -= bytes;
-        self.queues_bytes -= bytes;
     }
 }
 
@@ -202,9 +199,7 @@ impl Hub {
         session.packet_bytes_max = arrival.packet_bytes_max;
         session.will = arrival.will;
         while let Some((_, delivery)) = session.flying.pop_back() {
-            let bytes = delivery.message.bytes();
-            session.queue_bytes += bytes;
-            self.totals.queues_bytes += bytes;
+            session.queue_bytes += delivery.message.bytes();
             session.queue.push_front(Delivery { repeated: true, ..delivery });
         }
         Some(Attached { connection: self.connection_last, session_present, wake })
@@ -284,18 +279,25 @@ impl Hub {
                 break;
             }
             let Some(delivery) = session.queue.pop_front() else { break };
-            self.totals.release(session, delivery.message.bytes());
+            let bytes = delivery.message.bytes();
+            session.queue_bytes -= bytes;
+            let flying = session.flying.len();
             if delivery.message.live(now) && session.write(delivery, out, now) {
                 self.totals.counters.delivered += 1;
+            }
+            if session.flying.len() == flying {
+                self.totals.held_bytes -= bytes; // it needs no acknowledgement, or is dropped
             }
         }
         Ok(())
     }
 
     pub(super) fn acknowledge(&mut self, key: &str, connection: u64, packet_id: u16) {
-        let Some(session) = self.held_by(key, connection) else { return };
-        if let Some(position) = session.flying.iter().position(|(flying, _)| *flying == packet_id) {
-            session.flying.remove(position);
+        let session = self.sessions.get_mut(key).filter(|session| session.connection == Some(connection));
+        let Some(session) = session else { return };
+        let position = session.flying.iter().position(|(flying, _)| *flying == packet_id);
+        if let Some((_, delivery)) = position.and_then(|position| session.flying.remove(position)) {
+            self.totals.held_bytes -= delivery.message.bytes();
         }
     }
 
@@ -399,7 +401,8 @@ impl Hub {
 
     fn remove(&mut self, key: &str) {
         if let Some(session) = self.sessions.remove(key) {
-            self.totals.queues_bytes -= session.queue_bytes;
+            let flying = session.flying.iter().map(|(_, delivery)| delivery.message.bytes());
+            self.totals.held_bytes -= session.queue_bytes + flying.sum::<usize>();
         }
     }
 
@@ -552,10 +555,49 @@ mod tests {
         for number in 0..200 {
             hub.publish("x", publish(&format!("t/{number}"), vec![0; 120_000], number % 2 == 0), now);
         }
-        assert!(hub.totals.queues_bytes <= QUEUE_BYTES_MAX && hub.retained_bytes <= RETAINED_BYTES_MAX);
+        assert!(hub.totals.held_bytes <= QUEUE_BYTES_MAX && hub.retained_bytes <= RETAINED_BYTES_MAX);
         assert!(hub.totals.counters.dropped > 0);
         hub.remove("sleeper");
-        assert_eq!(hub.totals.queues_bytes, 0);
+        assert_eq!(hub.totals.held_bytes, 0);
+    }
+
+    #[test]
+    fn clients_that_acknowledge_nothing_hold_no_more_than_the_bound() {
+        let (mut hub, now) = (Hub::new(false), Instant::now());
+        let silent: Vec<(String, u64)> = (0..12)
+            .map(|number| {
+                let key = format!("silent{number}");
+                let given = Arrival { in_flight_max: 64, ..arrival(&key, false) };
+                let connection = hub.attach(given, now).expect("there is room").connection;
+                hub.subscribe(&key, Filter::new("#", QoS::AtLeastOnce), now);
+                (key, connection)
+            })
+            .collect();
+        for number in 0..100 {
+            hub.publish("x", publish(&format!("t/{number}"), vec![0; 120_000], false), now);
+            for (key, connection) in &silent {
+                let mut out = BytesMut::new();
+                hub.take(key, *connection, &mut out, usize::MAX, now).expect("the session is held");
+            }
+        }
+        let held = |hub: &Hub| {
+            let flying = hub.sessions.values().flat_map(|session| &session.flying);
+            let queued = hub.sessions.values().map(|session| session.queue_bytes).sum::<usize>();
+            flying.map(|(_, delivery)| delivery.message.bytes()).sum::<usize>() + queued
+        };
+        assert!(hub.totals.held_bytes <= HELD_BYTES_MAX && hub.totals.counters.dropped > 0);
+        assert_eq!(held(&hub), hub.totals.held_bytes);
+        // an acknowledgement makes room, a new connection takes up what flew, an end gives everything back
+        let before = hub.totals.held_bytes;
+        let (key, connection) = &silent[0];
+        hub.acknowledge(key, *connection, 1);
+        assert!(before - hub.totals.held_bytes > 120_000);
+        hub.attach(arrival(key, false), now).expect("there is room");
+        assert_eq!(held(&hub), hub.totals.held_bytes);
+        for (key, _) in &silent {
+            hub.remove(key);
+        }
+        assert_eq!(hub.totals.held_bytes, 0);
     }
 
     #[test]

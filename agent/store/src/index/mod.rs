@@ -1,39 +1,46 @@
 //! The index over the log: where each block, name and setting lies.
 //!
 //! Duty: answer look-ups and ordered pages from redb, and take a memory table in one sorted, durable commit
-//! per checkpoint. The layout is private to this module. It holds nothing that the log does not: an index
-//! that can not be read is set aside by the caller and made again. Memory is redb's cache and one page of
-//! answers. A panic inside redb on damaged pages is an error here, not the end of the process.
+//! per checkpoint. Blocks lie in sorted runs, since their keys are random; names and settings in trees. The
+//! layout is private to this module. It holds nothing that the log does not: an index that can not be read is
+//! set aside by the caller and made again. Memory is redb's cache, the runs' filters and one page of answers.
+//! A panic inside redb on damaged pages is an error here, not the end of the process.
 
 mod backend;
+mod cursor;
+mod merge;
+mod page;
+mod runs;
 mod table;
+mod texts;
 
-pub(crate) use table::{Entry, Place, Table, texts_after};
+pub(crate) use runs::Answer;
+pub(crate) use table::{Entry, Place, Prefix, Table, prefix_of, texts_after};
 
-use crate::Hash;
 use crate::disk::{Disk, OpenMode};
-use crate::format::{INDEX_NAME, StoreId, array_at, u32_at, u64_at};
+use crate::format::{INDEX_NAME, StoreId, array_at, u64_at};
 use backend::Backend;
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
+use larder_kernels::Level;
+use larder_kernels::bloom::Probe;
+use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use runs::{Out, Runs};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-const PLACE_BYTES: usize = 20;
 const ROW_BYTES: usize = 33;
 const CHECKPOINT_BYTES: usize = 41;
 /// The layout of the tables below; an index of another layout is made again.
-const LAYOUT: u8 = 1;
+const LAYOUT: u8 = 2;
 
-type Bytes20 = &'static [u8; PLACE_BYTES];
+/// Pages of runs, or rows of their filters, as they are read.
+type Pages = ReadOnlyTable<&'static [u8; page::KEY_BYTES], &'static [u8]>;
 
-const BLOCKS: TableDefinition<'_, &[u8; 32], Bytes20> = TableDefinition::new("blocks");
-const NAMES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("names");
-const CHANGES: TableDefinition<'_, u64, &str> = TableDefinition::new("changes");
-const SETTINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("settings");
+const RUN_PAGES: TableDefinition<'_, &[u8; page::KEY_BYTES], &[u8]> = TableDefinition::new("run-pages");
+const RUN_FILTERS: TableDefinition<'_, &[u8; page::KEY_BYTES], &[u8]> = TableDefinition::new("run-filters");
 const SEGMENTS: TableDefinition<'_, u32, &[u8; ROW_BYTES]> = TableDefinition::new("segments");
-const DAMAGED: TableDefinition<'_, &[u8; 32], ()> = TableDefinition::new("damaged");
+const DAMAGED: TableDefinition<'_, &Prefix, ()> = TableDefinition::new("damaged");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 /// Why the index can not answer.
@@ -82,19 +89,26 @@ pub(crate) struct SegmentRow {
 
 /// Everything one checkpoint makes durable.
 pub(crate) struct Update<'a> {
-    pub(crate) table: &'a Table,
+    /// What is new, if anything but the checkpoint is.
+    pub(crate) table: Option<&'a Table>,
     pub(crate) checkpoint: Checkpoint,
+    /// Entries to merge at most, of each merge under way; 0 for none, when there is no room to spare.
+    pub(crate) merge_entries: u64,
     /// Segments to write, or with `None` to forget.
     pub(crate) segments: Vec<(u32, Option<SegmentRow>)>,
     /// The whole quarantine, if it changed.
-    pub(crate) damaged: Option<BTreeSet<Hash>>,
+    pub(crate) damaged: Option<BTreeSet<Prefix>>,
 }
 
 /// An open index.
 #[derive(Debug)]
 pub(crate) struct Index<D: Disk> {
     database: Option<Database>,
-    blocks: Option<ReadOnlyTable<&'static [u8; 32], Bytes20>>,
+    runs: Runs,
+    /// As the last commit left them.
+    pages: Option<Pages>,
+    /// A commit failed: what is known of the runs may be ahead of what is stored.
+    failed: bool,
     backend: Backend<D::File>,
 }
 
@@ -104,12 +118,17 @@ pub(crate) struct Opened {
     /// None in a new or unfinished index.
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) segments: Vec<(u32, SegmentRow)>,
-    pub(crate) damaged: BTreeSet<Hash>,
+    pub(crate) damaged: BTreeSet<Prefix>,
 }
 
 impl<D: Disk> Index<D> {
     /// Opens the index file, or makes it if there is none.
-    pub(crate) fn open(disk: &D, cache_bytes: usize, store: &StoreId) -> Result<(Self, Opened), IndexError> {
+    pub(crate) fn open(
+        disk: &D,
+        cache_bytes: usize,
+        level: Level,
+        store: &StoreId,
+    ) -> Result<(Self, Opened), IndexError> {
         let file = match disk.open(INDEX_NAME, OpenMode::ReadWrite) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => disk.open(INDEX_NAME, OpenMode::Create),
             other => other,
@@ -119,112 +138,94 @@ impl<D: Disk> Index<D> {
         let (database, opened) = guarded(|| {
             let mut database = Database::builder();
             let database = database.set_cache_size(cache_bytes).create_with_backend(handle)?;
-            let opened = read_opening(&database, store)?;
+            let opened = read_opening(&database, level, store)?;
             Ok((database, opened))
         })?;
-        let opened =
+        let (runs, opened) =
             opened.ok_or_else(|| IndexError::Failed("it belongs to another store or layout".into()))?;
-        Ok((Self { database: Some(database), blocks: None, backend }, opened))
+        Ok((Self { database: Some(database), runs, pages: None, failed: false, backend }, opened))
     }
 
-    pub(crate) fn block(&mut self, hash: &Hash) -> Result<Option<Place>, IndexError> {
-        if self.blocks.is_none() {
-            self.blocks = Some(guarded(|| Ok(self.database()?.begin_read()?.open_table(BLOCKS)?))?);
+    /// What is known of a block; a filter's false answer costs a page that is read in vain.
+    pub(crate) fn block(&mut self, prefix: &Prefix, probe: &Probe) -> Result<Answer, IndexError> {
+        if !self.failed && !self.runs.may_know(probe) {
+            return Ok(Answer::default());
         }
-        let Some(blocks) = &self.blocks else { return Ok(None) };
-        guarded(|| Ok(blocks.get(hash)?.map(|value| decode_place(value.value()))))
+        if self.pages.is_none() {
+            self.pages = Some(guarded(|| self.read_pages())?);
+        }
+        let Some(pages) = &self.pages else { return Ok(Answer::default()) };
+        guarded(|| self.runs.find(pages, prefix, probe))
     }
 
+    /// Blocks behind `after` in order, those that are gone included.
     pub(crate) fn blocks_after(
         &self,
-        after: Option<&Hash>,
+        after: Option<&Prefix>,
         limit: usize,
-    ) -> Result<Vec<(Hash, Place)>, IndexError> {
-        guarded(|| {
-            let table = self.database()?.begin_read()?.open_table(BLOCKS)?;
-            let range = match after {
-                Some(hash) => {
-                    table.range::<&[u8; 32]>((std::ops::Bound::Excluded(hash), std::ops::Bound::Unbounded))?
-                }
-                None => table.range::<&[u8; 32]>(..)?,
-            };
-            let decode = |item: Result<(_, _), redb::StorageError>| {
-                let (key, value): (redb::AccessGuard<'_, &[u8; 32]>, redb::AccessGuard<'_, Bytes20>) = item?;
-                Ok((*key.value(), decode_place(value.value())))
-            };
-            range.take(limit).map(decode).collect()
-        })
+    ) -> Result<Vec<(Prefix, Option<Place>)>, IndexError> {
+        guarded(|| self.runs.entries_after(&self.read_pages()?, after, limit))
     }
 
-    pub(crate) fn name(&self, name: &str) -> Result<Option<Entry>, IndexError> {
-        self.text(NAMES, name)
+    fn read_pages(&self) -> Result<Pages, redb::Error> {
+        Ok(self.database()?.begin_read()?.open_table(RUN_PAGES)?)
     }
 
-    pub(crate) fn setting(&self, key: &str) -> Result<Option<Entry>, IndexError> {
-        self.text(SETTINGS, key)
-    }
-
-    pub(crate) fn names_after(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-        skip: impl Fn(&str) -> bool,
-    ) -> Result<Vec<(String, Entry)>, IndexError> {
-        self.texts_after(NAMES, prefix, after, limit, skip)
-    }
-
-    pub(crate) fn settings_after(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-        skip: impl Fn(&str) -> bool,
-    ) -> Result<Vec<(String, Entry)>, IndexError> {
-        self.texts_after(SETTINGS, prefix, after, limit, skip)
-    }
-
-    /// Names bound after a sequence number, in its order.
-    pub(crate) fn changes_after(
-        &self,
-        seq: u64,
-        limit: usize,
-        skip: impl Fn(&str) -> bool,
-    ) -> Result<Vec<(u64, String)>, IndexError> {
-        guarded(|| {
-            let table = self.database()?.begin_read()?.open_table(CHANGES)?;
-            let mut changes = Vec::new();
-            for item in table.range(seq.saturating_add(1)..)? {
-                let (seq, name) = item?;
-                if !skip(name.value()) {
-                    changes.push((seq.value(), name.value().to_owned()));
-                }
-                if changes.len() >= limit {
-                    break;
-                }
-            }
-            Ok(changes)
-        })
-    }
-
-    /// Makes a memory table durable: one sorted commit.
+    /// Makes a memory table durable: one commit. After an error the index answers nothing until it is opened or
+    /// made again.
     pub(crate) fn write(&mut self, update: &Update<'_>) -> Result<(), IndexError> {
-        self.blocks = None;
-        guarded(|| {
+        self.pages = None;
+        let written = guarded(|| {
             let mut transaction = self.database()?.begin_write()?;
             // The allocator state is kept with the commit: opening after a power cut reads no tree.
             transaction.set_quick_repair(true);
-            write_table(&transaction, update.table)?;
+            if let Some(table) = update.table {
+                self.write_runs(&transaction, table, update)?;
+                texts::write_texts(&transaction, table)?;
+            }
             write_rows(&transaction, update)?;
             transaction.commit()?;
             Ok(())
-        })
-        .map_err(|error| if self.backend.met_full() { IndexError::Full } else { error })
+        });
+        self.failed = written.is_err();
+        written.map_err(|error| if self.backend.met_full() { IndexError::Full } else { error })
+    }
+
+    fn write_runs(
+        &mut self,
+        transaction: &WriteTransaction,
+        table: &Table,
+        update: &Update<'_>,
+    ) -> Result<(), redb::Error> {
+        if table.blocks().is_empty() {
+            return Ok(());
+        }
+        let before = self.read_pages()?;
+        let mut out =
+            Out { pages: transaction.open_table(RUN_PAGES)?, filters: transaction.open_table(RUN_FILTERS)? };
+        self.runs.drop_merged(&mut out, update.merge_entries.max(table.blocks().len() as u64))?;
+        if update.merge_entries > 0 {
+            self.runs.plan(update.checkpoint.blocks);
+            self.runs.advance(&before, &mut out, update.merge_entries)?;
+        }
+        self.runs.flush(table.blocks(), &mut out)?;
+        transaction.open_table(META)?.insert("runs", self.runs.encode().as_slice())?;
+        Ok(())
+    }
+
+    /// Bytes of the runs' filters.
+    pub(crate) fn filter_bytes(&self) -> u64 {
+        self.runs.filter_bytes()
+    }
+
+    /// Runs there are.
+    pub(crate) fn runs(&self) -> usize {
+        self.runs.newest_first.len()
     }
 
     /// Closes the file; every later question is an error.
     pub(crate) fn shut(&mut self) {
-        self.blocks = None;
+        self.pages = None;
         // A database that failed before may panic while it closes; its content is in the log anyway.
         let database = self.database.take();
         let _closed = catch_unwind(AssertUnwindSafe(|| drop(database)));
@@ -247,44 +248,8 @@ impl<D: Disk> Index<D> {
     }
 
     fn database(&self) -> Result<&Database, redb::Error> {
-        self.database.as_ref().ok_or_else(|| redb::Error::Corrupted("the index is closed".into()))
-    }
-
-    fn text(
-        &self,
-        definition: TableDefinition<'_, &'static str, &'static [u8]>,
-        key: &str,
-    ) -> Result<Option<Entry>, IndexError> {
-        guarded(|| {
-            let table = self.database()?.begin_read()?.open_table(definition)?;
-            table.get(key)?.map(|value| decode_entry(value.value())).transpose()
-        })
-    }
-
-    fn texts_after(
-        &self,
-        definition: TableDefinition<'_, &'static str, &'static [u8]>,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-        skip: impl Fn(&str) -> bool,
-    ) -> Result<Vec<(String, Entry)>, IndexError> {
-        guarded(|| {
-            let table = self.database()?.begin_read()?.open_table(definition)?;
-            let mut entries = Vec::new();
-            let start = after.filter(|after| *after > prefix).unwrap_or(prefix);
-            for item in table.range(start..)? {
-                let (key, value) = item?;
-                let key = key.value();
-                if !key.starts_with(prefix) || entries.len() >= limit {
-                    break;
-                }
-                if after.is_none_or(|after| key > after) && !skip(key) {
-                    entries.push((key.to_owned(), decode_entry(value.value())?));
-                }
-            }
-            Ok(entries)
-        })
+        let open = self.database.as_ref().filter(|_| !self.failed);
+        open.ok_or_else(|| redb::Error::Corrupted("the index is closed".into()))
     }
 }
 
@@ -295,13 +260,17 @@ impl<D: Disk> Drop for Index<D> {
 }
 
 /// None if it is of another store or layout.
-fn read_opening(database: &Database, store: &StoreId) -> Result<Option<Opened>, redb::Error> {
+fn read_opening(
+    database: &Database,
+    level: Level,
+    store: &StoreId,
+) -> Result<Option<(Runs, Opened)>, redb::Error> {
     let transaction = database.begin_read()?;
     let meta = match transaction.open_table(META) {
         Ok(meta) => meta,
         Err(redb::TableError::TableDoesNotExist(_)) => {
-            create_tables(database, store)?;
-            return Ok(Some(Opened::default()));
+            create_tables(database, level, store)?;
+            return Ok(Some((Runs::new(level), Opened::default())));
         }
         Err(error) => return Err(error.into()),
     };
@@ -311,6 +280,8 @@ fn read_opening(database: &Database, store: &StoreId) -> Result<Option<Opened>, 
         return Ok(None);
     }
     let checkpoint = meta.get("checkpoint")?.and_then(|value| decode_checkpoint(value.value()));
+    let list = meta.get("runs")?.ok_or_else(damaged_page)?;
+    let runs = Runs::load(level, list.value(), &transaction.open_table(RUN_FILTERS)?)?;
     let mut opened = Opened { checkpoint, ..Opened::default() };
     for item in transaction.open_table(SEGMENTS)?.iter()? {
         let (id, row) = item?;
@@ -319,56 +290,25 @@ fn read_opening(database: &Database, store: &StoreId) -> Result<Option<Opened>, 
     for item in transaction.open_table(DAMAGED)?.iter()?.take(crate::limits::DAMAGED_MAX) {
         opened.damaged.insert(*item?.0.value());
     }
-    Ok(Some(opened))
+    Ok(Some((runs.ok_or_else(damaged_page)?, opened)))
 }
 
-fn create_tables(database: &Database, store: &StoreId) -> Result<(), redb::Error> {
+fn create_tables(database: &Database, level: Level, store: &StoreId) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut meta = transaction.open_table(META)?;
         meta.insert("store", store.as_slice())?;
         meta.insert("layout", [LAYOUT].as_slice())?;
-        transaction.open_table(BLOCKS)?;
-        transaction.open_table(NAMES)?;
-        transaction.open_table(CHANGES)?;
-        transaction.open_table(SETTINGS)?;
+        meta.insert("runs", Runs::new(level).encode().as_slice())?;
+        transaction.open_table(RUN_PAGES)?;
+        transaction.open_table(RUN_FILTERS)?;
+        transaction.open_table(texts::NAMES)?;
+        transaction.open_table(texts::CHANGES)?;
+        transaction.open_table(texts::SETTINGS)?;
         transaction.open_table(SEGMENTS)?;
         transaction.open_table(DAMAGED)?;
     }
     transaction.commit()?;
-    Ok(())
-}
-
-fn write_table(transaction: &redb::WriteTransaction, table: &Table) -> Result<(), redb::Error> {
-    let mut blocks = transaction.open_table(BLOCKS)?;
-    for (hash, place) in table.blocks() {
-        match place {
-            Some(place) => drop(blocks.insert(hash, &encode_place(place))?),
-            None => drop(blocks.remove(hash)?),
-        }
-    }
-    let (mut names, mut changes) = (transaction.open_table(NAMES)?, transaction.open_table(CHANGES)?);
-    for (name, entry) in table.names() {
-        let old = match entry {
-            Some(entry) => names.insert(name.as_str(), encode_entry(entry).as_slice())?,
-            None => names.remove(name.as_str())?,
-        };
-        if let Some(old) = old {
-            changes.remove(u64_at(old.value(), 0))?;
-        }
-    }
-    for (name, entry) in table.names() {
-        if let Some(entry) = entry {
-            changes.insert(entry.place.seq, name.as_str())?;
-        }
-    }
-    let mut settings = transaction.open_table(SETTINGS)?;
-    for (key, entry) in table.settings() {
-        match entry {
-            Some(entry) => drop(settings.insert(key.as_str(), encode_entry(entry).as_slice())?),
-            None => drop(settings.remove(key.as_str())?),
-        }
-    }
     Ok(())
 }
 
@@ -389,35 +329,6 @@ fn write_rows(transaction: &redb::WriteTransaction, update: &Update<'_>) -> Resu
     }
     transaction.open_table(META)?.insert("checkpoint", encode_checkpoint(&update.checkpoint).as_slice())?;
     Ok(())
-}
-
-fn encode_place(place: &Place) -> [u8; PLACE_BYTES] {
-    let mut bytes = [0; PLACE_BYTES];
-    bytes[..8].copy_from_slice(&place.seq.to_le_bytes());
-    bytes[8..12].copy_from_slice(&place.segment.to_le_bytes());
-    bytes[12..16].copy_from_slice(&place.offset.to_le_bytes());
-    bytes[16..].copy_from_slice(&place.length.to_le_bytes());
-    bytes
-}
-
-fn decode_place(bytes: &[u8; PLACE_BYTES]) -> Place {
-    Place {
-        seq: u64_at(bytes, 0),
-        segment: u32_at(bytes, 8),
-        offset: u32_at(bytes, 12),
-        length: u32_at(bytes, 16),
-    }
-}
-
-fn encode_entry(entry: &Entry) -> Vec<u8> {
-    [encode_place(&entry.place).as_slice(), &entry.value].concat()
-}
-
-fn decode_entry(bytes: &[u8]) -> Result<Entry, redb::Error> {
-    let (place, value) = bytes
-        .split_first_chunk::<PLACE_BYTES>()
-        .ok_or_else(|| redb::Error::Corrupted("an entry is too short".into()))?;
-    Ok(Entry { place: decode_place(place), value: bytes::Bytes::copy_from_slice(value) })
 }
 
 fn encode_row(row: &SegmentRow) -> [u8; ROW_BYTES] {
@@ -462,6 +373,11 @@ fn decode_checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
             clean: bytes[40] != 0,
         }
     })
+}
+
+/// A page of a run, or what is kept of one, is not what was written.
+fn damaged_page() -> redb::Error {
+    redb::Error::Corrupted("a page of a run is damaged".into())
 }
 
 fn failed(error: io::Error) -> IndexError {

@@ -1,30 +1,34 @@
 //! What one record means for the state.
 //!
-//! Duty: take a record that is in the log, from a commit, a replay or a move, into table, filter and counts.
-//! The highest sequence number of a key wins; an equal one is a moved copy, and the later place wins. So any
-//! part of the log may be applied again.
+//! Duty: take a record that is in the log, from a commit, a replay or a move, into table and counts. Records
+//! are applied in the log's order. Of a block the last word in the log counts: cleaning moves a block only
+//! while its record is the one in use, and a deletion only while its block is gone, so a moved record
+//! never overrules a later one. Of a name or setting the highest sequence number counts; an equal one is a
+//! moved copy, and the later place wins. So any part of the log may be applied again, up to its end.
 
 use super::Store;
 use crate::Hash;
 use crate::batch::{Key, Record};
 use crate::disk::Disk;
+use crate::filter::probe;
 use crate::format::{Kind, record_bytes};
-use crate::index::{Entry, IndexError, Place};
+use crate::index::{Entry, IndexError, Place, prefix_of};
 
 impl<D: Disk> Store<D> {
     /// Applies one record that lies at `place`.
     pub(super) fn apply(&mut self, record: &Record, place: Place) -> Result<(), IndexError> {
+        let seq = record.seq;
         match (&record.key, record.kind) {
             (Key::Hash(hash), Kind::Block) => self.apply_block(hash, place),
-            (Key::Hash(hash), Kind::Delete) => self.apply_delete(hash, place.seq),
+            (Key::Hash(hash), Kind::Delete) => self.apply_delete(hash),
             (Key::Text(name), Kind::Bind) => {
-                self.apply_name(name, place.seq, Some(Entry { place, value: record.value.clone() }))
+                self.apply_name(name, seq, Some(Entry { seq, place, value: record.value.clone() }))
             }
-            (Key::Text(name), Kind::Unbind) => self.apply_name(name, place.seq, None),
+            (Key::Text(name), Kind::Unbind) => self.apply_name(name, seq, None),
             (Key::Text(key), Kind::Setting) => {
-                self.apply_setting(key, place.seq, Some(Entry { place, value: record.value.clone() }))
+                self.apply_setting(key, seq, Some(Entry { seq, place, value: record.value.clone() }))
             }
-            (Key::Text(key), Kind::SettingRemoved) => self.apply_setting(key, place.seq, None),
+            (Key::Text(key), Kind::SettingRemoved) => self.apply_setting(key, seq, None),
             (
                 _,
                 Kind::Block
@@ -41,22 +45,20 @@ impl<D: Disk> Store<D> {
     fn apply_block(&mut self, hash: &Hash, place: Place) -> Result<(), IndexError> {
         let old = self.find_block(hash)?;
         match old {
-            Some(old) if old.seq > place.seq => return Ok(()),
+            Some(old) if old == place => return Ok(()),
             Some(old) => self.account(32, &old, false),
             None => self.blocks += 1,
         }
         self.account(32, &place, true);
-        self.filter.insert(hash);
-        self.filter_changed = true;
-        self.table.put_block(*hash, Some(place));
-        if old.is_some_and(|old| old != place) {
+        self.put_block(hash, Some(place));
+        if old.is_some() {
             self.release(hash);
         }
         Ok(())
     }
 
-    fn apply_delete(&mut self, hash: &Hash, seq: u64) -> Result<(), IndexError> {
-        if let Some(old) = self.find_block(hash)?.filter(|old| old.seq < seq) {
+    fn apply_delete(&mut self, hash: &Hash) -> Result<(), IndexError> {
+        if let Some(old) = self.find_block(hash)? {
             self.forget_block(hash, &old);
         }
         Ok(())
@@ -66,14 +68,18 @@ impl<D: Disk> Store<D> {
     pub(super) fn forget_block(&mut self, hash: &Hash, old: &Place) {
         self.account(32, old, false);
         self.blocks = self.blocks.saturating_sub(1);
-        self.table.put_block(*hash, None);
+        self.put_block(hash, None);
         self.cache.remove(hash);
         self.release(hash);
     }
 
+    fn put_block(&mut self, hash: &Hash, place: Option<Place>) {
+        self.table.put_block(prefix_of(hash), &probe(self.options.kernels, hash), place);
+    }
+
     fn apply_name(&mut self, name: &str, seq: u64, entry: Option<Entry>) -> Result<(), IndexError> {
         let old = self.find_name(name)?;
-        if old.as_ref().is_some_and(|old| old.place.seq > seq) {
+        if old.as_ref().is_some_and(|old| old.seq > seq) {
             return Ok(());
         }
         match (&old, &entry) {
@@ -89,7 +95,7 @@ impl<D: Disk> Store<D> {
 
     fn apply_setting(&mut self, key: &str, seq: u64, entry: Option<Entry>) -> Result<(), IndexError> {
         let old = self.find_setting(key)?;
-        let known = old.as_ref().is_some_and(|old| old.place.seq > seq);
+        let known = old.as_ref().is_some_and(|old| old.seq > seq);
         if known || (old.is_none() && entry.is_none()) {
             return Ok(());
         }

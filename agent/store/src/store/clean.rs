@@ -6,27 +6,38 @@
 //! only when an index that knows the new places is durable is the old file removed, so a crash at any point
 //! leaves at least one copy. A segment with bytes that are no records is left alone.
 
-use super::Store;
 use super::names::read_error;
+use super::{Store, VerifyPosition};
 use crate::Hash;
 use crate::batch::{Key, Record};
 use crate::disk::Disk;
 use crate::error::MaintainError;
-use crate::filter::Filter;
+use crate::filter::{Filter, probe};
 use crate::format::{Kind, record_bytes};
-use crate::index::IndexError;
-use crate::limits::{CLEAN_LIVE_PERCENT_MAX, MOVE_BYTES, PAGE_BYTES, WALK_ENTRIES};
+use crate::index::{Entry, IndexError, Place};
+use crate::limits::{CLEAN_LIVE_PERCENT_MAX, MARKS_DECIBITS, MOVE_BYTES, PAGE_BYTES, WALK_ENTRIES};
 use crate::scan::{Found, Reader};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
+
+/// Keys the smallest filter of marks is sized for (88 kB).
+const MARKS_MIN: u64 = 65_536;
+/// Bytes of the index that are read for an entry, about.
+const COUNTED_BYTES: u64 = 40;
+const HASH_BYTES: usize = 32;
 
 /// A cleaning under way.
 #[derive(Debug)]
 pub(super) struct Cleaning {
     /// Records from here on are live.
     horizon: u64,
+    /// Generation and offset the log ended at.
+    log_end: (u64, u64),
     marks: Filter,
-    /// Chosen at the first step; the first one is being worked on.
+    /// How far the index was looked through for live bytes, and what was found in each segment.
+    counting: VerifyPosition,
+    live: BTreeMap<u32, u64>,
+    /// Chosen when that is done; the first one is being worked on.
     victims: Option<VecDeque<u32>>,
     /// How far in the first victim.
     position: u64,
@@ -50,9 +61,17 @@ pub struct CleanProgress {
 impl<D: Disk> Store<D> {
     /// Starts a cleaning, in place of one under way. Memory: a filter for the blocks there are.
     pub fn clean_begin(&mut self) {
-        let marks = Filter::sized_for(self.blocks.saturating_add(self.blocks / 4));
-        let position = PAGE_BYTES;
-        self.cleaning = Some(Cleaning { horizon: self.next_seq, marks, victims: None, position });
+        let keys = self.blocks.saturating_add(self.blocks / 4).max(MARKS_MIN);
+        let end = self.position(false);
+        self.cleaning = Some(Cleaning {
+            horizon: self.next_seq,
+            log_end: (end.generation, end.offset),
+            marks: Filter::sized_for(keys, MARKS_DECIBITS),
+            counting: VerifyPosition::Blocks(None),
+            live: BTreeMap::new(),
+            victims: None,
+            position: PAGE_BYTES,
+        });
     }
 
     /// Marks blocks as reachable. All of them have to be marked before the first step.
@@ -60,8 +79,8 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// No cleaning is under way.
     pub fn clean_mark(&mut self, hashes: &[Hash]) -> Result<(), MaintainError> {
-        let cleaning = self.under_way()?;
-        hashes.iter().for_each(|hash| cleaning.marks.insert(hash));
+        self.under_way()?;
+        self.note_used(hashes);
         Ok(())
     }
 
@@ -70,14 +89,22 @@ impl<D: Disk> Store<D> {
         self.cleaning = None;
     }
 
-    /// Cleans for about `budget_bytes` bytes read. The first step also walks the index once.
+    /// Cleans for about `budget_bytes` bytes read. The first steps look through the index.
     ///
     /// # Errors
     /// No cleaning is under way, no room to move, or failing I/O; the step may be tried again.
     pub fn clean_step(&mut self, budget_bytes: u64) -> Result<CleanProgress, MaintainError> {
         self.refuse_if_stopped()?;
-        self.choose_victims()?;
         let mut progress = CleanProgress::default();
+        while self.under_way()?.victims.is_none() {
+            if progress.bytes_read >= budget_bytes {
+                return Ok(progress);
+            }
+            let position = self.under_way()?.counting.clone();
+            let counted = self.asked(|store| store.count_live(&position)).map_err(index_error)?;
+            progress.bytes_read += counted.bytes_read;
+            self.take_count(counted)?;
+        }
         while progress.bytes_read < budget_bytes.max(1)
             && let Some(victim) =
                 self.under_way()?.victims.as_ref().and_then(|victims| victims.front().copied())
@@ -103,23 +130,33 @@ impl<D: Disk> Store<D> {
 
     /// Blocks that are in use although the walk over the names may have missed them.
     pub(super) fn note_used(&mut self, hashes: &[Hash]) {
+        let level = self.options.kernels;
         if let Some(cleaning) = &mut self.cleaning {
-            hashes.iter().for_each(|hash| cleaning.marks.insert(hash));
+            hashes.iter().for_each(|hash| cleaning.marks.insert(&probe(level, hash)));
         }
     }
 
-    /// Sealed segments with enough garbage, those with most of it first.
-    fn choose_victims(&mut self) -> Result<(), MaintainError> {
-        if self.under_way()?.victims.is_some() {
-            return Ok(());
+    fn take_count(&mut self, counted: Counted) -> Result<(), MaintainError> {
+        let cleaning = self.under_way()?;
+        for (segment, bytes) in counted.live {
+            *cleaning.live.entry(segment).or_default() += bytes;
         }
-        let live = self.asked(Self::live_bytes).map_err(index_error)?;
-        let open = self.segments.open_segment().map(|(id, _, _)| id);
+        match counted.next {
+            Some(next) => cleaning.counting = next,
+            None => self.choose_victims()?,
+        }
+        Ok(())
+    }
+
+    /// Segments sealed before this cleaning with enough garbage, those with most of it first.
+    fn choose_victims(&mut self) -> Result<(), MaintainError> {
+        let cleaning = self.under_way()?;
+        let (end, live) = (cleaning.log_end.0, std::mem::take(&mut cleaning.live));
         let mut shares: Vec<(u64, u32)> = Vec::new();
         for (id, segment) in self.segments.iter() {
             let bytes = segment.row.end.saturating_sub(PAGE_BYTES).max(1);
             let percent = live.get(&id).copied().unwrap_or(0) * 100 / bytes;
-            let usable = Some(id) != open && !segment.damaged && !segment.row.retired;
+            let usable = segment.row.generation < end && !segment.damaged && !segment.row.retired;
             if usable && percent <= CLEAN_LIVE_PERCENT_MAX {
                 shares.push((percent, id));
             }
@@ -129,42 +166,43 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// Bytes of live records in each segment.
-    fn live_bytes(&mut self) -> Result<BTreeMap<u32, u64>, IndexError> {
-        let mut live: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut after = None;
-        loop {
-            let page = self.blocks_page(after.as_ref())?;
-            let Some((last, _)) = page.last() else { break };
-            after = Some(*last);
-            for (hash, place) in page.iter().filter(|(hash, place)| self.is_marked(hash, place.seq)) {
-                *live.entry(place.segment).or_default() += record_bytes(hash.len(), place.length as usize);
+    /// Live bytes of the next page of blocks, names or settings.
+    fn count_live(&mut self, position: &VerifyPosition) -> Result<Counted, IndexError> {
+        let mut counted = Counted::default();
+        counted.next = match position {
+            VerifyPosition::Blocks(after) => {
+                let page = self.blocks_page(after.as_ref())?;
+                for (prefix, place) in &page {
+                    let live = self.is_marked(prefix, self.is_new(place));
+                    counted.add(place, HASH_BYTES, live);
+                }
+                let last = page.last().map(|(prefix, _)| VerifyPosition::Blocks(Some(*prefix)));
+                Some(last.unwrap_or(VerifyPosition::Names(None)))
             }
-        }
-        let mut add = |page: &[(String, crate::index::Entry)]| {
-            for (key, entry) in page {
-                *live.entry(entry.place.segment).or_default() += record_bytes(key.len(), entry.value.len());
+            VerifyPosition::Names(after) => {
+                let page = self.names_page("", after.as_deref(), WALK_ENTRIES)?;
+                let last = counted.texts(page).map(|last| VerifyPosition::Names(Some(last)));
+                Some(last.unwrap_or(VerifyPosition::Settings(None)))
             }
-            page.last().map(|(key, _)| key.clone())
+            VerifyPosition::Settings(after) => {
+                let page = self.settings_page("", after.as_deref(), WALK_ENTRIES)?;
+                counted.texts(page).map(|last| VerifyPosition::Settings(Some(last)))
+            }
         };
-        let mut name = None;
-        loop {
-            name = add(&self.names_page("", name.as_deref(), WALK_ENTRIES)?);
-            if name.is_none() {
-                break;
-            }
-        }
-        let mut key = None;
-        loop {
-            key = add(&self.settings_page("", key.as_deref(), WALK_ENTRIES)?);
-            if key.is_none() {
-                return Ok(live);
-            }
-        }
+        Ok(counted)
     }
 
-    fn is_marked(&self, hash: &Hash, seq: u64) -> bool {
-        self.cleaning.as_ref().is_none_or(|cleaning| seq >= cleaning.horizon || cleaning.marks.contains(hash))
+    /// Written since the cleaning began.
+    fn is_new(&self, place: &Place) -> bool {
+        let generation = self.segments.get(place.segment).map_or(0, |segment| segment.row.generation);
+        self.cleaning
+            .as_ref()
+            .is_some_and(|cleaning| (generation, u64::from(place.offset)) >= cleaning.log_end)
+    }
+
+    fn is_marked(&self, hash: &[u8], is_new: bool) -> bool {
+        let probe = probe(self.options.kernels, hash);
+        self.cleaning.as_ref().is_none_or(|cleaning| is_new || cleaning.marks.contains(&probe))
     }
 
     /// Goes on with a victim; true when there is nothing more to do in it.
@@ -214,7 +252,8 @@ impl<D: Disk> Store<D> {
         }
         let mut record = found.record.clone();
         if let (Kind::Block, Key::Hash(hash)) = (record.kind, &record.key) {
-            if !self.is_marked(hash, record.seq) {
+            let is_new = self.cleaning.as_ref().is_some_and(|cleaning| record.seq >= cleaning.horizon);
+            if !self.is_marked(hash, is_new) {
                 if let Some(place) = self.asked(|store| store.find_block(hash)).map_err(index_error)? {
                     self.forget_block(hash, &place);
                     progress.blocks_dropped += 1;
@@ -238,13 +277,13 @@ impl<D: Disk> Store<D> {
     /// Whether the index, or an older segment, still needs this record where it lies.
     fn is_current(&mut self, victim: u32, found: &Found) -> Result<bool, IndexError> {
         let seq = found.record.seq;
-        let here = |place: crate::index::Place| {
-            place.segment == victim && u64::from(place.offset) == found.offset && place.seq == seq
-        };
+        let here = |place: Place| place.segment == victim && u64::from(place.offset) == found.offset;
         match (&found.record.key, found.record.kind) {
             (Key::Hash(hash), Kind::Block) => Ok(self.find_block(hash)?.is_some_and(here)),
             (Key::Text(name), Kind::Bind) => Ok(self.find_name(name)?.is_some_and(|e| here(e.place))),
             (Key::Text(key), Kind::Setting) => Ok(self.find_setting(key)?.is_some_and(|e| here(e.place))),
+            // The block was put again: moved behind that, the deletion would take it back.
+            (Key::Hash(hash), Kind::Delete) if self.find_block(hash)?.is_some() => Ok(false),
             (_, Kind::Delete | Kind::Unbind | Kind::SettingRemoved) => {
                 // What it takes back can only lie in a segment that was begun before it was written.
                 let older = |(id, segment): (u32, &crate::segments::Segment)| {
@@ -280,6 +319,30 @@ impl<D: Disk> Store<D> {
         self.segments
             .remove_retired()
             .map_err(|source| MaintainError::Io { doing: "removing an emptied segment", source })
+    }
+}
+
+/// What one page of the index said of segments.
+#[derive(Default)]
+struct Counted {
+    live: BTreeMap<u32, u64>,
+    bytes_read: u64,
+    /// None at the end.
+    next: Option<VerifyPosition>,
+}
+
+impl Counted {
+    fn add(&mut self, place: &Place, key_length: usize, live: bool) {
+        self.bytes_read += COUNTED_BYTES;
+        if live {
+            *self.live.entry(place.segment).or_default() += record_bytes(key_length, place.length as usize);
+        }
+    }
+
+    /// Adds a page of texts; its last key.
+    fn texts(&mut self, page: Vec<(String, Entry)>) -> Option<String> {
+        page.iter().for_each(|(key, entry)| self.add(&entry.place, key.len(), true));
+        page.into_iter().next_back().map(|(key, _)| key)
     }
 }
 

@@ -11,14 +11,16 @@ use crate::disk::Disk;
 use crate::error::{CommitError, MaintainError, is_full};
 use crate::format::Kind;
 use crate::index::{IndexError, Place};
-use crate::limits::{BATCH_OPS_MAX, KEY_BYTES_MAX, PAGE_BYTES, TABLE_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{
+    BATCH_OPS_MAX, INDEX_BYTES_PER_BLOCK, KEY_BYTES_MAX, PAGE_BYTES, TABLE_BYTES_MAX, VALUE_BYTES_MAX,
+};
 use crate::options::Prepare;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
 
-/// What the index may grow by for each new entry.
-const INDEX_BYTES_PER_ENTRY: u64 = 256;
+/// What the index may grow by for each new name or setting.
+const INDEX_BYTES_PER_TEXT: u64 = 256;
 /// A leaf of redb's tree and its share of the branches above it.
 const INDEX_LEAF_BYTES: u64 = 4608;
 /// What a checkpoint may need whatever it holds.
@@ -145,7 +147,6 @@ impl<D: Disk> Store<D> {
     ) -> Result<(), IndexError> {
         for (record, offset) in records.iter().zip(&encoded.offsets) {
             let place = Place {
-                seq: record.seq,
                 segment,
                 offset: u32::try_from(start + offset).unwrap_or(u32::MAX),
                 length: u32::try_from(record.value.len()).unwrap_or(u32::MAX),
@@ -338,10 +339,11 @@ impl<D: Disk> Store<D> {
                 Prepare::None | Prepare::Allocate | Prepare::Zero => length + PAGE_BYTES,
             },
         };
-        let pending = self.table.entries() as u64 + entries;
-        // Hashes are random: each new entry may copy a leaf, but no leaf is copied twice in a checkpoint.
-        let copied = (pending * INDEX_LEAF_BYTES).min(self.index.bytes_on_disk());
-        let index = INDEX_BYTES_MIN + pending * INDEX_BYTES_PER_ENTRY + copied + self.filter.bytes();
+        // Names are in no order: each new one may copy a leaf, but no leaf is copied twice in a checkpoint.
+        let texts = self.table.texts() as u64 + entries;
+        let copied = (texts * INDEX_LEAF_BYTES).min(self.index.bytes_on_disk());
+        let blocks = (self.table.blocks().len() as u64 + entries) * INDEX_BYTES_PER_BLOCK;
+        let index = INDEX_BYTES_MIN + texts * INDEX_BYTES_PER_TEXT + copied + blocks;
         let used = self.used_bytes() + log + index;
         let kept = if keeps_reserve { self.options.reserve_bytes } else { 0 };
         let quota = self.options.quota_bytes - kept;

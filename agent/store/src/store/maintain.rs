@@ -1,17 +1,19 @@
 //! Checkpoints, closing, and making the index again while the store is in use.
 //!
-//! Duty: bring the memory table into the index in one commit, save the filter of that checkpoint, and
-//! replace an index that fails. A checkpoint that finds no room changes nothing: the table stays, the log has
+//! Duty: bring the memory table into the index in one commit, with a bounded piece of merging, and replace an
+//! index that fails. A checkpoint that finds no room changes nothing: the table stays, the log has
 //! it all, and the next one tries again.
 
 use super::Store;
-use crate::Hash;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::error::{CommitError, MaintainError};
-use crate::filter::Filter;
-use crate::format::{FILTER_NAME, INDEX_NAME, SET_ASIDE_PREFIX, StoreId, TEMPORARY_NAME};
-use crate::index::{Checkpoint, Index, IndexError, Place, Table, Update};
-use crate::limits::{LOG_BYTES_PER_CHECKPOINT, TABLE_BYTES_MAX, WALK_ENTRIES};
+use crate::format::{INDEX_NAME, SET_ASIDE_PREFIX, StoreId};
+use crate::index::{Checkpoint, Index, IndexError, Opened, Place, Prefix, Update};
+use crate::limits::{
+    INDEX_BYTES_PER_BLOCK, LOG_BYTES_PER_CHECKPOINT, MERGE_ENTRIES_MIN, MERGE_PACE, TABLE_BYTES_MAX,
+    WALK_ENTRIES,
+};
+use crate::options::Options;
 use std::io;
 
 impl<D: Disk> Store<D> {
@@ -42,8 +44,7 @@ impl<D: Disk> Store<D> {
     /// As for [`Store::checkpoint`]; the store is closed all the same, and the next start reads the log.
     pub fn close(mut self) -> Result<(), MaintainError> {
         let now = self.position(self.stopped.is_none() && !self.end_untold);
-        let known = now == self.checkpoint && !self.filter_changed;
-        if known && self.nothing_new() { Ok(()) } else { self.checkpoint_at(now) }
+        if now == self.checkpoint && self.nothing_new() { Ok(()) } else { self.checkpoint_at(now) }
     }
 
     /// The end of the log as it is now.
@@ -74,7 +75,6 @@ impl<D: Disk> Store<D> {
                 self.heal_index(reason).map_err(|error| MaintainError::Index { reason: error.reason() })?;
             }
         }
-        self.save_filter();
         Ok(())
     }
 
@@ -82,7 +82,8 @@ impl<D: Disk> Store<D> {
     pub(super) fn write_index(&mut self, checkpoint: Checkpoint) -> Result<(), IndexError> {
         let damaged = self.damaged_changed.then(|| self.damaged.clone());
         let segments = self.segments.changed_rows();
-        self.index.write(&Update { table: &self.table, checkpoint, segments, damaged })?;
+        let (table, merge_entries) = (Some(&self.table), self.merge_entries());
+        self.index.write(&Update { table, checkpoint, merge_entries, segments, damaged })?;
         self.table.clear();
         self.segments.rows_written();
         self.damaged_changed = false;
@@ -92,56 +93,32 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// Saves the filter of the checkpoint just written; one that can not be saved is made again at start.
-    pub(super) fn save_filter(&mut self) {
-        if self.filter.is_over_capacity() && self.rebuild_filter(self.blocks * 2).is_err() {
-            return;
-        }
-        let Store { disk, filter, id, checkpoint, .. } = self;
-        match filter.save(disk.as_ref(), id, checkpoint.next_seq) {
-            Ok(()) => {
-                self.filter_changed = false;
-                self.counters.other_bytes_written += self.filter.bytes();
-            }
-            Err(_full_or_failed) => drop(self.disk.remove(TEMPORARY_NAME)),
-        }
-        self.other_bytes = other_bytes(self.disk.as_ref());
-    }
-
-    /// Makes the filter from index and table.
-    pub(super) fn rebuild_filter(&mut self, keys: u64) -> Result<(), IndexError> {
-        let mut filter = Filter::sized_for(keys);
-        let mut after: Option<Hash> = None;
-        loop {
-            let page = self.blocks_page(after.as_ref())?;
-            page.iter().for_each(|(hash, _)| filter.insert(hash));
-            match page.last() {
-                Some((hash, _)) => after = Some(*hash),
-                None => break,
-            }
-        }
-        self.filter = filter;
-        self.filter_changed = true;
-        Ok(())
+    /// Entries to merge in a checkpoint: in proportion to what is written anyway, so that runs are merged as fast as
+    /// they come; none while there is hardly room for a second copy of them.
+    fn merge_entries(&self) -> u64 {
+        let entries = (self.table.blocks().len() as u64 * MERGE_PACE).max(MERGE_ENTRIES_MIN);
+        let room =
+            self.options.quota_bytes.saturating_sub(self.used_bytes() + self.options.reserve_bytes / 2);
+        if room > entries * INDEX_BYTES_PER_BLOCK { entries } else { 0 }
     }
 
     /// The next blocks in order of their hashes; an empty page is the end.
-    pub(super) fn blocks_page(&mut self, after: Option<&Hash>) -> Result<Vec<(Hash, Place)>, IndexError> {
+    pub(super) fn blocks_page(&self, after: Option<&Prefix>) -> Result<Vec<(Prefix, Place)>, IndexError> {
         let mut start = after.copied();
         loop {
             let indexed = self.index.blocks_after(start.as_ref(), WALK_ENTRIES)?;
             // Behind a full page there may be more in the index: the table's part stops there too.
-            let stop = indexed.last().filter(|_| indexed.len() == WALK_ENTRIES).map(|(hash, _)| *hash);
+            let stop = indexed.last().filter(|_| indexed.len() == WALK_ENTRIES).map(|(prefix, _)| *prefix);
             let table = self.table.blocks();
-            let mut page: Vec<(Hash, Place)> =
-                indexed.into_iter().filter(|(hash, _)| !table.contains_key(hash)).collect();
+            let indexed = indexed.into_iter().filter(|(prefix, _)| !table.contains_key(prefix));
+            let mut page: Vec<(Prefix, Place)> =
+                indexed.filter_map(|(prefix, place)| Some((prefix, place?))).collect();
             let pending = self.table.blocks_after(start.as_ref());
-            let pending = pending.take_while(|(hash, _)| stop.is_none_or(|stop| **hash <= stop));
-            page.extend(pending.filter_map(|(hash, place)| Some((*hash, (*place)?))));
-            page.sort_unstable_by_key(|(hash, _)| *hash);
+            let pending = pending.take_while(|(prefix, _)| stop.is_none_or(|stop| **prefix <= stop));
+            page.extend(pending.filter_map(|(prefix, place)| Some((*prefix, (*place)?))));
+            page.sort_unstable_by_key(|(prefix, _)| *prefix);
             match stop {
-                // Everything on the page was deleted since: go on behind it.
-                Some(stop) if page.is_empty() => start = Some(stop),
+                Some(_) if page.is_empty() => start = stop,
                 _ => return Ok(page),
             }
         }
@@ -153,7 +130,8 @@ impl<D: Disk> Store<D> {
             return Ok(());
         }
         let checkpoint = Checkpoint { clean: false, ..self.checkpoint };
-        let update = Update { table: &Table::default(), checkpoint, segments: Vec::new(), damaged: None };
+        let (segments, damaged) = (Vec::new(), None);
+        let update = Update { table: None, checkpoint, merge_entries: 0, segments, damaged };
         match self.index.write(&update) {
             Ok(()) => {}
             Err(IndexError::Full) => {
@@ -171,7 +149,7 @@ impl<D: Disk> Store<D> {
     /// After a failed write redb answers nothing until it is opened again. True if it is as it was.
     fn reopen_index(&mut self) -> bool {
         self.index.shut();
-        match Index::open(self.disk.as_ref(), self.options.index_cache_bytes, &self.id) {
+        match open_index(self.disk.as_ref(), &self.options, &self.id) {
             Ok((index, opened)) => {
                 let fits = opened.checkpoint.unwrap_or_default().next_seq >= self.checkpoint.next_seq;
                 if fits {
@@ -188,7 +166,7 @@ impl<D: Disk> Store<D> {
         if self.index.is_shut() && self.reopen_index() {
             return Ok(());
         }
-        self.index = fresh_index(self.disk.as_ref(), self.options.index_cache_bytes, &self.id)?;
+        self.index = fresh_index(self.disk.as_ref(), &self.options, &self.id)?;
         self.counters.index_rebuilt = Some(reason);
         self.replay_everything()
     }
@@ -197,7 +175,7 @@ impl<D: Disk> Store<D> {
 /// A new index beside the one that failed, of which the last is kept for a look.
 pub(super) fn fresh_index<D: Disk>(
     disk: &D,
-    cache_bytes: usize,
+    options: &Options,
     id: &StoreId,
 ) -> Result<Index<D>, IndexError> {
     let aside = |error: io::Error| IndexError::Failed(format!("setting {INDEX_NAME} aside: {error}"));
@@ -215,13 +193,16 @@ pub(super) fn fresh_index<D: Disk>(
     if listed.iter().any(|file| file.name == INDEX_NAME) {
         disk.rename(INDEX_NAME, &format!("{SET_ASIDE_PREFIX}{}", number.saturating_add(1))).map_err(aside)?;
     }
-    // A filter belongs to a checkpoint of the old index.
-    match disk.remove(FILTER_NAME) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(aside(error)),
-        _ => {}
-    }
     disk.sync_dir().map_err(aside)?;
-    Ok(Index::open(disk, cache_bytes, id)?.0)
+    Ok(open_index(disk, options, id)?.0)
+}
+
+pub(super) fn open_index<D: Disk>(
+    disk: &D,
+    options: &Options,
+    id: &StoreId,
+) -> Result<(Index<D>, Opened), IndexError> {
+    Index::open(disk, options.index_cache_bytes, options.kernels, id)
 }
 
 /// Bytes of all files that are neither segments nor the index.

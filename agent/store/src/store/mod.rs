@@ -20,9 +20,9 @@ pub use verify::{VerifyPosition, VerifyStep};
 
 use crate::Hash;
 use crate::disk::Disk;
-use crate::filter::Filter;
+use crate::filter::probe;
 use crate::format::{StoreId, salt};
-use crate::index::{Checkpoint, Index, IndexError, Place, Table};
+use crate::index::{Answer, Checkpoint, Index, IndexError, Place, Prefix, Table, prefix_of};
 use crate::options::Options;
 use crate::segments::Segments;
 use bytes::Bytes;
@@ -44,20 +44,17 @@ pub struct Store<D: Disk> {
     segments: Segments<D>,
     index: Index<D>,
     table: Table,
-    filter: Filter,
     cache: Cache<Hash, Bytes, ByBytes>,
     /// The next sequence number.
     next_seq: u64,
     blocks: u64,
     names: u64,
     /// Blocks that failed their check and were not put again.
-    damaged: BTreeSet<Hash>,
+    damaged: BTreeSet<Prefix>,
     damaged_changed: bool,
     checkpoint: Checkpoint,
     /// Bytes a start would have to read again.
     log_since_checkpoint: u64,
-    /// Blocks changed since the filter was saved.
-    filter_changed: bool,
     cleaning: Option<Cleaning>,
     /// Why writes are refused.
     stopped: Option<String>,
@@ -83,20 +80,16 @@ impl<D: Disk> Store<D> {
         salt(&self.id)
     }
 
-    /// Where the newest record of a block lies: filter, memory table, redb.
+    /// Where the newest record of a block lies: memory table, then index, each behind its filters.
     fn find_block(&mut self, hash: &Hash) -> Result<Option<Place>, IndexError> {
-        if !self.filter.contains(hash) {
-            self.counters.filter_negatives += 1;
-            return Ok(None);
+        let (prefix, probe) = (prefix_of(hash), probe(self.options.kernels, hash));
+        if let Some(place) = self.table.block(&prefix, &probe) {
+            return Ok(place);
         }
-        if let Some(place) = self.table.blocks().get(hash) {
-            return Ok(*place);
-        }
-        let place = self.index.block(hash)?;
-        if place.is_none() {
-            self.counters.filter_false_positives += 1;
-        }
-        Ok(place)
+        let answer = self.index.block(&prefix, &probe)?;
+        self.counters.filter_false_positives += answer.in_vain;
+        self.counters.filter_negatives += u64::from(answer == Answer::default());
+        Ok(answer.place)
     }
 
     /// Asks the index; if it fails it is made again from the log, and asked once more.
@@ -116,17 +109,17 @@ impl<D: Disk> Store<D> {
     }
 
     fn is_quarantined(&self, hash: &Hash) -> bool {
-        self.damaged.contains(hash)
+        !self.damaged.is_empty() && self.damaged.contains(&prefix_of(hash))
     }
 
-    fn quarantine(&mut self, hash: Hash) {
-        if self.damaged.len() < crate::limits::DAMAGED_MAX && self.damaged.insert(hash) {
+    fn quarantine(&mut self, hash: &Hash) {
+        if self.damaged.len() < crate::limits::DAMAGED_MAX && self.damaged.insert(prefix_of(hash)) {
             self.damaged_changed = true;
         }
-        self.cache.remove(&hash);
+        self.cache.remove(hash);
     }
 
     fn release(&mut self, hash: &Hash) {
-        self.damaged_changed |= self.damaged.remove(hash);
+        self.damaged_changed |= self.damaged.remove(&prefix_of(hash));
     }
 }

@@ -23,7 +23,7 @@ pub struct Binding {
 
 impl From<Entry> for Binding {
     fn from(entry: Entry) -> Self {
-        Self { seq: entry.place.seq, value: entry.value }
+        Self { seq: entry.seq, value: entry.value }
     }
 }
 
@@ -114,7 +114,7 @@ impl<D: Disk> Store<D> {
             let Some((last, _)) = changes.last() else { break };
             after_seq = *last;
             for (seq, name) in changes {
-                if let Some(entry) = self.find_name(&name)?.filter(|entry| entry.place.seq == seq) {
+                if let Some(entry) = self.find_name(&name)?.filter(|entry| entry.seq == seq) {
                     page.push((seq, name, entry.value));
                 }
             }

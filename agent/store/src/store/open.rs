@@ -4,18 +4,16 @@
 //! holds, that can not be written, or that a newer program wrote; damage it reports. An index that does
 //! not open, belongs to another store or does not fit the segments is set aside and made again.
 
-use super::maintain::{fresh_index, other_bytes};
+use super::maintain::{fresh_index, open_index, other_bytes};
 use super::status::Counters;
 use super::{ByBytes, Store};
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
 use crate::error::OpenError;
-use crate::filter::Filter;
 use crate::format::{
-    Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, SUPERBLOCK_BYTES, SUPERBLOCK_NAME, StoreId,
-    TEMPORARY_NAME, decode_superblock, encode_superblock,
+    Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, OBSOLETE_NAMES, SUPERBLOCK_BYTES, SUPERBLOCK_NAME,
+    StoreId, decode_superblock, encode_superblock,
 };
 use crate::index::{Checkpoint, Index, IndexError, Opened, SegmentRow, Table};
-use crate::limits::FILTER_KEYS_MIN;
 use crate::options::Options;
 use crate::segments::{SegmentFile, Segments, list_files};
 use quick_cache::unsync::Cache;
@@ -45,8 +43,6 @@ pub struct OpenReport {
     pub damaged_blocks: u64,
     /// Why the index was made again from the log.
     pub index_rebuilt: Option<String>,
-    /// The filter was made again from the index.
-    pub filter_rebuilt: bool,
     /// The superblock was written again from a segment's header.
     pub superblock_restored: bool,
     /// Segment files in which nothing of this store was found; they are left alone.
@@ -74,20 +70,13 @@ impl<D: Disk> Store<D> {
         open(disk, options, None)
     }
 
-    /// Brings index, filter and log together.
+    /// Brings index and log together.
     fn start(&mut self, opened: Opened, report: &mut OpenReport) -> Result<(), IndexError> {
         let checkpoint = opened.checkpoint.unwrap_or_default();
         self.checkpoint = checkpoint;
         self.next_seq = self.next_seq.max(checkpoint.next_seq);
         (self.blocks, self.names) = (checkpoint.blocks, checkpoint.names);
         self.damaged = opened.damaged;
-        match Filter::load(self.disk.as_ref(), &self.id, checkpoint.next_seq) {
-            Some(filter) => self.filter = filter,
-            None => {
-                self.rebuild_filter(self.blocks.saturating_add(self.blocks / 2))?;
-                report.filter_rebuilt = self.blocks > 0;
-            }
-        }
         if checkpoint.clean {
             report.clean = true;
             self.end_at(&checkpoint);
@@ -139,8 +128,8 @@ fn open<D: Disk>(
     let files = list_files(disk.as_ref(), &listed).map_err(failed("reading segment headers"))?;
     let mut report = OpenReport::default();
     let id = identify(disk.as_ref(), &listed, &files, options.create, &mut report)?;
-    if listed.iter().any(|file| file.name == TEMPORARY_NAME) {
-        disk.remove(TEMPORARY_NAME).map_err(failed("removing an unfinished filter"))?;
+    for file in listed.iter().filter(|file| OBSOLETE_NAMES.contains(&file.name.as_str())) {
+        disk.remove(&file.name).map_err(failed("removing the filter of an earlier version"))?;
     }
     let (index, opened, rebuilt) = fitting_index(disk.as_ref(), &options, &id, &files, &listed, rebuild)?;
     report.index_rebuilt = rebuilt;
@@ -178,17 +167,17 @@ fn empty_store<D: Disk>(
     index: Index<D>,
 ) -> Store<D> {
     let items = usize::try_from(options.cache_bytes / 16_384).unwrap_or(usize::MAX).max(16);
+    let table = Table::new(options.table_entries);
     Store {
         other_bytes: other_bytes(disk.as_ref()),
         cache: Cache::with_weighter(items, options.cache_bytes, ByBytes),
         disk,
         _lock: lock,
-        options,
         id,
         segments,
         index,
-        table: Table::default(),
-        filter: Filter::sized_for(FILTER_KEYS_MIN),
+        table,
+        options,
         next_seq: 1,
         blocks: 0,
         names: 0,
@@ -196,7 +185,6 @@ fn empty_store<D: Disk>(
         damaged_changed: false,
         checkpoint: Checkpoint::default(),
         log_since_checkpoint: 0,
-        filter_changed: false,
         cleaning: None,
         stopped: None,
         end_untold: false,
@@ -299,7 +287,7 @@ fn fitting_index<D: Disk>(
     let found = match rebuild {
         Some(reason) => Err(IndexError::Failed(reason.into())),
         None if missing => Err(IndexError::Failed(format!("{INDEX_NAME} was missing or empty"))),
-        None => Index::open(disk, options.index_cache_bytes, id),
+        None => open_index(disk, options, id),
     };
     let reason = match found {
         Ok((index, opened)) => match misfit(&opened, files) {
@@ -309,7 +297,7 @@ fn fitting_index<D: Disk>(
         Err(IndexError::Failed(reason)) => reason,
         Err(full @ IndexError::Full) => return Err(index_error(disk, full)),
     };
-    let index = fresh_index(disk, options.index_cache_bytes, id).map_err(|error| index_error(disk, error))?;
+    let index = fresh_index(disk, options, id).map_err(|error| index_error(disk, error))?;
     Ok((index, Opened::default(), Some(reason)))
 }
 

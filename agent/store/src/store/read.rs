@@ -1,4 +1,4 @@
-//! Reading blocks: filter, cache, memory table, redb, one read, BLAKE3, caller.
+//! Reading blocks: cache, memory table, filters, one page of redb, one read, BLAKE3, caller.
 //!
 //! Duty: hand out a block's bytes, or an error that names it; never wrong bytes. A block that fails its check
 //! is quarantined until it is put again. Memory is one block and the bounded cache.
@@ -9,7 +9,7 @@ use crate::Hash;
 use crate::disk::{Disk, DiskFile};
 use crate::error::ReadError;
 use crate::format::{RECORD_HEADER_BYTES, segment_name};
-use crate::index::Place;
+use crate::index::{Place, Prefix, prefix_of};
 use crate::limits::VALUE_BYTES_MAX;
 use bytes::Bytes;
 use std::io;
@@ -82,11 +82,24 @@ impl<D: Disk> Store<D> {
                 Err(ReadError::Io { file: segment_name(place.segment), source })
             }
             Ok(_) | Err(_) => {
-                self.quarantine(*hash);
+                self.quarantine(hash);
                 self.counters.blocks_found_damaged += 1;
                 Err(damaged(hash, place))
             }
         }
+    }
+
+    /// Reads a block that is known by the beginning of its hash, and checks it. Its record tells the whole hash;
+    /// where that can not be read the rest is zeros.
+    pub(super) fn read_known(&mut self, prefix: &Prefix, place: &Place) -> Result<Bytes, ReadError> {
+        let mut hash = [0; 32];
+        let key_offset = u64::from(place.offset) + RECORD_HEADER_BYTES as u64;
+        let read = self.segments.reader(place.segment).and_then(|file| file.read_at(&mut hash, key_offset));
+        if read.is_err() || prefix_of(&hash) != *prefix {
+            hash = [0; 32];
+            hash[..prefix.len()].copy_from_slice(prefix);
+        }
+        self.read_checked(&hash, place)
     }
 
     /// The value of the record at a place, unchecked.

@@ -19,7 +19,6 @@ impl<D: Disk> Store<D> {
         self.checkpoint = Checkpoint::default();
         self.damaged.clear();
         self.damaged_changed = true;
-        self.filter = crate::filter::Filter::sized_for(self.blocks);
         (self.blocks, self.names) = (0, 0);
         for id in self.segments.in_order() {
             if let Some(segment) = self.segments.get_mut(id) {
@@ -102,7 +101,10 @@ impl<D: Disk> Store<D> {
         report: &mut OpenReport,
     ) -> Result<(), IndexError> {
         let Salvage { whole, broken_blocks, bytes } = parser.salvage(from, to);
-        for found in whole.iter().chain(&broken_blocks) {
+        // Of a block the last word in the log counts.
+        let mut in_order: Vec<&Found> = whole.iter().chain(&broken_blocks).collect();
+        in_order.sort_unstable_by_key(|found| found.offset);
+        for found in in_order {
             self.apply(&found.record, place_of(id, found))?;
             self.next_seq = self.next_seq.max(found.record.seq + 1);
         }
@@ -110,7 +112,7 @@ impl<D: Disk> Store<D> {
             if let Key::Hash(hash) = found.record.key
                 && self.find_block(&hash)? == Some(place_of(id, found))
             {
-                self.quarantine(hash);
+                self.quarantine(&hash);
                 report.damaged_blocks += 1;
             }
         }
@@ -127,19 +129,10 @@ impl<D: Disk> Store<D> {
             return Ok(());
         }
         let (next_seq, blocks, names) = (self.next_seq, self.blocks, self.names);
-        self.write_index(Checkpoint { generation, offset, next_seq, blocks, names, clean: false })?;
-        if self.filter.is_over_capacity() {
-            self.rebuild_filter(self.blocks * 2)?;
-        }
-        Ok(())
+        self.write_index(Checkpoint { generation, offset, next_seq, blocks, names, clean: false })
     }
 }
 
 fn place_of(segment: u32, found: &Found) -> Place {
-    Place {
-        seq: found.record.seq,
-        segment,
-        offset: u32::try_from(found.offset).unwrap_or(u32::MAX),
-        length: found.value_length,
-    }
+    Place { segment, offset: u32::try_from(found.offset).unwrap_or(u32::MAX), length: found.value_length }
 }

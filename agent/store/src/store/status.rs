@@ -10,7 +10,6 @@ use serde::Serialize;
 pub(super) struct Counters {
     pub(super) payload_bytes_written: u64,
     pub(super) log_bytes_written: u64,
-    pub(super) other_bytes_written: u64,
     pub(super) log_syncs: u64,
     pub(super) batches: u64,
     pub(super) checkpoints: u64,
@@ -67,8 +66,6 @@ pub struct StoreStatus {
     pub log_bytes_written: u64,
     /// Bytes written to the index.
     pub index_bytes_written: u64,
-    /// Bytes written to the filter's file.
-    pub filter_bytes_written: u64,
     /// Syncs of segments: one per batch.
     pub log_syncs: u64,
     /// Syncs of the index.
@@ -89,8 +86,10 @@ pub struct StoreStatus {
     pub cache_misses: u64,
     /// Bytes in the cache.
     pub cache_bytes: u64,
-    /// Bytes of the filter.
+    /// Bytes of the filters.
     pub filter_bytes: u64,
+    /// Sorted runs of the index.
+    pub runs: u64,
     /// Look-ups the filter answered with "not there".
     pub filter_negatives: u64,
     /// Look-ups it passed on in vain.
@@ -135,7 +134,6 @@ impl<D: Disk> Store<D> {
             payload_bytes_written: counters.payload_bytes_written,
             log_bytes_written: counters.log_bytes_written,
             index_bytes_written: self.index.bytes_written(),
-            filter_bytes_written: counters.other_bytes_written,
             log_syncs: counters.log_syncs,
             index_syncs: self.index.syncs(),
             batches: counters.batches,
@@ -146,7 +144,8 @@ impl<D: Disk> Store<D> {
             cache_hits: counters.cache_hits,
             cache_misses: counters.cache_misses,
             cache_bytes: self.cache.weight(),
-            filter_bytes: self.filter.bytes(),
+            filter_bytes: self.index.filter_bytes(),
+            runs: self.index.runs() as u64,
             filter_negatives: counters.filter_negatives,
             filter_false_positives: counters.filter_false_positives,
             damaged: self.damaged.len() as u64,

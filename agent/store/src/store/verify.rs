@@ -10,13 +10,13 @@ use crate::batch::{Key, Record};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{MaintainError, ReadError};
 use crate::format::{Kind, RECORD_HEADER_BYTES, RecordHeader, array_at};
-use crate::index::{Entry, IndexError};
+use crate::index::{Entry, IndexError, Prefix};
 
 /// Where a verification goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VerifyPosition {
-    /// Behind this block, or at the first.
-    Blocks(Option<Hash>),
+    /// Behind the block whose hash begins so, or at the first.
+    Blocks(Option<[u8; 24]>),
     /// Behind this name.
     Names(Option<String>),
     /// Behind this setting.
@@ -32,7 +32,7 @@ pub struct VerifyStep {
     pub blocks: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// Blocks found damaged.
+    /// Blocks found damaged; the last bytes of a hash are zeros if its record can not be read.
     pub damaged: Vec<Hash>,
     /// Names and settings whose records were written again.
     pub mended: u64,
@@ -71,7 +71,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn verify_blocks(&mut self, after: Option<Hash>, budget: u64) -> Result<VerifyStep, MaintainError> {
+    fn verify_blocks(&mut self, after: Option<Prefix>, budget: u64) -> Result<VerifyStep, MaintainError> {
         let mut step = VerifyStep::default();
         let mut after = after;
         while step.bytes < budget.max(1) {
@@ -80,8 +80,8 @@ impl<D: Disk> Store<D> {
                 step.next = Some(VerifyPosition::Names(None));
                 return Ok(step);
             }
-            for (hash, place) in page {
-                match self.read_checked(&hash, &place) {
+            for (prefix, place) in page {
+                match self.read_known(&prefix, &place) {
                     Ok(_whole) => {}
                     Err(ReadError::Damaged { hash, .. }) => step.damaged.push(hash),
                     Err(error @ (ReadError::Io { .. } | ReadError::Index { .. })) => {
@@ -90,7 +90,7 @@ impl<D: Disk> Store<D> {
                 }
                 step.blocks += 1;
                 step.bytes += u64::from(place.length);
-                after = Some(hash);
+                after = Some(prefix);
                 if step.bytes >= budget {
                     break;
                 }
@@ -105,7 +105,7 @@ impl<D: Disk> Store<D> {
         for (key, entry) in page {
             step.bytes += (key.len() + entry.value.len()) as u64;
             if !self.is_whole(kind, key, entry) {
-                let (seq, value) = (entry.place.seq, entry.value.clone());
+                let (seq, value) = (entry.seq, entry.value.clone());
                 self.append(&[Record { kind, key: Key::Text(key.clone()), value, seq }], false)?;
                 step.mended += 1;
             }

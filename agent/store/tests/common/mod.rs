@@ -17,6 +17,7 @@ pub(crate) fn options() -> Options {
         reserve_bytes: 1 << 20,
         prepare: Prepare::None,
         create: true,
+        ..Options::default()
     }
 }
 

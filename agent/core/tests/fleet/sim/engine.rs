@@ -30,6 +30,8 @@ pub(crate) struct Engine {
     pub(crate) cleaned: u64,
     /// The next so many commits fail.
     pub(crate) failing_commits: u32,
+    /// The next so many questions for settings fail.
+    pub(crate) failing_settings: u32,
     by_seq: BTreeMap<u64, Name>,
     last_seq: u64,
     used_bytes: u64,
@@ -161,6 +163,10 @@ impl Engine {
                 Answer::Page(page.map(|(_, name)| (name.clone(), self.names[name].clone())).collect())
             }
             Question::Find { root, after } => self.find(root, after.as_ref()),
+            Question::Settings(_) if self.failing_settings > 0 => {
+                self.failing_settings -= 1;
+                Answer::Failed(Failure::new(FailureKind::Disk, "the simulated disk failed"))
+            }
             Question::Settings(prefix) => {
                 let fits = |(key, _): &(&String, &Bytes)| key.starts_with(&prefix);
                 let found = self.settings.iter().filter(fits);

@@ -1,0 +1,109 @@
+//! Levels: which instructions the kernels may use.
+//!
+//! A [`Level`] exists only for instructions this machine has, so holding one is the proof that they may be
+//! used. Portable code is a level too, and the oracle of all others.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Instructions that this machine has; the better of two is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Level(pub(crate) Isa);
+
+/// Every level there is, on any machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Isa {
+    Portable,
+}
+
+/// Why a level can not be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LevelError {
+    asked: String,
+}
+
+impl fmt::Display for LevelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let asked = &self.asked;
+        let why = if Isa::ALL.iter().any(|isa| isa.name() == asked) {
+            format!("this machine has no level `{asked}`")
+        } else {
+            format!("`{asked}` is no level")
+        };
+        let has: Vec<&str> = Level::available().map(Level::name).collect();
+        write!(f, "{why}; it has {}", has.join(", "))
+    }
+}
+
+impl std::error::Error for LevelError {}
+
+impl Isa {
+    const ALL: &'static [Isa] = &[Isa::Portable];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+        }
+    }
+
+    fn is_here(self) -> bool {
+        match self {
+            Isa::Portable => true,
+        }
+    }
+}
+
+impl Level {
+    /// What every machine has.
+    pub const PORTABLE: Level = Level(Isa::Portable);
+
+    /// The best this machine has.
+    pub fn detect() -> Level {
+        Level::available().last().unwrap_or(Level::PORTABLE)
+    }
+
+    /// All this machine has, the best last.
+    pub fn available() -> impl Iterator<Item = Level> {
+        Isa::ALL.iter().copied().filter(|isa| isa.is_here()).map(Level)
+    }
+
+    /// What people call it.
+    pub const fn name(self) -> &'static str {
+        self.0.name()
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Level {
+    type Err = LevelError;
+
+    fn from_str(name: &str) -> Result<Level, LevelError> {
+        let found = Level::available().find(|level| level.name() == name);
+        found.ok_or_else(|| LevelError { asked: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_of_this_machine_is_found_by_its_name() {
+        for level in Level::available() {
+            assert_eq!(level.name().parse(), Ok(level));
+        }
+        assert!(Level::available().any(|level| level == Level::PORTABLE));
+        assert_eq!(Level::available().max(), Some(Level::detect()));
+    }
+
+    #[test]
+    fn a_level_that_is_not_to_be_had_is_refused_by_naming_those_that_are() {
+        let error = "quantum".parse::<Level>().unwrap_err().to_string();
+        assert!(error.starts_with("`quantum` is no level; it has portable"), "{error}");
+    }
+}

@@ -1,0 +1,291 @@
+//! What is on the device, what is on its way there, and what a power cut makes of it.
+//!
+//! Duty: keep for every file and for the directory a version everybody sees and a version that a cut leaves,
+//! and the changes between the two in their order. A sync makes the first the second. At a cut each change
+//! that waits is lost, kept, or torn at a sector, as a [`Fate`] says: so writes come back reordered, lengths
+//! and names get lost, and a file whose name was never made durable is gone with all it had.
+
+use super::content::{Content, SECTOR};
+use crate::sim::random::Random;
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+/// What becomes of changes that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// All are lost.
+    Nothing,
+    /// All are kept, as if only the process had died.
+    Everything,
+    /// Each has its own luck.
+    Drawn,
+}
+
+/// What a power cut does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fate {
+    /// To new, removed and renamed names.
+    pub names: Keep,
+    /// To bytes and lengths of files.
+    pub data: Keep,
+    /// Where luck comes from.
+    pub seed: u64,
+}
+
+impl Fate {
+    /// Nothing that was not synced is kept.
+    pub const NOTHING: Self = Self { names: Keep::Nothing, data: Keep::Nothing, seed: 0 };
+    /// Everything is kept.
+    pub const EVERYTHING: Self = Self { names: Keep::Everything, data: Keep::Everything, seed: 0 };
+    /// Names are kept and bytes are not, as file systems like it that write their metadata first.
+    pub const NAMES: Self = Self { names: Keep::Everything, data: Keep::Nothing, seed: 0 };
+
+    /// As luck has it.
+    pub fn drawn(seed: u64) -> Self {
+        Self { names: Keep::Drawn, data: Keep::Drawn, seed }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Write { offset: u64, bytes: Arc<[u8]> },
+    Length(u64),
+    Allocate { offset: u64, length: u64 },
+}
+
+/// A file, with or without a name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Inode {
+    /// What reads see.
+    pub(super) seen: Content,
+    /// What a cut leaves of it if all that waits is lost.
+    durable: Content,
+    waiting: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum NameChange {
+    Link(String, u64),
+    Unlink(String),
+    Rename(String, String),
+}
+
+/// Everything on one device. Clones share their pages.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    pub(super) inodes: BTreeMap<u64, Inode>,
+    pub(super) names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    waiting_names: Vec<NameChange>,
+    next_inode: u64,
+}
+
+impl Inode {
+    pub(super) fn change(&mut self, change: Change) {
+        apply(&mut self.seen, &change);
+        self.waiting.push(change);
+    }
+
+    pub(super) fn sync(&mut self) {
+        self.durable = self.seen.clone();
+        self.waiting.clear();
+    }
+
+    /// A sync that failed: the kernel keeps the pages, calls them clean, and never writes them. Some reached
+    /// the device before it failed.
+    pub(super) fn sync_fails(&mut self, random: &mut Random) {
+        self.durable = self.drawn(random);
+        self.waiting.clear();
+    }
+
+    /// An older version of the bytes.
+    pub(super) fn durable(&self) -> &Content {
+        &self.durable
+    }
+
+    pub(super) fn rot(&mut self, offset: u64, bit: u8) {
+        for content in [&mut self.seen, &mut self.durable] {
+            let mut byte = [0];
+            content.read(offset, &mut byte);
+            byte[0] ^= 1 << bit;
+            content.place(offset, &byte);
+        }
+    }
+
+    fn after_cut(&self, keep: Keep, random: &mut Random) -> Content {
+        match keep {
+            Keep::Nothing => self.durable.clone(),
+            Keep::Everything if self.waiting.is_empty() => self.durable.clone(),
+            Keep::Everything => {
+                let mut content = self.durable.clone();
+                self.waiting.iter().for_each(|change| apply(&mut content, change));
+                content
+            }
+            Keep::Drawn => self.drawn(random),
+        }
+    }
+
+    /// Each change has its luck: bytes may come without their length, and a length without its bytes.
+    fn drawn(&self, random: &mut Random) -> Content {
+        let mut content = self.durable.clone();
+        if self.waiting.is_empty() {
+            return content;
+        }
+        let lost = *random.pick(&[100, 300, 500, 900]);
+        let torn = *random.pick(&[0, 200, 500]);
+        for change in &self.waiting {
+            match change {
+                Change::Write { offset, bytes } => {
+                    if !random.chance(lost) {
+                        let (from, to) = kept_sectors(*offset, bytes.len(), torn, random);
+                        content.place(offset + from as u64, &bytes[from..to]);
+                    }
+                    if !random.chance(lost) {
+                        content.length = content.length.max(offset + bytes.len() as u64);
+                    }
+                }
+                Change::Length(_) | Change::Allocate { .. } if random.chance(lost) => {}
+                Change::Length(_) | Change::Allocate { .. } => apply(&mut content, change),
+            }
+        }
+        content.forget_behind(content.length);
+        content
+    }
+}
+
+/// The part of a write that arrived: all of it, or sectors from one on, or up to one, or between two.
+fn kept_sectors(offset: u64, length: usize, torn: u32, random: &mut Random) -> (usize, usize) {
+    let misaligned = offset as usize % SECTOR;
+    let cuts = (misaligned + length).saturating_sub(1) / SECTOR;
+    if cuts == 0 || !random.chance(torn) {
+        return (0, length);
+    }
+    let mut cut = || (1 + random.below(cuts as u64) as usize) * SECTOR - misaligned;
+    let (one, other) = (cut(), cut());
+    match random.below(3) {
+        0 => (0, one),
+        1 => (one, length),
+        _ => (one.min(other), one.max(other)),
+    }
+}
+
+fn apply(content: &mut Content, change: &Change) {
+    match change {
+        Change::Write { offset, bytes } => content.write(*offset, bytes),
+        Change::Length(length) => content.set_length(*length),
+        Change::Allocate { offset, length } => content.allocate(*offset, *length),
+    }
+}
+
+impl Image {
+    pub(super) fn link(&mut self, name: &str) -> u64 {
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        self.inodes.insert(inode, Inode::default());
+        self.names.insert(name.to_owned(), inode);
+        self.waiting_names.push(NameChange::Link(name.to_owned(), inode));
+        inode
+    }
+
+    pub(super) fn unlink(&mut self, name: &str) -> bool {
+        let found = self.names.remove(name).is_some();
+        if found {
+            self.waiting_names.push(NameChange::Unlink(name.to_owned()));
+        }
+        found
+    }
+
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> bool {
+        let Some(inode) = self.names.remove(from) else { return false };
+        self.names.insert(to.to_owned(), inode);
+        self.waiting_names.push(NameChange::Rename(from.to_owned(), to.to_owned()));
+        true
+    }
+
+    pub(super) fn sync_names(&mut self) {
+        self.durable_names = self.names.clone();
+        self.waiting_names.clear();
+    }
+
+    /// Forgets files that nothing leads to any more.
+    pub(super) fn forget_unreachable(&mut self, is_open: impl Fn(u64) -> bool) {
+        let Self { inodes, names, durable_names, waiting_names, .. } = self;
+        if waiting_names.is_empty() {
+            inodes.retain(|inode, _| {
+                is_open(*inode) || names.values().chain(durable_names.values()).any(|named| named == inode)
+            });
+        }
+    }
+
+    pub(super) fn bytes_taken(&self) -> u64 {
+        self.names.values().map(|inode| self.inodes[inode].seen.bytes_taken()).sum()
+    }
+
+    /// The device as a power cut leaves it.
+    pub fn cut(&self, fate: Fate) -> Image {
+        let mut random = Random::new(fate.seed);
+        let names = self.names_after_cut(fate.names, &mut random);
+        let mut inodes = BTreeMap::new();
+        for inode in names.values() {
+            let content = self.inodes[inode].after_cut(fate.data, &mut random);
+            inodes.insert(*inode, Inode { seen: content.clone(), durable: content, waiting: Vec::new() });
+        }
+        let durable_names = names.clone();
+        Image { inodes, names, durable_names, waiting_names: Vec::new(), next_inode: self.next_inode }
+    }
+
+    /// Names change in order, as a journal has it, or with less luck each alone: but never against the order
+    /// of changes of the same name.
+    fn names_after_cut(&self, keep: Keep, random: &mut Random) -> BTreeMap<String, u64> {
+        let mut names = self.durable_names.clone();
+        if keep == Keep::Nothing {
+            return names;
+        }
+        let (lost, in_order) = (*random.pick(&[100, 500, 900]), random.chance(500));
+        let (mut stuck, mut stopped): (Vec<&str>, bool) = (Vec::new(), false);
+        for change in &self.waiting_names {
+            let touched = match change {
+                NameChange::Link(name, _) | NameChange::Unlink(name) => [name.as_str(), name.as_str()],
+                NameChange::Rename(from, to) => [from.as_str(), to.as_str()],
+            };
+            let blocked = stopped || touched.iter().any(|name| stuck.contains(name));
+            if keep == Keep::Drawn && (blocked || random.chance(lost)) {
+                stopped |= in_order;
+                stuck.extend(touched);
+                continue;
+            }
+            match change {
+                NameChange::Link(name, inode) => drop(names.insert(name.clone(), *inode)),
+                NameChange::Unlink(name) => drop(names.remove(name)),
+                NameChange::Rename(from, to) => {
+                    if let Some(inode) = names.remove(from) {
+                        names.insert(to.clone(), inode);
+                    }
+                }
+            }
+        }
+        names
+    }
+
+    /// Flips one bit of a file whose name fits; says where.
+    pub fn rot(&mut self, random: &mut Random, fits: impl Fn(&str) -> bool) -> Option<(String, u64)> {
+        let names: Vec<(String, u64)> = self.names.clone().into_iter().filter(|(n, _)| fits(n)).collect();
+        let (name, inode) = names.get(random.below(names.len() as u64) as usize)?;
+        let inode = self.inodes.get_mut(inode)?;
+        let length = inode.seen.length;
+        let offset = random.below(length);
+        inode.rot(offset, random.below(8) as u8);
+        (length > 0).then(|| (name.clone(), offset))
+    }
+
+    /// Something that differs when a file or a name does. Only for images nothing waits for.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (name, inode) in &self.names {
+            name.hash(&mut hasher);
+            self.inodes[inode].seen.fingerprint(&mut hasher);
+        }
+        hasher.finish()
+    }
+}

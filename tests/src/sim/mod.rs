@@ -1,0 +1,7 @@
+//! The simulator: a disk that fails on purpose, and lives of the real store on it.
+//!
+//! Everything follows from a seed; whatever finds a fault names the seed that shows it again.
+
+pub mod disk;
+pub mod random;
+pub mod store;

@@ -1,0 +1,270 @@
+//! Every short program, cut at every change, and cut again in every recovery.
+//!
+//! Of each program only the last step is cut: the cuts in the others are those of shorter programs. The
+//! device is looked at as each [`Fate`] leaves it. What was looked at before is not looked at again.
+
+use super::life::{Life, Step, options};
+use super::model::{Change, Checked, LARGE, Model};
+use super::workers::spread;
+use crate::sim::disk::{Cut, Fate, Faults, Image, SimDisk};
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::AddAssign;
+use std::sync::{Arc, Mutex};
+
+/// A letter of the alphabet programs are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Letter {
+    /// A batch of blocks and a setting.
+    Put,
+    /// A name is bound anew.
+    Bind,
+    /// A block is deleted and a name taken away.
+    Delete,
+    /// A checkpoint.
+    Checkpoint,
+    /// A block so large that the open segment is sealed.
+    Seal,
+    /// Closing and opening.
+    Open,
+    /// The index is made again.
+    Rebuild,
+    /// Cleaning, to its end.
+    Clean,
+    /// The process ends, and the store is opened again.
+    Kill,
+}
+
+impl Letter {
+    /// What programs are made of. A cut in [`Letter::Kill`] is the second cut of every program.
+    pub const CUT: [Self; 8] = [
+        Self::Put,
+        Self::Bind,
+        Self::Delete,
+        Self::Checkpoint,
+        Self::Seal,
+        Self::Open,
+        Self::Rebuild,
+        Self::Clean,
+    ];
+
+    /// What meets errors: opening after a crash too.
+    pub const FAILING: [Self; 9] = [
+        Self::Kill,
+        Self::Put,
+        Self::Bind,
+        Self::Delete,
+        Self::Checkpoint,
+        Self::Seal,
+        Self::Open,
+        Self::Rebuild,
+        Self::Clean,
+    ];
+
+    /// What it means as the `place`-th of a program.
+    pub(super) fn step(self, place: u32) -> Step {
+        match self {
+            Self::Put => {
+                let first = 100 + 8 * place;
+                let puts = [first, first + 2, first + 7].map(Change::Put);
+                Step::Commit([&puts[..], &[Change::Set(1, Some(place))]].concat())
+            }
+            Self::Bind => Step::Commit(vec![Change::Bind(1, 10 + place)]),
+            Self::Delete => Step::Commit(vec![Change::Delete(1 + place), Change::Unbind(2 + place as u8)]),
+            Self::Checkpoint => Step::Checkpoint,
+            Self::Seal => Step::Commit(vec![Change::Put(LARGE + 100 + place), Change::Bind(9, place)]),
+            Self::Open => Step::Reopen,
+            Self::Rebuild => Step::Rebuild,
+            Self::Kill => Step::Kill,
+            Self::Clean => Step::Clean { garbage: 0, budget: 1 << 20, steps: 20 },
+        }
+    }
+}
+
+/// All programs of one to `length` letters.
+pub fn programs(letters: &[Letter], length: usize) -> Vec<Vec<Letter>> {
+    let mut all: Vec<Vec<Letter>> = vec![Vec::new()];
+    let mut from = 0;
+    for _ in 0..length {
+        let to = all.len();
+        for program in from..to {
+            for letter in letters {
+                all.push([&all[program][..], &[*letter]].concat());
+            }
+        }
+        from = to;
+    }
+    all.remove(0);
+    all
+}
+
+/// A store in the middle of its life: sealed segments with garbage, an index, and a log behind it.
+///
+/// # Errors
+/// It can not be made.
+pub fn used_store() -> Checked<(Image, Model)> {
+    let mut life = Life::faultless(Image::default(), Model::default(), options())?;
+    let puts = (0..8).map(Change::Put).collect();
+    let binds = (1..6).map(|name| Change::Bind(name, u32::from(name))).collect();
+    let later = vec![Change::Put(8), Change::Put(20), Change::Bind(1, 9), Change::Set(2, Some(3))];
+    let steps = [
+        Step::Commit(puts),
+        Step::Commit(binds),
+        Step::Commit(vec![Change::Put(LARGE)]),
+        Step::Commit(vec![Change::Delete(LARGE), Change::Delete(4)]),
+        Step::Checkpoint,
+        Step::Commit(later),
+    ];
+    for step in &steps {
+        life.step(step)?;
+    }
+    life.check()?;
+    Ok((life.cut(Fate::EVERYTHING), life.model))
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Programs.
+    pub programs: u64,
+    /// Places where the power failed, in a program or a recovery.
+    pub cuts: u64,
+    /// Different devices that were left and opened.
+    pub images: u64,
+}
+
+impl AddAssign for Looked {
+    fn add_assign(&mut self, other: Self) {
+        self.programs += other.programs;
+        self.cuts += other.cuts;
+        self.images += other.images;
+    }
+}
+
+/// Cuts programs, and remembers what was looked at.
+#[derive(Default)]
+pub struct Examiner {
+    seen: Arc<Mutex<HashSet<u64>>>,
+    /// So far.
+    pub looked: Looked,
+}
+
+impl Examiner {
+    /// One that knows what others looked at, and tells them.
+    pub fn beside(other: &Self) -> Self {
+        Self { seen: Arc::clone(&other.seen), looked: Looked::default() }
+    }
+
+    /// Runs a program from a store and cuts its last step everywhere.
+    ///
+    /// # Errors
+    /// A promise is broken; the words say where.
+    pub fn examine(&mut self, image: &Image, model: &Model, program: &[Letter]) -> Checked {
+        self.looked.programs += 1;
+        let mut life = Life::faultless(image.clone(), model.clone(), options())?;
+        let steps: Vec<Step> = (0..).zip(program).map(|(place, letter)| letter.step(place)).collect();
+        let (last, before) = steps.split_last().ok_or("a program has a step")?;
+        let within = |words: String| format!("{program:?}: {words}");
+        for step in before {
+            life.step(step).map_err(within)?;
+        }
+        let during = life.expected_during(last);
+        life.disk.record();
+        life.step(last).map_err(within)?;
+        let cuts = life.disk.recorded();
+        life.check().map_err(within)?;
+        self.cut_everywhere(&cuts, &during, &life.model, true).map_err(within)
+    }
+
+    /// The making of a store, cut everywhere.
+    ///
+    /// # Errors
+    /// As for [`Examiner::examine`].
+    pub fn examine_making(&mut self) -> Checked {
+        let model = Model::default();
+        let disk = SimDisk::new(Image::default(), Faults::default(), 0);
+        disk.record();
+        let mut life = Life::faulty(disk, model.clone(), options());
+        life.faultless = true;
+        life.open()?;
+        let cuts = life.disk.recorded();
+        self.cut_everywhere(&cuts, &model, &model, true).map_err(|words| format!("making a store: {words}"))
+    }
+
+    /// `during` is what may be found at all cuts but the last, which must hold what is known `after`.
+    fn cut_everywhere(&mut self, cuts: &[Cut], during: &Model, after: &Model, again: bool) -> Checked {
+        for (number, cut) in cuts.iter().enumerate() {
+            self.looked.cuts += 1;
+            let expected = if number + 1 == cuts.len() { after } else { during };
+            let drawn = |luck: u64| Fate::drawn(number as u64 + 1000 * luck);
+            let fates =
+                [Fate::NOTHING, Fate::EVERYTHING, Fate::NAMES, drawn(1), drawn(2), drawn(3), drawn(4)];
+            let one = fates[(number + cuts.len()) % fates.len()];
+            for fate in if again { &fates[..] } else { std::slice::from_ref(&one) } {
+                let place = |words: String| format!("cut {number} before {}, {fate:?}: {words}", cut.before);
+                self.open_after(cut.image.cut(*fate), expected, again).map_err(place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens what a cut left, and cuts that too.
+    fn open_after(&mut self, image: Image, expected: &Model, again: bool) -> Checked {
+        let mut hasher = DefaultHasher::new();
+        (image.fingerprint(), expected, again).hash(&mut hasher);
+        if !self.seen.lock().is_ok_and(|mut seen| seen.insert(hasher.finish())) {
+            return Ok(());
+        }
+        self.looked.images += 1;
+        let disk = SimDisk::new(image, Faults::default(), 0);
+        disk.record();
+        let mut life = Life::faulty(disk, expected.clone(), options());
+        life.faultless = true;
+        let report = life.open()?.ok_or("it did not open")?;
+        let cuts = life.disk.recorded();
+        life.check()?;
+        if report.damaged_bytes > 0 {
+            return Err(format!("a power cut passes for damage: {report:?}"));
+        }
+        if again {
+            let after = life.model.clone();
+            self.cut_everywhere(&cuts, expected, &after, false).map_err(|words| format!("again {words}"))?;
+            write_again(life)?;
+        }
+        Ok(())
+    }
+}
+
+/// All programs up to a length from a used store, all shorter ones from an empty directory, each cut everywhere.
+pub fn cut_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
+    let (image, model) = match used_store() {
+        Ok(made) => made,
+        Err(words) => return (Looked::default(), vec![words]),
+    };
+    let from_used = programs(&Letter::CUT, length).into_iter().map(|program| (true, program));
+    let from_nothing = programs(&Letter::CUT, length - 1).into_iter().map(|program| (false, program));
+    let work: Vec<(bool, Vec<Letter>)> = from_used.chain(from_nothing).collect();
+    let (nothing, no_model) = (Image::default(), Model::default());
+    let mut first = Examiner::default();
+    let making = first.examine_making().err();
+    let (examiners, mut broken) = spread(
+        &work,
+        threads,
+        || Examiner::beside(&first),
+        |examiner, (used, program)| {
+            let (image, model) = if *used { (&image, &model) } else { (&nothing, &no_model) };
+            examiner.examine(image, model, program)
+        },
+    );
+    broken.extend(making);
+    examiners.into_iter().for_each(|examiner| first.looked += examiner.looked);
+    (first.looked, broken)
+}
+
+/// What is written after a recovery is as durable as anything, and harms nothing.
+fn write_again(mut life: Life) -> Checked {
+    life.step(&Step::Commit(vec![Change::Put(90), Change::Put(93), Change::Bind(7, 77)]))?;
+    let image = life.cut(Fate::NOTHING);
+    let mut life = Life::faultless(image, life.model, options())?;
+    life.check().map_err(|words| format!("after writing again: {words}"))
+}
