@@ -14,6 +14,7 @@ use larder_core::message::{Channel, Input, Presence};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 const WAITING_MAX: usize = 1024;
 /// Small messages may be on their way beside the blocks the core counts.
@@ -41,6 +42,10 @@ pub enum LinkError {
 pub(super) struct Wire {
     /// Absent while the radio sleeps.
     link: Option<Link>,
+    /// The last link is saying goodbye; the next one waits for it, or the broker would cut its last words off.
+    closing: Option<JoinHandle<()>>,
+    /// A link is wanted when that is done.
+    wanted: bool,
     options: LinkOptions,
     topics: Topics,
     epoch: u64,
@@ -88,7 +93,7 @@ impl Wire {
             retain: true,
         });
         let link = Some(Link::start(Plan::new(options.clone())?));
-        Ok(Some(Wire { link, options, topics, epoch, waiting: VecDeque::new() }))
+        Ok(Some(Wire { link, closing: None, wanted: true, options, topics, epoch, waiting: VecDeque::new() }))
     }
 
     pub(super) fn send(
@@ -128,6 +133,7 @@ impl Wire {
 
     /// Brings the link up, or says that the node sleeps and takes it down.
     pub(super) fn radio(&mut self, up: bool) -> Option<Input> {
+        self.wanted = up;
         if up {
             self.start_link();
             return None;
@@ -142,15 +148,11 @@ impl Wire {
             return None;
         }
         self.options.keep_alive = keep_alive;
-        let ended = self.end_link(None, "connecting again with the profile's keep-alive");
-        if ended.is_some() {
-            self.start_link();
-        }
-        ended
+        self.end_link(None, "connecting again with the profile's keep-alive")
     }
 
     fn start_link(&mut self) {
-        if self.link.is_some() {
+        if self.link.is_some() || self.closing.is_some() {
             return;
         }
         match Plan::new(self.options.clone()) {
@@ -163,7 +165,7 @@ impl Wire {
     fn end_link(&mut self, last: Option<Outgoing>, why: &str) -> Option<Input> {
         let link = self.link.take()?;
         self.waiting.clear();
-        tokio::spawn(link.close(last, FAREWELL));
+        self.closing = Some(tokio::spawn(link.close(last, FAREWELL)));
         Some(Input::LinkDown { reason: why.to_owned() })
     }
 
@@ -209,6 +211,14 @@ impl Wire {
     /// The next thing the core must hear of. Cancel safe.
     pub(super) async fn next(&mut self) -> Input {
         loop {
+            if let Some(closing) = &mut self.closing {
+                // Whether it went well or not: it is gone.
+                let _ = closing.await;
+                self.closing = None;
+                if self.wanted {
+                    self.start_link();
+                }
+            }
             let Some(link) = &mut self.link else { return std::future::pending().await };
             match link.next().await {
                 LinkEvent::Up { .. } => {
@@ -240,6 +250,9 @@ impl Wire {
     /// Says goodbye.
     pub(super) async fn close(self) {
         let last = self.state_message(Presence::Offline);
+        if let Some(closing) = self.closing {
+            let _ = closing.await;
+        }
         if let Some(link) = self.link {
             link.close(Some(last), FAREWELL).await;
         }

@@ -14,6 +14,7 @@ mod service;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod watcher;
 
 use crate::config::{Config, ConfigError, Effective, Environment, KeyError, NodeKey, Overrides};
@@ -38,6 +39,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
+use timer::Timer;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
 use watcher::Watcher;
@@ -70,9 +72,9 @@ pub enum RunError {
     /// No random numbers from the kernel.
     #[error("the kernel gave no random numbers: {0}")]
     Random(getrandom::Error),
-    /// The thread that reads the sensors did not start.
-    #[error("starting the thread for the sensors: {0}")]
-    Sensors(io::Error),
+    /// The kernel gives no timer, or no thread for the sensors.
+    #[error("starting the loop: {0}")]
+    Start(io::Error),
 }
 
 impl RunError {
@@ -95,7 +97,7 @@ impl RunError {
             RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
                 Some(FailureKind::Disk)
             }
-            RunError::Socket(_) | RunError::Random(_) | RunError::Sensors(_) => None,
+            RunError::Socket(_) | RunError::Random(_) | RunError::Start(_) => None,
         }
     }
 }
@@ -163,6 +165,9 @@ pub struct Agent {
     watcher: Option<Watcher>,
     service: Service,
     sensors: Reader,
+    timer: Timer,
+    /// What the link shall have at the end of the turn, when all that was to be sent is.
+    keep_alive: Option<Duration>,
     disk: OsDisk,
     orders: mpsc::Receiver<Order>,
     stopped: bool,
@@ -222,7 +227,9 @@ impl Agent {
             server,
             watcher,
             service,
-            sensors: Reader::start(config).map_err(RunError::Sensors)?,
+            sensors: Reader::start(config).map_err(RunError::Start)?,
+            timer: Timer::new().map_err(RunError::Start)?,
+            keep_alive: None,
             disk: opened.disk,
             orders,
             stopped: false,
@@ -265,7 +272,7 @@ impl Agent {
                     }
                     service::Event::Fed => continue,
                 },
-                () = sleep_until(at) => (Input::Wake, Woken::Timer(deadline.map_or("", |(_, why)| why))),
+                () = self.timer.until(at) => (Input::Wake, Woken::Timer(deadline.map_or("", |(_, why)| why))),
             };
             self.turn(input, Some(woken));
             self.service.turned();
@@ -338,10 +345,7 @@ impl Agent {
         self.node.reload(&new);
         self.core = new;
         if let Some(steering) = self.node.steering().cloned() {
-            // Says that the link went, if it did: the core must hear of it.
-            if let Some(input) = self.follow(&steering) {
-                self.turn(input, None);
-            }
+            self.follow(&steering);
         }
         tracing::info!(
             "the configuration was reloaded; store, broker and socket keep theirs until a restart"
@@ -350,13 +354,13 @@ impl Agent {
     }
 
     /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience.
-    fn follow(&mut self, steering: &Steering) -> Option<Input> {
+    fn follow(&mut self, steering: &Steering) {
         let slack = NonZeroU64::new(steering.timer_slack_us.saturating_mul(1_000));
         if let Err(error) = rustix::thread::set_current_timer_slack(slack) {
             tracing::debug!("the timer slack stays as it was: {error}");
         }
         self.service.wakes_every(Duration::from_millis(steering.sense_ms));
-        self.wire.as_mut()?.keep_alive(Duration::from_secs(steering.keep_alive_s))
+        self.keep_alive = Some(Duration::from_secs(steering.keep_alive_s));
     }
 
     /// One turn: the core decides, the shell carries out. What that brings at once is handled too.
@@ -371,6 +375,7 @@ impl Agent {
                     self.node.handle(now, input, &mut self.effects);
                 }
             }
+            next = self.keep_alive.take().and_then(|keep_alive| self.wire.as_mut()?.keep_alive(keep_alive));
         }
         let took = began.elapsed();
         self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), woken);
@@ -400,7 +405,7 @@ impl Agent {
             Effect::Note(note) => notes::write(&note),
             Effect::Measure => return Some(Input::Measured(measure(&self.disk))),
             Effect::Sense => self.sensors.read(),
-            Effect::Profile(steering) => return self.follow(&steering),
+            Effect::Profile(steering) => self.follow(&steering),
             Effect::Radio(up) => return self.wire.as_mut()?.radio(up),
             Effect::Telemetry(payload) => return self.wire.as_mut()?.telemetry(payload),
             Effect::Stopped => self.stopped = true,
@@ -477,13 +482,6 @@ async fn next_of_wire(wire: &mut Option<Wire>) -> Input {
 async fn next_of_watcher(watcher: &mut Option<Watcher>) -> Input {
     match watcher {
         Some(watcher) => watcher.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
 }

@@ -96,6 +96,11 @@ pub(crate) struct Machine {
     /// What its sensors say.
     pub(crate) readings: Readings,
     pub(crate) readings_taken: u64,
+    /// Moments at which something woke it, whatever that was.
+    pub(crate) wake_ups: u64,
+    /// Of those the ones by its timer, its link and its sensors.
+    pub(crate) own_wake_ups: u64,
+    input_ms: Option<u64>,
     pub(crate) telemetry: u64,
     pub(crate) profile: String,
     /// Longest time one job may take, in ms.
@@ -156,6 +161,9 @@ impl World {
             stopped: false,
             readings: Readings::default(),
             readings_taken: 0,
+            wake_ups: 0,
+            own_wake_ups: 0,
+            input_ms: None,
             telemetry: 0,
             profile: String::new(),
             job_ms_max: 4,
@@ -324,6 +332,13 @@ impl World {
         let now = self.time(node);
         let machine = &mut self.machines[node];
         let Some(core) = &mut machine.node else { return };
+        // what comes in one moment comes to a processor that is awake
+        if machine.input_ms.replace(self.now_ms) != Some(self.now_ms) {
+            machine.wake_ups += 1;
+            let is_own =
+                matches!(input, Input::Wake | Input::Sent { .. } | Input::Wire { .. } | Input::Sensed(_));
+            machine.own_wake_ups += u64::from(is_own);
+        }
         core.handle(now, input, &mut machine.out);
         assert_eq!(machine.out.dropped(), 0, "seed {}: effects or messages were dropped", self.seed);
         loop {
