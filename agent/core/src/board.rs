@@ -65,6 +65,19 @@ pub struct Board {
     pub storage_share_percent: u64,
     /// Profile where none is configured.
     pub default_profile: String,
+    /// Types of the thermal zones of its processor; every zone where none is named.
+    #[serde(default)]
+    pub thermal_zones: Vec<String>,
+    /// Labels of the INA3221 channels that together are its supply.
+    #[serde(default)]
+    pub power_rails: Vec<String>,
+    /// Its supply is asked of a Raspberry Pi 5's PMIC.
+    #[serde(default)]
+    pub pmic: bool,
+    /// Degrees Celsius from which it is hot.
+    pub hot_celsius: u64,
+    /// Degrees Celsius below which it is hot no longer.
+    pub cool_celsius: u64,
 }
 
 /// A board value that cannot work.
@@ -129,6 +142,13 @@ impl Board {
                 self.storage_share_percent,
                 (1..=100).contains(&self.storage_share_percent),
                 "1 to 100",
+            ),
+            ("hot_celsius", self.hot_celsius, (40..=120).contains(&self.hot_celsius), "40 to 120"),
+            (
+                "cool_celsius",
+                self.cool_celsius,
+                (20..=self.hot_celsius.saturating_sub(3)).contains(&self.cool_celsius),
+                "20 to 3 below hot_celsius",
             ),
         ];
         match rules.into_iter().find(|&(_, _, holds, _)| !holds) {
@@ -211,6 +231,11 @@ mod tests {
             cache_bytes_max: 64 << 20,
             storage_share_percent: 80,
             default_profile: "balanced".to_owned(),
+            thermal_zones: Vec::new(),
+            power_rails: Vec::new(),
+            pmic: false,
+            hot_celsius: 80,
+            cool_celsius: 70,
         }
     }
 
@@ -261,6 +286,15 @@ mod tests {
         assert_eq!(greedy.check(), Ok(()));
         greedy.cache_bytes_max = 1 << 30;
         assert_eq!(greedy.check().unwrap_err().key, "cache_bytes_max");
+    }
+
+    #[test]
+    fn heat_without_a_way_back_is_refused() {
+        let mut odd = board("odd", &[], None);
+        odd.cool_celsius = 78;
+        assert_eq!(odd.check().unwrap_err().key, "cool_celsius");
+        odd.hot_celsius = 999;
+        assert_eq!(odd.check().unwrap_err().key, "hot_celsius");
     }
 
     #[test]

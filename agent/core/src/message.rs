@@ -9,9 +9,13 @@ use crate::limits::{EFFECTS_MAX, EFFECTS_ROOM, MESSAGES_MAX};
 use crate::name::Name;
 use crate::note::Note;
 use crate::object::manifest::Manifest;
+use crate::power::conditions::Readings;
+use crate::power::plan::Steering;
+use crate::power::report::PowerReport;
 use crate::request::{Failure, ProcessNumbers, Request, Response, StoreNumbers, Target};
 use bytes::Bytes;
 use heapless::Deque;
+use std::sync::Arc;
 
 /// The actors that ask others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +133,8 @@ pub enum Input {
     ClientGone(ClientId),
     /// To `Measure`.
     Measured(ProcessNumbers),
+    /// To `Sense`.
+    Sensed(Readings),
     /// The process shall end.
     Stop,
 }
@@ -188,6 +194,14 @@ pub enum Effect {
     Note(Note),
     /// Say what the kernel counts of this process.
     Measure,
+    /// Read the sensors, beside the loop: one of them may hang.
+    Sense,
+    /// This profile is in force from now on.
+    Profile(Arc<Steering>),
+    /// Bring the link up, or take it down.
+    Radio(bool),
+    /// Publish what the node costs, retained.
+    Telemetry(Bytes),
     /// All is flushed and said; the process may end.
     Stopped,
 }
@@ -225,6 +239,8 @@ impl Channel {
 pub enum Presence {
     /// Connected.
     Online,
+    /// The radio goes until its next window, on purpose.
+    Sleeping,
     /// Going, on purpose.
     Offline,
 }
@@ -662,6 +678,22 @@ pub enum Message {
         /// The envelope.
         payload: Bytes,
     },
+    /// To Power.
+    Power {
+        /// For the reply.
+        ticket: Ticket,
+        /// What.
+        ask: PowerAsk,
+    },
+    /// To the asker of `Power`.
+    PowerNews {
+        /// As asked.
+        ticket: Ticket,
+        /// What came of it.
+        done: Result<Box<PowerReport>, Failure>,
+    },
+    /// To Sync and Power: what waits for the radio shall not wait longer.
+    SendNow,
     /// To Keeper: verify everything for this caller.
     VerifyAll {
         /// Whom to tell.
@@ -673,6 +705,20 @@ pub enum Message {
         ticket: Ticket,
         /// Progress, or the result, or a failure.
         news: Box<Response>,
+    },
+}
+
+/// A request about power.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PowerAsk {
+    /// Say how things are.
+    Report,
+    /// Use this profile, for so long.
+    Set {
+        /// Its name; none: the configured one again.
+        profile: Option<String>,
+        /// For how long; none: until the next start.
+        seconds: Option<u64>,
     },
 }
 
@@ -690,17 +736,23 @@ pub struct Effects {
     effects: Deque<Effect, EFFECTS_MAX>,
     messages: Deque<Message, MESSAGES_MAX>,
     dropped: u64,
+    /// Messages for the network since this was last asked, and their bytes.
+    sent: (u64, u64),
 }
 
 impl Default for Effects {
     fn default() -> Self {
-        Effects { effects: Deque::new(), messages: Deque::new(), dropped: 0 }
+        Effects { effects: Deque::new(), messages: Deque::new(), dropped: 0, sent: (0, 0) }
     }
 }
 
 impl Effects {
     /// An effect for the shell.
     pub fn emit(&mut self, effect: Effect) {
+        if let Effect::Send { payload, .. } | Effect::Telemetry(payload) = &effect {
+            self.sent.0 += 1;
+            self.sent.1 += payload.len() as u64;
+        }
         if self.effects.push_back(effect).is_err() {
             self.dropped += 1;
             debug_assert!(false, "an actor emitted more than EFFECTS_MAX effects in one call");
@@ -723,6 +775,11 @@ impl Effects {
     /// The next effect to carry out.
     pub fn next_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    /// Messages for the network since the last call, and their bytes.
+    pub(crate) fn take_sent(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.sent)
     }
 
     pub(crate) fn next_message(&mut self) -> Option<Message> {

@@ -11,14 +11,27 @@ use crate::limits::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::message::{Actor, Channel, Effect, Effects, Input, Message, Presence, Ticket};
 use crate::note::Note;
 use crate::power::Power;
+use crate::power::plan::Steering;
 use crate::request::{ProcessNumbers, Status};
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::sync::Sync;
 use crate::time::Time;
+use std::sync::Arc;
+
+/// What ended the loop's sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// Its own timer, for this deadline.
+    Timer(&'static str),
+    /// Something from outside.
+    By(&'static str),
+}
 
 /// All actors of one node.
 pub struct Node {
+    /// As configured; what the profile in force steers is put over it.
+    settings: Settings,
     ingest: Ingest,
     store: Store,
     sync: Sync,
@@ -36,6 +49,7 @@ impl Node {
     /// A node that has not started.
     pub fn new(settings: &Settings) -> Self {
         Node {
+            settings: settings.clone(),
             ingest: Ingest::new(settings),
             store: Store::new(settings),
             sync: Sync::new(settings),
@@ -51,12 +65,27 @@ impl Node {
 
     /// Takes over new settings; identity, store and watched folders are those of the start.
     pub fn reload(&mut self, settings: &Settings) {
-        self.ingest.reload(settings);
-        self.store.reload(settings);
-        self.sync.reload(settings);
-        self.control.reload(settings);
+        self.settings = settings.clone();
         self.power.reload(settings);
-        self.keeper.reload(settings);
+        self.follow_profile();
+    }
+
+    /// The profile in force, for the shell; none where the settings have no plan.
+    pub fn steering(&self) -> Option<&Arc<Steering>> {
+        self.power.steering()
+    }
+
+    /// Puts what the profile in force steers into all actors.
+    fn follow_profile(&mut self) {
+        let settings = match self.power.steering() {
+            Some(steering) => self.settings.under(steering),
+            None => self.settings.clone(),
+        };
+        self.ingest.reload(&settings);
+        self.store.reload(&settings);
+        self.sync.reload(&settings);
+        self.control.reload(&settings);
+        self.keeper.reload(&settings);
     }
 
     /// Something has happened.
@@ -64,12 +93,21 @@ impl Node {
         if !out.has_messages() {
             self.store.forget_refusal();
         }
+        if let Input::Wire { payload, .. } = &input {
+            self.power.received(payload.len());
+        }
         self.take(now, input, out);
         while out.has_room()
             && let Some(message) = out.next_message()
         {
             self.pass(now, message, out);
         }
+        let sync = &self.sync;
+        if self.power.ride(now, || sync.is_busy(), out) {
+            self.follow_profile();
+        }
+        let (messages, bytes) = out.take_sent();
+        self.power.sent(messages, bytes);
         self.backlog = out.has_messages();
         self.dropped = out.dropped();
         if self.stopping && self.store.is_quiet() && !self.backlog {
@@ -90,14 +128,17 @@ impl Node {
             self.sync.deadline(),
             self.control.deadline(),
             self.keeper.deadline(),
+            self.power.deadline(),
         ];
         self.power.alarm(deadlines.into_iter().flatten())
     }
 
-    /// The shell says how long the last turn took and, if the timer began it, for which reason.
-    pub fn turned(&mut self, took_ms: u64, woken_for: Option<&'static str>) {
-        if let Some(why) = woken_for {
-            self.power.woken(why);
+    /// The shell says how long the last turn took and, if it came from sleep, what woke it.
+    pub fn turned(&mut self, took_ms: u64, woken: Option<Woken>) {
+        match woken {
+            Some(Woken::Timer(why)) => self.power.woken(why, true),
+            Some(Woken::By(what)) => self.power.woken(what, false),
+            None => {}
         }
         self.power.turned(took_ms);
     }
@@ -113,8 +154,12 @@ impl Node {
             Input::LinkUp => {
                 out.emit(Effect::Presence(Presence::Online));
                 self.sync.link_up(now, out);
+                self.power.link(now, true, out);
             }
-            Input::LinkDown { reason } => self.sync.link_down(now, reason, out),
+            Input::LinkDown { reason } => {
+                self.sync.link_down(now, reason, out);
+                self.power.link(now, false, out);
+            }
             Input::Sent { token } => self.sync.sent(token, out),
             Input::Wire { from, channel: channel @ (Channel::Command | Channel::Answer), payload } => {
                 if let Err(why) = self.control.wire(now, &from, channel, &payload, out) {
@@ -130,6 +175,11 @@ impl Node {
             Input::ClientReady(client) => self.control.client_ready(client, out),
             Input::ClientGone(client) => self.control.client_gone(client, out),
             Input::Measured(process) => self.measured(now, &process, out),
+            Input::Sensed(readings) => {
+                if self.power.sensed(now, readings, out) {
+                    self.follow_profile();
+                }
+            }
             Input::Stop => {
                 self.stopping = true;
                 self.sync.save_cursors(now, true, out);
@@ -142,6 +192,7 @@ impl Node {
         self.started_ms = now.mono_ms;
         self.control.start(out);
         self.keeper.start(now);
+        self.power.start(now, out);
         self.ingest.wake(now, out);
     }
 
@@ -192,6 +243,16 @@ impl Node {
             Message::Fetch { ticket, target, wait } => self.sync.fetch(now, ticket, target, wait, out),
             Message::Fetched { ticket, done } => self.control.fetched(ticket.number, done, out),
             Message::Post { to, channel, payload } => self.post(&to, channel, payload, out),
+            Message::Power { ticket, ask } => {
+                if self.power.asked(now, ticket, ask, out) {
+                    self.follow_profile();
+                }
+            }
+            Message::PowerNews { ticket, done } => self.control.power_news(ticket.number, done, out),
+            Message::SendNow => {
+                self.power.wake_radio(now, out);
+                self.sync.send_now(now, out);
+            }
             Message::VerifyAll { ticket } => self.keeper.verify_all(ticket, out),
             Message::VerifyNews { ticket, news } => self.control.verify_news(ticket.number, *news, out),
         }
@@ -207,6 +268,7 @@ impl Node {
     }
 
     fn measured(&mut self, now: Time, process: &ProcessNumbers, out: &mut Effects) {
+        self.power.measured(now, process);
         let mut power = self.power.numbers().clone();
         power.dropped = self.dropped;
         let status = Status {

@@ -53,6 +53,13 @@ pub enum Note {
         /// Bytes given back.
         bytes: u64,
     },
+    /// Another profile is in force.
+    Profile {
+        /// Its name.
+        name: String,
+        /// Why.
+        why: &'static str,
+    },
     /// A leecher made room.
     Evicted {
         /// The object.

@@ -9,6 +9,9 @@ use core::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use crate::power::conditions::Condition;
+use crate::power::windows::{Hours, Windows};
+
 /// Bytes of the largest MQTT message that carries a block; batches smaller than it make no sense.
 const MESSAGE_BYTES: u64 = 128 << 10;
 
@@ -45,18 +48,73 @@ pub struct Profile {
     pub clean_step_bytes: u64,
     /// Longest time between two checkpoints of the index.
     pub checkpoint_age_s: u64,
+    /// Bytes one step of verification reads.
+    pub verify_step_bytes: u64,
+    /// Rest between two steps of cleaning or verification, unless a full store waits.
+    pub step_rest_ms: u64,
+    /// Longest time between two readings of the sensors.
+    pub sense_s: u64,
+    /// A reaction ends when its cause has not been seen for so long.
+    pub calm_s: u64,
+    /// Longest time between two reports on the telemetry topic.
+    pub telemetry_s: u64,
+    /// How much later than asked the kernel may wake the process, so that wake-ups of many are one.
+    pub timer_slack_us: u64,
+    /// The battery is low up to this charge.
+    pub battery_low_percent: u64,
+    /// The battery is low no longer from this charge.
+    pub battery_ok_percent: u64,
+    /// The flash is worn from this share of its life.
+    pub flash_worn_percent: u64,
+    /// The link comes up so often and goes when nothing is under way; 0: it stays.
+    pub sync_every_s: u64,
+    /// Hours of the day (UTC) in which the radio may be used, such as `22:00-06:00`; none: all day.
+    pub sync_hours: Vec<String>,
+    /// What takes this profile's place, and when.
+    #[serde(default)]
+    pub on: Reactions,
+}
+
+/// Profiles, by name or path, that take another's place while something is so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reactions {
+    /// The supply's voltage is low.
+    pub under_voltage: Option<String>,
+    /// The processor is hot, or held back for it.
+    pub hot: Option<String>,
+    /// The battery is low and nothing feeds it.
+    pub battery_low: Option<String>,
+    /// Nothing feeds the machine but its battery.
+    pub on_battery: Option<String>,
+    /// The flash under the store is worn.
+    pub flash_worn: Option<String>,
+}
+
+impl Reactions {
+    /// Each condition with the profile it asks for.
+    pub fn each_mut(&mut self) -> impl Iterator<Item = (Condition, &mut String)> {
+        let named = [
+            (Condition::UnderVoltage, &mut self.under_voltage),
+            (Condition::Hot, &mut self.hot),
+            (Condition::BatteryLow, &mut self.battery_low),
+            (Condition::OnBattery, &mut self.on_battery),
+            (Condition::FlashWorn, &mut self.flash_worn),
+        ];
+        named.into_iter().filter_map(|(condition, profile)| Some((condition, profile.as_mut()?)))
+    }
 }
 
 /// A value no node can work with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key} = {value} is impossible: allowed are {} to {}", allowed.start(), allowed.end())]
+#[error("{key} = {value} is impossible: allowed are {allowed}")]
 pub struct ProfileError {
     /// The key in the profile file.
     pub key: &'static str,
     /// What it says.
-    pub value: u64,
+    pub value: String,
     /// What it may say.
-    pub allowed: RangeInclusive<u64>,
+    pub allowed: String,
 }
 
 impl Profile {
@@ -67,15 +125,30 @@ impl Profile {
     pub fn check(&self) -> Result<(), ProfileError> {
         for (key, value, allowed) in self.values() {
             if !allowed.contains(&value) {
-                return Err(ProfileError { key, value, allowed });
+                let allowed = format!("{} to {}", allowed.start(), allowed.end());
+                return Err(ProfileError { key, value: value.to_string(), allowed });
             }
         }
-        Ok(())
+        match self.sync_hours.iter().find(|text| Hours::parse(text).is_none()) {
+            Some(text) => Err(ProfileError {
+                key: "sync_hours",
+                value: format!("{text:?}"),
+                allowed: "hours of a day such as \"22:00-06:00\"".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// When the radio may be used; the hours have been checked.
+    #[must_use]
+    pub fn windows(&self) -> Windows {
+        let hours = self.sync_hours.iter().filter_map(|text| Hours::parse(text)).collect();
+        Windows { hours, every_ms: self.sync_every_s * 1_000 }
     }
 
     /// Every number with its range. The upper ends keep a typing error (a byte count where seconds
     /// belong) from being taken for a wish; keep-alive is 16 bits wide in MQTT.
-    fn values(&self) -> [(&'static str, u64, RangeInclusive<u64>); 12] {
+    fn values(&self) -> [(&'static str, u64, RangeInclusive<u64>); 22] {
         [
             ("tick_ms", self.tick_ms, 1..=60_000),
             ("flush_age_ms", self.flush_age_ms, 0..=60_000),
@@ -89,6 +162,16 @@ impl Profile {
             ("window_blocks", self.window_blocks, 1..=1_024),
             ("clean_step_bytes", self.clean_step_bytes, MESSAGE_BYTES..=1 << 30),
             ("checkpoint_age_s", self.checkpoint_age_s, 1..=86_400),
+            ("verify_step_bytes", self.verify_step_bytes, MESSAGE_BYTES..=1 << 30),
+            ("step_rest_ms", self.step_rest_ms, 0..=60_000),
+            ("sense_s", self.sense_s, 1..=3_600),
+            ("calm_s", self.calm_s, 1..=86_400),
+            ("telemetry_s", self.telemetry_s, 10..=86_400),
+            ("timer_slack_us", self.timer_slack_us, 1..=1_000_000),
+            ("battery_low_percent", self.battery_low_percent, 0..=95),
+            ("battery_ok_percent", self.battery_ok_percent, self.battery_low_percent.min(95) + 3..=100),
+            ("flash_worn_percent", self.flash_worn_percent, 1..=100),
+            ("sync_every_s", self.sync_every_s, 0..=86_400),
         ]
     }
 }
@@ -100,7 +183,9 @@ mod tests {
     const SAMPLE: &str = r#"{"name": "sample", "summary": "A sample.", "tick_ms": 10, "flush_age_ms": 2,
         "flush_bytes": 1048576, "send_age_ms": 5, "send_bytes": 262144, "keep_alive_s": 30,
         "cache_bytes": 1048576, "table_entries": 1024, "quota_share_percent": 100, "window_blocks": 16,
-        "clean_step_bytes": 1048576, "checkpoint_age_s": 60}"#;
+        "clean_step_bytes": 1048576, "checkpoint_age_s": 60, "verify_step_bytes": 1048576, "step_rest_ms": 0,
+        "sense_s": 10, "calm_s": 300, "telemetry_s": 300, "timer_slack_us": 50, "battery_low_percent": 20,
+        "battery_ok_percent": 30, "flash_worn_percent": 80, "sync_every_s": 0, "sync_hours": []}"#;
 
     #[test]
     fn a_sane_profile_passes() {
@@ -116,9 +201,21 @@ mod tests {
             let mut raw = sane.clone();
             raw[key] = (allowed.end() + 1).into();
             let error = serde_json::from_value::<Profile>(raw).unwrap().check().unwrap_err();
+            let allowed = format!("{} to {}", allowed.start(), allowed.end());
             assert_eq!((error.key, &error.allowed), (key, &allowed));
             assert!(error.to_string().starts_with(&format!("{key} = ")), "{error}");
         }
+    }
+
+    #[test]
+    fn impossible_hours_and_a_battery_without_a_way_back_are_refused() {
+        let refused = |from: &str, to: &str| {
+            let raw = SAMPLE.replace(from, to);
+            assert_ne!(raw, SAMPLE);
+            serde_json::from_str::<Profile>(&raw).unwrap().check().unwrap_err().key
+        };
+        assert_eq!(refused("\"sync_hours\": []", "\"sync_hours\": [\"25:00-26:00\"]"), "sync_hours");
+        assert_eq!(refused("\"battery_ok_percent\": 30", "\"battery_ok_percent\": 20"), "battery_ok_percent");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use crate::binding::Meta;
 use crate::id::{BlockId, NodeName};
 use crate::name::Name;
+use crate::power::report::PowerReport;
 use crate::role::Role;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub enum Request {
     },
     /// Make everything handed over so far durable now, without waiting for the profile's age.
     Flush,
+    /// Send what waits for peers now, without waiting for the profile's age or its next sync window.
+    Send,
     /// Send `length` bytes from `offset` as data frames; the whole object without `length`.
     Get {
         /// Which object.
@@ -71,6 +74,17 @@ pub enum Request {
     },
     /// Everything the node knows of itself.
     Status,
+    /// The profile in force, what the sensors say, what the node costs.
+    Power,
+    /// Use another profile.
+    Profile {
+        /// Its name; none: the configured one again.
+        #[serde(default)]
+        profile: Option<String>,
+        /// For how long; none: until the next start.
+        #[serde(default)]
+        seconds: Option<u64>,
+    },
     /// Read every block and check it.
     Verify,
     /// Make the index again from the log.
@@ -87,7 +101,10 @@ pub enum Request {
 impl Request {
     /// Whether a repetition could change something; such commands leave their counter in the log.
     pub fn changes_something(&self) -> bool {
-        matches!(self, Request::Remove { .. } | Request::Fetch { .. } | Request::IndexRebuild)
+        matches!(
+            self,
+            Request::Remove { .. } | Request::Fetch { .. } | Request::IndexRebuild | Request::Profile { .. }
+        )
     }
 
     /// Whether the request may come over MQTT.
@@ -160,6 +177,8 @@ pub enum Response {
     },
     /// See [`Status`].
     Status(Box<Status>),
+    /// See [`PowerReport`].
+    Power(Box<PowerReport>),
     /// How far a long request is.
     Progress {
         /// Done so far.
@@ -450,4 +469,10 @@ pub struct ProcessNumbers {
     pub cpu_ms: Option<u64>,
     /// Bytes sent to the disk.
     pub disk_bytes: Option<u64>,
+    /// Syncs the store asked of the disk.
+    #[serde(default)]
+    pub syncs: Option<u64>,
+    /// Bytes the store wrote: log, index and filter.
+    #[serde(default)]
+    pub flash_bytes: Option<u64>,
 }

@@ -1,6 +1,7 @@
 //! What the core is told once, checked by the shell's configuration, and again on reload.
 
 use crate::id::NodeName;
+use crate::power::plan::PowerPlan;
 use crate::request::SettingInForce;
 use crate::role::{Evict, Role};
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -86,8 +87,14 @@ pub struct Settings {
     pub clean_period_ms: u64,
     /// Bytes moved by one step of cleaning.
     pub clean_step_bytes: u64,
+    /// Bytes read by one step of verification.
+    pub verify_step_bytes: u64,
+    /// Rest between two steps of cleaning or verification, in milliseconds.
+    pub step_rest_ms: u64,
     /// The index follows the log at least this often, in milliseconds.
     pub checkpoint_age_ms: u64,
+    /// The profiles this node moves between; those above are of the configured one.
+    pub power: PowerPlan,
     /// For `status`: the values above and where each came from.
     pub in_force: Vec<SettingInForce>,
     /// Version of the program.

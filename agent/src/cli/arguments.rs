@@ -42,7 +42,7 @@ pub(super) struct Global {
     /// Socket of the agent
     #[arg(long, global = true, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
-    /// Power profile: performance, balanced, low-power or the path of a profile file
+    /// Power profile: performance, balanced, low-power, duty-cycle or the path of a profile file
     #[arg(long, global = true, value_name = "PROFILE")]
     pub(super) profile: Option<String>,
     /// Board: auto, the name of a board or the path of a board file
@@ -86,6 +86,8 @@ pub(super) enum Command {
     Fetch(Fetch),
     /// Show what the node knows of itself
     Status,
+    /// Show the profile in force, what the sensors say and what the node costs; or set a profile
+    Power(Power),
     /// Read every block and check it
     Verify,
     /// Work on the index
@@ -148,6 +150,12 @@ pub(super) struct Put {
     /// Store standard input under this name
     #[arg(long, value_name = "NAME", conflicts_with = "paths")]
     pub(super) stdin: Option<Name>,
+    /// Have it sent to peers at once, without waiting for the profile's age or sync window
+    #[arg(long)]
+    pub(super) now: bool,
+    /// Wait for the profile's next batch instead of having one made for this
+    #[arg(long, conflicts_with = "now")]
+    pub(super) patient: bool,
 }
 
 #[derive(Debug, Args)]
@@ -191,6 +199,32 @@ pub(super) struct Fetch {
     /// Names or CIDs; `name:` or `cid:` before one says which
     #[arg(required = true, value_name = "TARGET", value_parser = target)]
     pub(super) targets: Vec<Target>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Power {
+    #[command(subcommand)]
+    pub(super) set: Option<PowerSet>,
+    /// Show it again and again
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(super) watch: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PowerSet {
+    /// Use another profile until it is set again, for a time, or until the next start
+    Set {
+        /// Name of a profile
+        #[arg(value_name = "PROFILE")]
+        name: String,
+        /// Such as 90s, 30m, 2h or 1d
+        #[arg(long = "for", value_name = "TIME", value_parser = super::power::duration)]
+        time: Option<std::time::Duration>,
+    },
+    /// Use the configured profile and its reactions again
+    Auto,
 }
 
 #[derive(Debug, Subcommand)]
@@ -244,12 +278,12 @@ impl Cli {
                 "--json and `-o -` would both write to standard output: leave one out"
             }
             Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) if has_node => {
-                "--node goes with ls, rm, fetch, status, verify and index"
+                "--node goes with ls, rm, fetch, status, power, verify and index"
             }
             Command::Put(_) | Command::Get(_) => return Ok(()),
             Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) => return Ok(()),
             Command::Ls(_) | Command::Rm(_) | Command::Fetch(_) => return Ok(()),
-            Command::Status | Command::Verify | Command::Index(_) => return Ok(()),
+            Command::Status | Command::Power(_) | Command::Verify | Command::Index(_) => return Ok(()),
         };
         Err(CommandError::Usage(why.to_owned()))
     }

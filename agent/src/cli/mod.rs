@@ -10,6 +10,7 @@ pub(crate) mod exit;
 mod get;
 mod names;
 mod output;
+mod power;
 mod put;
 pub(crate) mod source;
 mod status;
@@ -126,6 +127,7 @@ async fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, CommandError> {
         | Command::Rm(_)
         | Command::Fetch(_)
         | Command::Status
+        | Command::Power(_)
         | Command::Verify
         | Command::Index(_) => {
             let config = load(&cli)?;
@@ -140,8 +142,9 @@ async fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, CommandError> {
 }
 
 fn load(cli: &Cli) -> Result<Config, CommandError> {
-    let machine = larder_hal::board::detect(Path::new("/"));
-    Ok(Config::load(&cli.overrides(), &Environment::of_process(), &machine)?)
+    let environment = Environment::of_process();
+    let machine = larder_hal::board::detect(&environment.machine_root());
+    Ok(Config::load(&cli.overrides(), &environment, &machine)?)
 }
 
 /// Comes to its end when the user or the system asks to stop; from the call on neither ends the process.
@@ -159,7 +162,8 @@ fn interruption() -> Result<impl Future<Output = ()>, CommandError> {
 
 /// The commands that ask a node.
 async fn ask(cli: &Cli, config: &Config, output: &mut Output) -> Result<Exit, CommandError> {
-    let needs_agent = cli.global.node.is_some() || matches!(cli.command, Command::Fetch(_));
+    let needs_agent =
+        cli.global.node.is_some() || matches!(cli.command, Command::Fetch(_) | Command::Power(_));
     let connection =
         if needs_agent { client::connect_to_agent(config).await? } else { client::connect(config).await? };
     let mut connection = connection.to_node(cli.global.node.clone());
@@ -182,6 +186,7 @@ async fn ask_over(
         Command::Rm(arguments) => names::remove(&arguments.names, connection, output).await,
         Command::Fetch(arguments) => names::fetch(&arguments.targets, connection, output).await,
         Command::Status => status::status(connection, output).await,
+        Command::Power(arguments) => power::power(arguments, connection, output).await,
         Command::Verify => status::verify(connection, output).await,
         Command::Index(Index::Rebuild) => status::rebuild(connection, output).await,
         Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) => {

@@ -52,6 +52,7 @@ pub(super) async fn put(
         output,
         open: BTreeMap::new(),
         unflushed: 0,
+        patient: arguments.patient,
         stored: Stored::default(),
         exit: Exit::OK,
         is_hopeless: false,
@@ -63,6 +64,9 @@ pub(super) async fn put(
     upload.output.end();
     done?;
     let Upload { stored, exit, .. } = upload;
+    if arguments.now {
+        connection.ask(Request::Send, output).await?;
+    }
     output.remark(&stored)?;
     Ok(exit)
 }
@@ -114,6 +118,8 @@ struct Upload<'a> {
     open: BTreeMap<u32, Open>,
     /// Puts since the last flush.
     unflushed: usize,
+    /// Batches are the profile's to make.
+    patient: bool,
     stored: Stored,
     exit: Exit,
     /// Whatever follows would fail like the last.
@@ -251,6 +257,9 @@ impl Upload<'_> {
 
     async fn flush(&mut self) -> Result<(), CommandError> {
         self.unflushed = 0;
+        if self.patient {
+            return Ok(());
+        }
         self.connection.send(Request::Flush).await.map(|_| ())
     }
 

@@ -4,6 +4,7 @@
 //! the agent to run by and `larder status` to show. Refuses: a quota without room for segments.
 
 use larder_core::board::Prepare;
+use larder_core::profile::Profile;
 use larder_core::role::{Evict, Role};
 use larder_hal::board::Machine;
 use serde::{Deserialize, Serialize};
@@ -172,6 +173,20 @@ effective! {
     clean_period_s: u32,
     /// Bytes moved in one cleaning step.
     clean_step_bytes: u64,
+    /// Bytes read in one step of verification.
+    verify_step_bytes: u64,
+    /// Rest between two steps.
+    step_rest_ms: u64,
+    /// Longest time between two readings of the sensors.
+    sense_s: u64,
+    /// How long a reaction's cause must be gone.
+    calm_s: u64,
+    /// Longest time between two reports on the telemetry topic.
+    telemetry_s: u64,
+    /// How late the kernel may wake the process.
+    timer_slack_us: u64,
+    /// How often the link comes up; 0: it stays.
+    sync_every_s: u64,
 }
 
 impl Config {
@@ -181,19 +196,42 @@ impl Config {
     /// # Errors
     /// Configured sizes that leave no room for each other.
     pub fn effective(&self, machine: &Machine, disk_bytes: Option<u64>) -> Result<Effective, ConfigError> {
-        let (profile, board) = (&self.profile.value, &self.board.value);
+        self.effective_under(&self.profile, machine, disk_bytes)
+    }
+
+    /// The same under another profile, which has taken the configured one's place.
+    ///
+    /// # Errors
+    /// As [`Config::effective`].
+    pub fn effective_instead(
+        &self,
+        profile: &Profile,
+        machine: &Machine,
+        disk_bytes: Option<u64>,
+    ) -> Result<Effective, ConfigError> {
+        let profile = Sourced::new(profile.clone(), Origin::Machine("instead of the configured one"));
+        self.effective_under(&profile, machine, disk_bytes)
+    }
+
+    fn effective_under(
+        &self,
+        sourced: &Sourced<Profile>,
+        machine: &Machine,
+        disk_bytes: Option<u64>,
+    ) -> Result<Effective, ConfigError> {
+        let (profile, board) = (&sourced.value, &self.board.value);
         let role = self.role.value.defaults();
         let by_profile =
             |value: u64| Setting::from(Sourced::new(value, Origin::Profile(profile.name.clone())));
         let by_board = || Origin::Board(board.name.clone()).to_string();
         let by_role = || Origin::Role(self.role.value).to_string();
 
-        let quota_bytes = self.quota(disk_bytes);
+        let quota_bytes = self.quota(profile, disk_bytes);
         let segment_bytes = self.segment(quota_bytes.value)?;
         let reserve_bytes = self.reserve(quota_bytes.value, segment_bytes.value)?;
         Ok(Effective {
             role: self.role.clone().into(),
-            profile: self.profile.clone().map(|profile| profile.name).into(),
+            profile: sourced.clone().map(|profile| profile.name).into(),
             board: self.board.clone().map(|board| board.name).into(),
             kernels: self.kernels.clone().map(|level| level.to_string()).into(),
             quota_bytes,
@@ -203,7 +241,7 @@ impl Config {
             prepare: Setting { value: board.prepare, from: by_board() },
             spare_segments_max: Setting { value: board.spare_segments_max, from: by_board() },
             index_cache_bytes: Setting { value: board.index_cache_bytes, from: by_board() },
-            cache_bytes: self.cache(machine),
+            cache_bytes: self.cache(profile, machine),
             table_entries: by_profile(profile.table_entries),
             checkpoint_age_s: by_profile(profile.checkpoint_age_s),
             tick_ms: by_profile(profile.tick_ms),
@@ -225,12 +263,19 @@ impl Config {
                 Setting { value: role.clean_period_s, from: by_role() },
             ),
             clean_step_bytes: by_profile(profile.clean_step_bytes),
+            verify_step_bytes: by_profile(profile.verify_step_bytes),
+            step_rest_ms: by_profile(profile.step_rest_ms),
+            sense_s: by_profile(profile.sense_s),
+            calm_s: by_profile(profile.calm_s),
+            telemetry_s: by_profile(profile.telemetry_s),
+            timer_slack_us: by_profile(profile.timer_slack_us),
+            sync_every_s: by_profile(profile.sync_every_s),
         })
     }
 
     /// The limit times the profile's share, and never more than the board's share of the disk.
-    fn quota(&self, disk_bytes: Option<u64>) -> Setting<u64> {
-        let (profile, board) = (&self.profile.value, &self.board.value);
+    fn quota(&self, profile: &Profile, disk_bytes: Option<u64>) -> Setting<u64> {
+        let board = &self.board.value;
         let by_role =
             || Sourced::new(self.role.value.defaults().storage_limit_bytes, Origin::Role(self.role.value));
         let limit = self.wishes.limit.clone().unwrap_or_else(by_role);
@@ -286,11 +331,11 @@ impl Config {
     }
 
     /// The profile's wish, no more than the board or a sixteenth of the memory bears.
-    fn cache(&self, machine: &Machine) -> Setting<u64> {
+    fn cache(&self, profile: &Profile, machine: &Machine) -> Setting<u64> {
         if let Some(wish) = &self.wishes.cache {
             return wish.clone().into();
         }
-        let (profile, board) = (&self.profile.value, &self.board.value);
+        let board = &self.board.value;
         let memory = machine.memory_bytes.unwrap_or(board.memory_bytes) / MEMORY_PER_CACHE;
         let candidates = [
             (profile.cache_bytes, format!("profile {}", profile.name)),

@@ -19,7 +19,8 @@ macro_rules! files {
     };
 }
 
-const PROFILES: [(&str, &str); 3] = files!("power-profiles": "performance", "balanced", "low-power");
+const PROFILES: [(&str, &str); 4] =
+    files!("power-profiles": "performance", "balanced", "low-power", "duty-cycle");
 
 const BOARDS: [(&str, &str); 12] = files!("boards":
     "raspberry-pi-zero-2-w",
@@ -47,21 +48,23 @@ pub(super) fn boards() -> Vec<Board> {
 /// The profile that a name or a path means.
 pub(super) fn profile(wish: &Sourced<String>) -> Result<Profile, ConfigError> {
     load(wish, "profile", &PROFILES, |profile: &Profile| {
-        profile.check().map_err(|error| {
-            let range = format!("{} to {}", error.allowed.start(), error.allowed.end());
-            (error.key, error.value, range)
-        })
+        profile.check().map_err(|error| (error.key, error.value, error.allowed))
     })
+}
+
+/// The names of the built-in profiles.
+pub(super) fn profile_names() -> impl Iterator<Item = &'static str> {
+    PROFILES.iter().map(|(name, _)| *name)
 }
 
 /// The board that a name or a path means.
 pub(super) fn board(wish: &Sourced<String>) -> Result<Board, ConfigError> {
     load(wish, "board", &BOARDS, |board: &Board| {
-        board.check().map_err(|error| (error.key, error.value, error.allowed.to_owned()))
+        board.check().map_err(|error| (error.key, error.value.to_string(), error.allowed.to_owned()))
     })
 }
 
-type Wrong = (&'static str, u64, String);
+type Wrong = (&'static str, String, String);
 
 fn load<T: DeserializeOwned>(
     wish: &Sourced<String>,
@@ -87,7 +90,7 @@ fn load<T: DeserializeOwned>(
     check(&value).map_err(|(key, found, allowed)| ConfigError::Value {
         from: at(text.find(&format!("\n{key} ")).map_or(0, |newline| newline + 1)),
         key: key.to_owned(),
-        found: found.to_string(),
+        found,
         allowed,
     })?;
     Ok(value)
@@ -137,6 +140,34 @@ mod tests {
         }
     }
 
+    /// What the device trees of the machines say, as recorded on them.
+    #[test]
+    fn every_machine_gets_its_board() {
+        for (tree, board) in [
+            ("raspberrypi,model-zero-2-w\0brcm,bcm2837\0", "raspberry-pi-zero-2-w"),
+            ("raspberrypi,3-model-b-plus\0brcm,bcm2837\0", "raspberry-pi-3b-plus"),
+            ("raspberrypi,4-model-b\0brcm,bcm2711\0", "raspberry-pi-4"),
+            ("raspberrypi,5-model-b\0brcm,bcm2712\0", "raspberry-pi-5"),
+            ("raspberrypi,4-compute-module\0brcm,bcm2711\0", "raspberry-pi-cm4"),
+            ("nvidia,p3450-0000\0nvidia,jetson-nano\0nvidia,tegra210\0", "jetson-nano"),
+            (
+                "nvidia,p3449-0000+p3668-0000\0nvidia,p3509-0000+p3668-0000\0nvidia,tegra194\0",
+                "jetson-xavier-nx",
+            ),
+            ("nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0", "jetson-orin-nano"),
+            ("ti,am335x-bone-black\0ti,am335x-bone\0ti,am33xx\0", "beaglebone-black"),
+            ("friendlyarm,nanopi-r4s\0rockchip,rk3399\0", "generic-arm64"),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir_all(root.path().join("proc/device-tree")).unwrap();
+            fs::write(root.path().join("proc/device-tree/compatible"), tree).unwrap();
+            let machine = larder_hal::board::detect(root.path());
+            let boards = boards();
+            let choice = larder_core::board::choose(&boards, &machine.compatible, "aarch64").unwrap();
+            assert_eq!(choice.board.name, board);
+        }
+    }
+
     #[test]
     fn no_two_boards_claim_the_same_machine() {
         let boards = boards();
@@ -167,6 +198,7 @@ mod tests {
         assert!(performance.tick_ms <= 10 && performance.flush_age_ms <= 5);
         assert!(low.tick_ms >= 3_000 && low.cache_bytes <= 8 << 20);
         assert!(performance.tick_ms < balanced.tick_ms && balanced.tick_ms < low.tick_ms);
+        assert!(performance.timer_slack_us < balanced.timer_slack_us && balanced.sense_s < low.sense_s);
     }
 
     #[test]

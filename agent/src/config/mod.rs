@@ -80,10 +80,14 @@ pub struct Config {
     pub watches: Vec<Watch>,
     /// The power profile.
     pub profile: Sourced<Profile>,
+    /// The profiles that can take its place, by its own reactions or by hand.
+    pub other_profiles: Vec<Profile>,
     /// The board.
     pub board: Sourced<Board>,
     /// The instructions hashing and filter use.
     pub kernels: Sourced<Level>,
+    /// Where the machine's `/proc` and `/sys` lie.
+    pub machine_root: PathBuf,
     /// The log filter, if one is set.
     pub log: Option<String>,
     /// What the user should know and no value shows.
@@ -121,7 +125,7 @@ impl Config {
 
         let mut notes = Vec::new();
         let board = board(&layers, machine, &mut notes)?;
-        let profile = profile(&layers, &board)?;
+        let (profile, other_profiles) = with_others(profile(&layers, &board)?)?;
         let role = layers.pick(|raw| raw.node.role.as_ref());
         let role = role.unwrap_or(Sourced::new(Role::Worker, Origin::Machine("default")));
         let name =
@@ -142,11 +146,13 @@ impl Config {
             kernels: kernels(&layers)?,
             wishes: Wishes::check(&layers)?,
             log: overrides.log.clone().or_else(|| environment.variable("LARDER_LOG").map(str::to_owned)),
+            machine_root: environment.machine_root(),
             file,
             name,
             role,
             store,
             profile,
+            other_profiles,
             board,
             notes,
         };
@@ -210,6 +216,44 @@ fn kernels(layers: &Layers) -> Result<Sourced<Level>, ConfigError> {
             Err(reason) => Err(ConfigError::Level { from, reason }),
         },
         Some(_) | None => Ok(Sourced::new(Level::detect(), Origin::Machine("detected"))),
+    }
+}
+
+/// Every built-in profile, and every one that a reaction of one of them leads to; reactions then say names.
+fn with_others(first: Sourced<Profile>) -> Result<(Sourced<Profile>, Vec<Profile>), ConfigError> {
+    let Sourced { value, from } = first;
+    let mut profiles = vec![value];
+    for name in library::profile_names() {
+        add_profile(&mut profiles, library::profile(&Sourced::new(name.to_owned(), from.clone()))?);
+    }
+    let mut next = 0;
+    while next < profiles.len() {
+        let mut on = profiles[next].on.clone();
+        for (condition, wish) in on.each_mut() {
+            let key = format!("[on] {condition} of profile {}", profiles[next].name);
+            let found = library::profile(&Sourced::new(wish.clone(), from.clone()));
+            let profile = found.map_err(|error| of_reaction(error, key))?;
+            wish.clone_from(&profile.name);
+            add_profile(&mut profiles, profile);
+        }
+        profiles[next].on = on;
+        next += 1;
+    }
+    let first = profiles.remove(0);
+    Ok((Sourced::new(first, from), profiles))
+}
+
+fn add_profile(profiles: &mut Vec<Profile>, profile: Profile) {
+    if profiles.iter().all(|known| known.name != profile.name) {
+        profiles.push(profile);
+    }
+}
+
+/// The same mistake, at the reaction that names the profile.
+fn of_reaction(error: ConfigError, key: String) -> ConfigError {
+    match error {
+        ConfigError::Value { from, found, allowed, .. } => ConfigError::Value { from, key, found, allowed },
+        error => error,
     }
 }
 

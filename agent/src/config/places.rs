@@ -158,6 +158,12 @@ impl Environment {
         })
     }
 
+    /// Where `/proc` and `/sys` of the machine lie: a recorded tree where `LARDER_MACHINE` names one.
+    #[must_use]
+    pub fn machine_root(&self) -> PathBuf {
+        self.variable("LARDER_MACHINE").map_or_else(|| PathBuf::from("/"), PathBuf::from)
+    }
+
     /// Where `larder init` writes and where an ordinary search ends.
     #[must_use]
     pub fn config_path(&self) -> Option<PathBuf> {

@@ -44,6 +44,8 @@ pub(super) struct Opened {
     pub(super) id: u64,
     /// What was found and done.
     pub(super) report: OpenReport,
+    /// Counts what the store writes and syncs.
+    pub(super) disk: OsDisk,
 }
 
 impl Engine {
@@ -119,7 +121,7 @@ fn run(
     let keeper = match StoreKeeper::open(directory, options) {
         Ok((keeper, report)) => {
             let id = store_number(&keeper.status());
-            let _ = opened.send(Ok(Opened { id, report }));
+            let _ = opened.send(Ok(Opened { id, report, disk: keeper.disk.clone() }));
             keeper
         }
         Err(error) => {

@@ -14,6 +14,7 @@ use larder_core::message::{Channel, Input, Presence};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 const WAITING_MAX: usize = 1024;
 /// Small messages may be on their way beside the blocks the core counts.
@@ -39,7 +40,13 @@ pub enum LinkError {
 
 /// The node's end of the link.
 pub(super) struct Wire {
-    link: Link,
+    /// Absent while the radio sleeps.
+    link: Option<Link>,
+    /// The last link is saying goodbye; the next one waits for it, or the broker would cut its last words off.
+    closing: Option<JoinHandle<()>>,
+    /// A link is wanted when that is done.
+    wanted: bool,
+    options: LinkOptions,
     topics: Topics,
     epoch: u64,
     waiting: VecDeque<Outgoing>,
@@ -85,8 +92,8 @@ impl Wire {
             payload: Bytes::from(state_text("lost", epoch)),
             retain: true,
         });
-        let link = Link::start(Plan::new(options)?);
-        Ok(Some(Wire { link, topics, epoch, waiting: VecDeque::new() }))
+        let link = Some(Link::start(Plan::new(options.clone())?));
+        Ok(Some(Wire { link, closing: None, wanted: true, options, topics, epoch, waiting: VecDeque::new() }))
     }
 
     pub(super) fn send(
@@ -104,17 +111,62 @@ impl Wire {
         let farewell = self.state_message(presence);
         match presence {
             Presence::Online => self.offer(farewell),
-            Presence::Offline => None, // said by `close`, as the last message
+            Presence::Sleeping | Presence::Offline => None, // said by what ends the link, as the last message
         }
     }
 
     fn state_message(&self, presence: Presence) -> Outgoing {
         let state = match presence {
             Presence::Online => "online",
+            Presence::Sleeping => "sleeping",
             Presence::Offline => "offline",
         };
         let topic = self.topics.state(&self.topics.me);
         Outgoing { retain: true, ..Outgoing::new(0, topic, state_text(state, self.epoch), Qos::AtLeastOnce) }
+    }
+
+    /// Publishes what the node costs, retained.
+    pub(super) fn telemetry(&mut self, payload: Bytes) -> Option<Input> {
+        let topic = format!("{}/tele", self.topics.node(&self.topics.me));
+        self.offer(Outgoing { retain: true, ..Outgoing::new(0, topic, payload, Qos::AtLeastOnce) })
+    }
+
+    /// Brings the link up, or says that the node sleeps and takes it down.
+    pub(super) fn radio(&mut self, up: bool) -> Option<Input> {
+        self.wanted = up;
+        if up {
+            self.start_link();
+            return None;
+        }
+        let sleeping = self.state_message(Presence::Sleeping);
+        self.end_link(Some(sleeping), "the radio sleeps until the profile's next sync window")
+    }
+
+    /// Has the link ping so often. The broker learns it only with a new connection.
+    pub(super) fn keep_alive(&mut self, keep_alive: Duration) -> Option<Input> {
+        if keep_alive == self.options.keep_alive {
+            return None;
+        }
+        self.options.keep_alive = keep_alive;
+        self.end_link(None, "connecting again with the profile's keep-alive")
+    }
+
+    fn start_link(&mut self) {
+        if self.link.is_some() || self.closing.is_some() {
+            return;
+        }
+        match Plan::new(self.options.clone()) {
+            Ok(plan) => self.link = Some(Link::start(plan)),
+            Err(error) => tracing::error!("the link does not come back: {error}"),
+        }
+    }
+
+    /// Ends the link beside the loop: a goodbye may take a while.
+    fn end_link(&mut self, last: Option<Outgoing>, why: &str) -> Option<Input> {
+        let link = self.link.take()?;
+        self.waiting.clear();
+        self.closing = Some(tokio::spawn(link.close(last, FAREWELL)));
+        Some(Input::LinkDown { reason: why.to_owned() })
     }
 
     fn offer(&mut self, message: Outgoing) -> Option<Input> {
@@ -122,7 +174,8 @@ impl Wire {
         if !self.waiting.is_empty() {
             return self.wait(message);
         }
-        match self.link.send(message) {
+        let link = self.link.as_mut()?;
+        match link.send(message) {
             Ok(()) => None,
             Err(Refused::Full(message)) => self.wait(*message),
             Err(Refused::Down(_)) => None, // the core forgets it with the link
@@ -144,10 +197,11 @@ impl Wire {
     }
 
     fn send_waiting(&mut self) {
-        while self.link.room() > 0
+        let Some(link) = &mut self.link else { return };
+        while link.room() > 0
             && let Some(message) = self.waiting.pop_front()
         {
-            if let Err(Refused::Full(message)) = self.link.send(message) {
+            if let Err(Refused::Full(message)) = link.send(message) {
                 self.waiting.push_front(*message);
                 break;
             }
@@ -157,7 +211,16 @@ impl Wire {
     /// The next thing the core must hear of. Cancel safe.
     pub(super) async fn next(&mut self) -> Input {
         loop {
-            let event = self.link.next().await;
+            if let Some(closing) = &mut self.closing {
+                // Whether it went well or not: it is gone.
+                let _ = closing.await;
+                self.closing = None;
+                if self.wanted {
+                    self.start_link();
+                }
+            }
+            let Some(link) = &mut self.link else { return std::future::pending().await };
+            let event = link.next().await;
             if let Some(input) = self.heard(event) {
                 return input;
             }
@@ -166,7 +229,7 @@ impl Wire {
 
     /// What is there already.
     pub(super) fn ready(&mut self) -> Option<Input> {
-        while let Some(event) = self.link.ready() {
+        while let Some(event) = self.link.as_mut().and_then(Link::ready) {
             if let Some(input) = self.heard(event) {
                 return Some(input);
             }
@@ -207,7 +270,12 @@ impl Wire {
     /// Says goodbye.
     pub(super) async fn close(self) {
         let last = self.state_message(Presence::Offline);
-        self.link.close(Some(last), FAREWELL).await;
+        if let Some(closing) = self.closing {
+            let _ = closing.await;
+        }
+        if let Some(link) = self.link {
+            link.close(Some(last), FAREWELL).await;
+        }
     }
 }
 

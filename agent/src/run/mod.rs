@@ -9,10 +9,12 @@ mod engine;
 mod files;
 mod link;
 mod notes;
+mod sensors;
 mod service;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod watcher;
 
 use crate::config::{Config, ConfigError, Effective, Environment, KeyError, NodeKey, Overrides};
@@ -22,18 +24,22 @@ use crate::socket::server::{Server, SocketError};
 use engine::Engine;
 use files::Files;
 use larder_core::message::{Effect, Effects, Input};
-use larder_core::node::Node;
+use larder_core::node::{Node, Woken};
+use larder_core::power::plan::{PowerPlan, Steering};
 use larder_core::request::{FailureKind, ProcessNumbers};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
 use larder_hal::board::Machine;
-use larder_store::{MaintainError, OpenError};
+use larder_store::{MaintainError, OpenError, OsDisk};
 pub use link::LinkError;
 use link::Wire;
+use sensors::Reader;
 use service::Service;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
+use timer::Timer;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
 use watcher::Watcher;
@@ -66,6 +72,9 @@ pub enum RunError {
     /// No random numbers from the kernel.
     #[error("the kernel gave no random numbers: {0}")]
     Random(getrandom::Error),
+    /// The kernel gives no timer, or no thread for the sensors.
+    #[error("starting the loop: {0}")]
+    Start(io::Error),
 }
 
 impl RunError {
@@ -88,7 +97,7 @@ impl RunError {
             RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
                 Some(FailureKind::Disk)
             }
-            RunError::Socket(_) | RunError::Random(_) => None,
+            RunError::Socket(_) | RunError::Random(_) | RunError::Start(_) => None,
         }
     }
 }
@@ -155,6 +164,11 @@ pub struct Agent {
     server: Server,
     watcher: Option<Watcher>,
     service: Service,
+    sensors: Reader,
+    timer: Timer,
+    /// What the link shall have at the end of the turn, when all that was to be sent is.
+    keep_alive: Option<Duration>,
+    disk: OsDisk,
     orders: mpsc::Receiver<Order>,
     stopped: bool,
 }
@@ -187,9 +201,12 @@ impl Agent {
         for note in engine::notes(&opened.report) {
             tracing::warn!("{note}");
         }
-        let mut core = settings::core(config, &effective, key, epoch, opened.id);
+        let plan = settings::plan(config, machine)?;
+        let mut core = settings::core(config, &effective, plan, key, epoch, opened.id);
         if is_alone {
+            // a command of its own ends before any sensor could matter
             core.watches.clear();
+            core.power = PowerPlan::default();
         }
         let broker = if is_alone { None } else { link::embedded(config).await? };
         let wire = if is_alone { None } else { start_wire(config, &effective, epoch, broker.as_ref())? };
@@ -210,6 +227,10 @@ impl Agent {
             server,
             watcher,
             service,
+            sensors: Reader::start(config).map_err(RunError::Start)?,
+            timer: Timer::new().map_err(RunError::Start)?,
+            keep_alive: None,
+            disk: opened.disk,
             orders,
             stopped: false,
         };
@@ -228,31 +249,33 @@ impl Agent {
         while !self.stopped {
             let deadline = self.node.deadline();
             let at = deadline.map(|(at_ms, _)| self.started + Duration::from_millis(at_ms));
-            let (input, woken_for) = tokio::select! {
+            let (input, woken) = tokio::select! {
                 input = self.engine.next() => match input {
-                    Some(input) => (input, None),
+                    Some(input) => (input, Woken::By("disk")),
                     None => return Err(MaintainError::Stopped { reason: "the helper thread ended".into() }.into()),
                 },
-                input = next_of_wire(&mut self.wire) => (input, None),
-                input = self.server.next() => (input, None),
-                input = next_of_watcher(&mut self.watcher) => (input, None),
+                input = next_of_wire(&mut self.wire) => (input, Woken::By("link")),
+                input = self.server.next() => (input, Woken::By("client")),
+                input = next_of_watcher(&mut self.watcher) => (input, Woken::By("folder")),
+                input = self.sensors.next() => (input, Woken::By("sensors")),
                 order = self.orders.recv() => match order {
                     Some(order) => match self.obey(order).await {
-                        Some(input) => (input, None),
+                        Some(input) => (input, Woken::By("order")),
                         None => continue,
                     },
-                    None => (Input::Stop, None),
+                    None => (Input::Stop, Woken::By("order")),
                 },
                 signal = self.service.next() => match signal {
                     service::Event::Stop => {
                         self.service.stopping();
-                        (Input::Stop, None)
+                        (Input::Stop, Woken::By("signal"))
                     }
                     service::Event::Fed => continue,
                 },
-                () = sleep_until(at) => (Input::Wake, deadline.map(|(_, why)| why)),
+                () = self.timer.until(at) => (Input::Wake, Woken::Timer(deadline.map_or("", |(_, why)| why))),
             };
-            self.turn(input, woken_for);
+            self.turn(input, Some(woken));
+            self.service.turned();
             // What is there already needs no waiting; a few at a time, lest others starve.
             for _ in 0..INPUTS_AT_ONCE {
                 let ready = self.engine.ready().or_else(|| self.wire.as_mut().and_then(Wire::ready));
@@ -276,9 +299,9 @@ impl Agent {
             Order::Connect(stream) => Some(self.server.connect(stream)),
             Order::Reload(config) => {
                 self.service.reloading();
-                self.reload(&config);
+                let is_reloaded = self.reload(&config);
                 self.service.ready();
-                None
+                is_reloaded.then_some(Input::Wake)
             }
             Order::CutBroker(done) => {
                 if let Some(broker) = &mut self.broker {
@@ -300,29 +323,49 @@ impl Agent {
     }
 
     /// Puts in force what may change while running; the rest waits for a restart.
-    fn reload(&mut self, config: &Config) {
-        let effective = match settings::effective(config, &self.machine) {
-            Ok(effective) => effective,
-            Err(error) => return tracing::error!("not reloaded: {error}"),
+    fn reload(&mut self, config: &Config) -> bool {
+        let resolved = settings::effective(config, &self.machine)
+            .and_then(|effective| Ok((effective, settings::plan(config, &self.machine)?)));
+        let (effective, plan) = match resolved {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                tracing::error!("not reloaded: {error}");
+                return false;
+            }
         };
         let old = &self.core;
         if config.name != old.me || config.fleet.as_str() != old.fleet || config.role.value != old.role {
-            return tracing::error!("not reloaded: name, fleet and role need a restart");
+            tracing::error!("not reloaded: name, fleet and role need a restart");
+            return false;
         }
-        let new = settings::core(config, &effective, old.key.clone(), old.epoch, old.store);
+        let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, old.store);
         if new.watches != old.watches {
             tracing::warn!("changed [[watch]] folders need a restart");
         }
         let new = Settings { watches: old.watches.clone(), ..new };
         self.node.reload(&new);
         self.core = new;
+        if let Some(steering) = self.node.steering().cloned() {
+            self.follow(&steering);
+        }
         tracing::info!(
             "the configuration was reloaded; store, broker and socket keep theirs until a restart"
         );
+        true
+    }
+
+    /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience.
+    fn follow(&mut self, steering: &Steering) {
+        let slack = NonZeroU64::new(steering.timer_slack_us.saturating_mul(1_000));
+        if let Err(error) = rustix::thread::set_current_timer_slack(slack) {
+            tracing::debug!("the timer slack stays as it was: {error}");
+        }
+        self.service.wakes_every(Duration::from_millis(steering.sense_ms));
+        self.keep_alive = Some(Duration::from_secs(steering.keep_alive_s));
     }
 
     /// One turn: the core decides, the shell carries out. What that brings at once is handled too.
-    fn turn(&mut self, input: Input, woken_for: Option<&'static str>) {
+    fn turn(&mut self, input: Input, woken: Option<Woken>) {
         let began = Instant::now();
         let now = self.now(began);
         let mut next = Some(input);
@@ -333,9 +376,10 @@ impl Agent {
                     self.node.handle(now, input, &mut self.effects);
                 }
             }
+            next = self.keep_alive.take().and_then(|keep_alive| self.wire.as_mut()?.keep_alive(keep_alive));
         }
         let took = began.elapsed();
-        self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), woken_for);
+        self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), woken);
     }
 
     fn now(&self, instant: Instant) -> Time {
@@ -360,7 +404,11 @@ impl Agent {
             Effect::ReplyData { caller, bytes } => self.server.answer(caller, Frame::Data(bytes)),
             Effect::ReplyDataEnd { caller } => self.server.answer(caller, Frame::End),
             Effect::Note(note) => notes::write(&note),
-            Effect::Measure => return Some(Input::Measured(measure())),
+            Effect::Measure => return Some(Input::Measured(measure(&self.disk))),
+            Effect::Sense => self.sensors.read(),
+            Effect::Profile(steering) => self.follow(&steering),
+            Effect::Radio(up) => return self.wire.as_mut()?.radio(up),
+            Effect::Telemetry(payload) => return self.wire.as_mut()?.telemetry(payload),
             Effect::Stopped => self.stopped = true,
         }
         None
@@ -370,7 +418,7 @@ impl Agent {
 /// Runs the agent as a service until a signal ends it. SIGHUP reads the configuration again, with the same
 /// overrides.
 pub async fn agent(config: &Config, overrides: Overrides) -> Result<(), RunError> {
-    let machine = this_machine();
+    let machine = larder_hal::board::detect(&config.machine_root);
     let (agent, handle) = Agent::start(config, &machine, Mode::Service).await?;
     let mut hangups = service::hangups();
     let reloader = tokio::spawn(async move {
@@ -409,14 +457,11 @@ impl InProcess {
 
 /// Starts an agent of its own for one command, where none is running.
 pub async fn in_process(config: &Config) -> Result<(DuplexStream, InProcess), RunError> {
-    let (agent, handle) = Agent::start(config, &this_machine(), Mode::Command).await?;
+    let machine = larder_hal::board::detect(&config.machine_root);
+    let (agent, handle) = Agent::start(config, &machine, Mode::Command).await?;
     let task = tokio::spawn(agent.run());
     let stream = handle.connect().await;
     Ok((stream, InProcess { handle, task }))
-}
-
-fn this_machine() -> Machine {
-    larder_hal::board::detect(Path::new("/"))
 }
 
 fn start_wire(
@@ -442,13 +487,6 @@ async fn next_of_watcher(watcher: &mut Option<Watcher>) -> Input {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// The node's key; a command that talks to nobody needs none.
 fn node_key(config: &Config, mode: Mode) -> Result<ed25519_dalek::SigningKey, KeyError> {
     if mode == Mode::Command || (config.mqtt.is_none() && !config.key.exists()) {
@@ -461,12 +499,15 @@ fn random() -> Result<u64, RunError> {
     getrandom::u64().map_err(RunError::Random)
 }
 
-fn measure() -> ProcessNumbers {
+fn measure(disk: &OsDisk) -> ProcessNumbers {
+    let counts = disk.counts();
     let usage = larder_hal::usage::read(Path::new("/"));
     ProcessNumbers {
         resident_bytes: usage.resident_bytes,
         wake_ups: usage.wakeups,
         cpu_ms: usage.cpu_ms,
         disk_bytes: usage.written_bytes,
+        syncs: Some(counts.file_syncs + counts.directory_syncs),
+        flash_bytes: Some(counts.bytes),
     }
 }

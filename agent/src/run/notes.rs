@@ -20,6 +20,7 @@ pub(super) fn write(note: &Note) {
         Note::File { path, what } => tracing::warn!("{path}: {what}"),
         Note::Store { what } => tracing::warn!("store: {what}"),
         Note::Received { from, name } => tracing::debug!("{} was taken from {from}", name.as_str()),
+        Note::Profile { name, why } => tracing::info!("profile {name} is in force: {why}"),
         Note::Cleaned { bytes } => tracing::info!("cleaning gave {bytes} bytes back"),
         Note::Evicted { name } => tracing::info!("{} was dropped to make room", name.as_str()),
     }

@@ -5,9 +5,8 @@
 
 use sd_notify::NotifyState;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Interval, MissedTickBehavior};
 
 /// What happened.
 pub(super) enum Event {
@@ -20,7 +19,23 @@ pub(super) enum Event {
 /// The service manager's and the kernel's wishes.
 pub(super) struct Service {
     signals: Option<[Signal; 2]>,
-    watchdog: Option<Interval>,
+    watchdog: Option<Watchdog>,
+}
+
+/// systemd's watchdog. It is fed by turns of the loop that happen anyway; a wake-up of its own comes only
+/// when there were none for two thirds of the time.
+struct Watchdog {
+    /// As the unit says.
+    unit: Duration,
+    period: Duration,
+    fed: Instant,
+}
+
+impl Watchdog {
+    fn feed(&mut self) {
+        self.fed = Instant::now();
+        say(&[NotifyState::Watchdog]);
+    }
 }
 
 impl Service {
@@ -29,11 +44,8 @@ impl Service {
         if !is_service {
             return Service { signals: None, watchdog: None };
         }
-        let watchdog = sd_notify::watchdog_enabled().map(|period| {
-            let mut interval = tokio::time::interval(period / 2);
-            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            interval
-        });
+        let watchdog = sd_notify::watchdog_enabled();
+        let watchdog = watchdog.map(|unit| Watchdog { unit, period: unit, fed: Instant::now() });
         let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
         let signals = kinds.map(|kind| signal(kind).expect("these signals can be listened to"));
         Service { signals: Some(signals), watchdog }
@@ -74,6 +86,26 @@ impl Service {
         }
     }
 
+    /// The loop wakes at least so often by itself: where that is seldom, systemd is asked for patience.
+    pub(super) fn wakes_every(&mut self, wakes: Duration) {
+        let Some(watchdog) = &mut self.watchdog else { return };
+        let period = if wakes > watchdog.unit { wakes * 2 } else { watchdog.unit };
+        if period != watchdog.period {
+            watchdog.period = period;
+            say(&[NotifyState::WatchdogUsec(period.as_micros().try_into().unwrap_or(u32::MAX))]);
+        }
+        watchdog.feed();
+    }
+
+    /// The loop has made a turn.
+    pub(super) fn turned(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog
+            && watchdog.fed.elapsed() >= watchdog.period / 4
+        {
+            watchdog.feed();
+        }
+    }
+
     /// The next event. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
         let Service { signals, watchdog } = self;
@@ -81,19 +113,19 @@ impl Service {
         tokio::select! {
             _ = terminate.recv() => Event::Stop,
             _ = interrupt.recv() => Event::Stop,
-            () = tick(watchdog) => {
-                say(&[NotifyState::Watchdog]);
+            () = hungry(watchdog.as_ref()) => {
+                if let Some(watchdog) = watchdog {
+                    watchdog.feed();
+                }
                 Event::Fed
             }
         }
     }
 }
 
-async fn tick(watchdog: &mut Option<Interval>) {
+async fn hungry(watchdog: Option<&Watchdog>) {
     match watchdog {
-        Some(watchdog) => {
-            watchdog.tick().await;
-        }
+        Some(watchdog) => tokio::time::sleep_until((watchdog.fed + watchdog.period * 2 / 3).into()).await,
         None => std::future::pending().await,
     }
 }

@@ -3,11 +3,15 @@
 use crate::config::{After, Config, ConfigError, Effective};
 use ed25519_dalek::SigningKey;
 use larder_core::board;
+use larder_core::power::conditions::Thresholds;
+use larder_core::power::plan::{PowerPlan, Steering};
+use larder_core::profile::Profile;
 use larder_core::request::SettingInForce;
 use larder_core::settings::{BatchSettings, Peer, Settings, Watch};
 use larder_hal::board::Machine;
 use larder_store::{Options, Prepare};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The values in force, with the size of the file system the store is (or will be) on.
 pub(super) fn effective(config: &Config, machine: &Machine) -> Result<Effective, ConfigError> {
@@ -41,16 +45,83 @@ pub(super) fn store_options(config: &Config, effective: &Effective) -> Options {
     }
 }
 
+/// The profiles the node moves between, the configured one first.
+pub(super) fn plan(config: &Config, machine: &Machine) -> Result<PowerPlan, ConfigError> {
+    let disk_bytes = file_system_bytes(&config.store);
+    let names: Vec<&str> = std::iter::once(&config.profile.value)
+        .chain(&config.other_profiles)
+        .map(|profile| profile.name.as_str())
+        .collect();
+    let own = config.effective(machine, disk_bytes)?;
+    let segment_bytes = own.segment_bytes.value;
+    let mut profiles = vec![steering(config, &config.profile.value, &own, segment_bytes, &names)];
+    for profile in &config.other_profiles {
+        let effective = config.effective_instead(profile, machine, disk_bytes)?;
+        profiles.push(steering(config, profile, &effective, segment_bytes, &names));
+    }
+    Ok(PowerPlan { profiles })
+}
+
+fn steering(
+    config: &Config,
+    profile: &Profile,
+    effective: &Effective,
+    segment_bytes: u64,
+    names: &[&str],
+) -> Arc<Steering> {
+    let celsius = |degrees: u64| i64::try_from(degrees * 1_000).unwrap_or(i64::MAX);
+    let percent = |value: u64| u8::try_from(value).unwrap_or(100);
+    let index = |name: &str| names.iter().position(|known| *known == name);
+    let mut on = profile.on.clone();
+    let instead = on.each_mut().filter_map(|(condition, name)| Some((condition, index(name)?)));
+    Arc::new(Steering {
+        name: profile.name.clone(),
+        tick_ms: effective.tick_ms.value,
+        flush: flush(effective, segment_bytes),
+        send: send(effective),
+        window_blocks: u32::try_from(effective.window_blocks.value).unwrap_or(u32::MAX),
+        quota_bytes: effective.quota_bytes.value,
+        clean_step_bytes: effective.clean_step_bytes.value,
+        verify_step_bytes: effective.verify_step_bytes.value,
+        step_rest_ms: effective.step_rest_ms.value,
+        checkpoint_age_ms: effective.checkpoint_age_s.value * 1000,
+        windows: profile.windows(),
+        sense_ms: effective.sense_s.value * 1000,
+        calm_ms: effective.calm_s.value * 1000,
+        telemetry_ms: effective.telemetry_s.value * 1000,
+        thresholds: Thresholds {
+            hot_milli_celsius: celsius(config.board.value.hot_celsius),
+            cool_milli_celsius: celsius(config.board.value.cool_celsius),
+            battery_low_percent: percent(profile.battery_low_percent),
+            battery_ok_percent: percent(profile.battery_ok_percent),
+            flash_worn_percent: percent(profile.flash_worn_percent),
+        },
+        instead: instead.collect(),
+        timer_slack_us: effective.timer_slack_us.value,
+        keep_alive_s: effective.keep_alive_s.value,
+        in_force: in_force(config, effective),
+    })
+}
+
+/// A batch is one write into one segment, which has to have room for it and its records' heads.
+fn flush(effective: &Effective, segment_bytes: u64) -> BatchSettings {
+    let bytes = effective.flush_bytes.value.min(segment_bytes / 4);
+    BatchSettings { bytes: to_usize(bytes), age_ms: effective.flush_age_ms.value }
+}
+
+fn send(effective: &Effective) -> BatchSettings {
+    BatchSettings { bytes: to_usize(effective.send_bytes.value), age_ms: effective.send_age_ms.value }
+}
+
 /// What the core is told.
 pub(super) fn core(
     config: &Config,
     effective: &Effective,
+    plan: PowerPlan,
     key: SigningKey,
     epoch: u64,
     store: u64,
 ) -> Settings {
-    // A batch is one write into one segment, which has to have room for it and its records' heads.
-    let flush_bytes = effective.flush_bytes.value.min(effective.segment_bytes.value / 4);
     Settings {
         me: config.name.clone(),
         fleet: config.fleet.to_string(),
@@ -64,11 +135,8 @@ pub(super) fn core(
         watches: config.watches.iter().map(watch).collect(),
         kernels: config.kernels.value,
         tick_ms: effective.tick_ms.value,
-        flush: BatchSettings { bytes: to_usize(flush_bytes), age_ms: effective.flush_age_ms.value },
-        send: BatchSettings {
-            bytes: to_usize(effective.send_bytes.value),
-            age_ms: effective.send_age_ms.value,
-        },
+        flush: flush(effective, effective.segment_bytes.value),
+        send: send(effective),
         window_blocks: u32::try_from(effective.window_blocks.value).unwrap_or(u32::MAX),
         in_flight_max: u32::from(effective.in_flight_max.value),
         sessions_max: usize::from(effective.sessions_max.value),
@@ -78,7 +146,10 @@ pub(super) fn core(
         clean_watermark_percent: effective.clean_watermark_percent.value,
         clean_period_ms: u64::from(effective.clean_period_s.value) * 1000,
         clean_step_bytes: effective.clean_step_bytes.value,
+        verify_step_bytes: effective.verify_step_bytes.value,
+        step_rest_ms: effective.step_rest_ms.value,
         checkpoint_age_ms: effective.checkpoint_age_s.value * 1000,
+        power: plan,
         in_force: in_force(config, effective),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }

@@ -18,9 +18,10 @@ use crate::id::{BlockId, NodeName};
 use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_PER_CLIENT_MAX};
 use crate::message::{
     Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effect, Effects, FetchDone, Haste, Message,
-    Question, Ticket,
+    PowerAsk, Question, Ticket,
 };
 use crate::name::Name;
+use crate::power::report::PowerReport;
 use crate::request::{
     Failure, FailureKind, Listed, ProcessNumbers, Request, Response, Status, StoreNumbers, Target,
 };
@@ -67,6 +68,7 @@ enum Purpose {
     Numbers(Origin),
     Rebuild(Origin),
     Verify(Origin),
+    Power(Origin),
 }
 
 /// A `Get` that is looking for its object.
@@ -202,6 +204,10 @@ impl Control {
                 let why = "this request carries data or another command and is answered locally only";
                 self.respond(origin, Err(Failure::new(FailureKind::Invalid, why)), out);
             }
+            (Request::Send, _) => {
+                out.tell(Message::SendNow);
+                self.ask_power(origin, PowerAsk::Report, out);
+            }
             (Request::Flush, _) => {
                 if let Origin::Local(caller) = &origin {
                     out.tell(Message::PutsHurry(caller.client));
@@ -228,11 +234,27 @@ impl Control {
                 self.statuses.push((origin.clone(), None));
                 self.ask(Purpose::Numbers(origin), Question::Numbers, out);
             }
+            (Request::Power, _) => self.ask_power(origin, PowerAsk::Report, out),
+            (Request::Profile { profile, seconds }, _) => {
+                self.ask_power(origin, PowerAsk::Set { profile, seconds }, out);
+            }
             (Request::Verify, _) => {
                 let ticket = self.ticket(Purpose::Verify(origin));
                 out.tell(Message::VerifyAll { ticket });
             }
             (Request::IndexRebuild, _) => self.ask(Purpose::Rebuild(origin), Question::Rebuild, out),
+        }
+    }
+
+    fn ask_power(&mut self, origin: Origin, ask: PowerAsk, out: &mut Effects) {
+        let ticket = self.ticket(Purpose::Power(origin));
+        out.tell(Message::Power { ticket, ask });
+    }
+
+    /// News of power.
+    pub fn power_news(&mut self, number: u32, done: Result<Box<PowerReport>, Failure>, out: &mut Effects) {
+        if let Some(Purpose::Power(origin)) = self.asked.remove(&number) {
+            self.respond(origin, done.map(Response::Power), out);
         }
     }
 
@@ -425,7 +447,8 @@ impl Control {
                 | Purpose::Removed(..)
                 | Purpose::FetchForGet(_)
                 | Purpose::Fetch(_)
-                | Purpose::Verify(_),
+                | Purpose::Verify(_)
+                | Purpose::Power(_),
             )
             | None => {}
         }

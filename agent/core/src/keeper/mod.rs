@@ -26,8 +26,6 @@ use crate::time::{Deadline, Time};
 use std::collections::{BTreeSet, VecDeque};
 use tour::{Tour, TourStep};
 
-/// Bytes one step of verification reads.
-const VERIFY_STEP_BYTES: u64 = 4 << 20;
 /// Damaged blocks and incomplete objects listed by a verification; the rest is counted by `status`.
 const LISTED_MAX: usize = 1_000;
 /// Names looked at in one step of eviction.
@@ -80,6 +78,10 @@ pub struct Keeper {
     watermark_percent: u64,
     period_ms: u64,
     step_bytes: u64,
+    verify_step_bytes: u64,
+    step_rest_ms: u64,
+    /// The next step, which waits until then.
+    resting: Option<(u64, Question)>,
     task: Task,
     next_ticket: u32,
     waiting: VecDeque<Ticket>,
@@ -101,6 +103,9 @@ impl Keeper {
             watermark_percent: 0,
             period_ms: 0,
             step_bytes: 0,
+            verify_step_bytes: 0,
+            step_rest_ms: 0,
+            resting: None,
             task: Task::Idle,
             next_ticket: 0,
             waiting: VecDeque::new(),
@@ -121,6 +126,8 @@ impl Keeper {
         self.watermark_percent = u64::from(settings.clean_watermark_percent);
         self.period_ms = settings.clean_period_ms;
         self.step_bytes = settings.clean_step_bytes;
+        self.verify_step_bytes = settings.verify_step_bytes;
+        self.step_rest_ms = settings.step_rest_ms;
     }
 
     /// The node has started.
@@ -160,6 +167,9 @@ impl Keeper {
 
     /// A deadline has come.
     pub fn wake(&mut self, now: Time, out: &mut Effects) {
+        if let Some((_, question)) = self.resting.take_if(|(at_ms, _)| *at_ms <= now.mono_ms) {
+            self.ask(question, out);
+        }
         if matches!(self.task, Task::Idle) && self.clean_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms) {
             self.clean_at_ms = Some(now.mono_ms + self.period_ms);
             if self.dirty {
@@ -170,6 +180,9 @@ impl Keeper {
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
+        if let Some((at_ms, _)) = self.resting {
+            return Some(Deadline { at_ms, slack_ms: self.step_rest_ms, why: "next step of cleaning" });
+        }
         let at_ms = self.clean_at_ms.filter(|_| matches!(self.task, Task::Idle))?;
         Some(Deadline { at_ms, slack_ms: self.period_ms / 10, why: "clean" })
     }
@@ -178,6 +191,15 @@ impl Keeper {
         self.grown = 0;
         self.task = Task::Deciding { forced };
         self.ask(Question::Numbers, out);
+    }
+
+    /// The next step of moving or verifying, after the profile's rest; at once where a full store waits.
+    fn ask_after_rest(&mut self, now: Time, question: Question, out: &mut Effects) {
+        let is_full = self.last_full_ms.is_some_and(|at_ms| now.mono_ms < at_ms + FULL_PAUSE_MS);
+        if self.step_rest_ms == 0 || is_full {
+            return self.ask(question, out);
+        }
+        self.resting = Some((now.mono_ms + self.step_rest_ms, question));
     }
 
     fn next_task(&mut self, out: &mut Effects) {
@@ -204,7 +226,7 @@ impl Keeper {
         }
         let task = std::mem::replace(&mut self.task, Task::Idle);
         self.task = match (task, answer) {
-            (Task::Verifying(verifying), answer) => self.verify_on(verifying, answer, out),
+            (Task::Verifying(verifying), answer) => self.verify_on(now, verifying, answer, out),
             // What can be fetched again may go with its damaged manifest; elsewhere its blocks are kept, and
             // with them everything, until the object is put again or deleted.
             (Task::Marking(mut tour), Answer::Failed(failure))
@@ -350,7 +372,7 @@ impl Keeper {
 
     fn moved(&mut self, now: Time, freed: u64, done: bool, out: &mut Effects) -> Task {
         if !done {
-            self.ask(Question::CleanStep(self.step_bytes), out);
+            self.ask_after_rest(now, Question::CleanStep(self.step_bytes), out);
             return Task::Moving { freed };
         }
         self.clean_at_ms = Some(now.mono_ms + self.period_ms);
@@ -358,7 +380,7 @@ impl Keeper {
         Task::Idle
     }
 
-    fn verify_on(&mut self, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
+    fn verify_on(&mut self, now: Time, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
         match answer {
             Answer::Failed(failure) if verifying.tour.is_none() => {
                 return verifying.end(Response::Error(failure), out);
@@ -382,13 +404,14 @@ impl Keeper {
                 }
             }
         }
-        self.verify_next(verifying, out)
+        self.verify_next(now, verifying, out)
     }
 
-    fn verify_next(&mut self, mut verifying: Verifying, out: &mut Effects) -> Task {
+    fn verify_next(&mut self, now: Time, mut verifying: Verifying, out: &mut Effects) -> Task {
         let Some(tour) = &mut verifying.tour else {
             let position = verifying.position;
-            self.ask(Question::Verify { position, bytes: VERIFY_STEP_BYTES }, out);
+            let question = Question::Verify { position, bytes: self.verify_step_bytes };
+            self.ask_after_rest(now, question, out);
             return Task::Verifying(verifying);
         };
         loop {

@@ -280,6 +280,25 @@ impl Sync {
         self.spread_news(now, false, out);
     }
 
+    /// What waits for the radio goes now, or as soon as the link is up.
+    pub fn send_now(&mut self, now: Time, out: &mut Effects) {
+        self.spread_news(now, true, out);
+    }
+
+    /// Whether something is under way that needs the link. A master that does not answer is waited for, for
+    /// as long as it is asked again soon.
+    pub fn is_busy(&self) -> bool {
+        let works = |peer: &Peer| match peer.session {
+            Some(_) => !peer.out.is_empty(),
+            None => peer.hello_at_ms.is_some() && peer.hello_wait_ms <= 4 * RETRY_MS,
+        };
+        self.peers.values().any(works)
+            || !self.incoming.is_empty()
+            || !self.wires.in_flight.is_empty()
+            || !self.news.is_empty()
+            || self.fetches.expires_at_ms().is_some()
+    }
+
     /// A message was not believed by Control.
     pub fn refuse(&mut self, from: &NodeName, why: String, out: &mut Effects) {
         self.wires.dropped(from, why, out);

@@ -7,6 +7,7 @@ mod commands;
 mod folders;
 mod keeping;
 mod peers;
+mod power;
 mod sim;
 mod storm;
 mod transfer;

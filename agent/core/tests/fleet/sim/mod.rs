@@ -18,8 +18,9 @@ use judge::Judge;
 use larder_core::id::NodeName;
 use larder_core::message::{Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Presence};
 use larder_core::name::Name;
-use larder_core::node::Node;
+use larder_core::node::{Node, Woken};
 use larder_core::note::Note;
+use larder_core::power::conditions::Readings;
 use larder_core::request::{ProcessNumbers, Response};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
@@ -92,6 +93,16 @@ pub(crate) struct Machine {
     pub(crate) clients: BTreeMap<u32, Client>,
     pub(crate) wakes: BTreeMap<&'static str, u64>,
     pub(crate) stopped: bool,
+    /// What its sensors say.
+    pub(crate) readings: Readings,
+    pub(crate) readings_taken: u64,
+    /// Moments at which something woke it, whatever that was.
+    pub(crate) wake_ups: u64,
+    /// Of those the ones by its timer, its link and its sensors.
+    pub(crate) own_wake_ups: u64,
+    input_ms: Option<u64>,
+    pub(crate) telemetry: u64,
+    pub(crate) profile: String,
     /// Longest time one job may take, in ms.
     pub(crate) job_ms_max: u64,
     out: Box<Effects>,
@@ -148,6 +159,13 @@ impl World {
             clients: BTreeMap::new(),
             wakes: BTreeMap::new(),
             stopped: false,
+            readings: Readings::default(),
+            readings_taken: 0,
+            wake_ups: 0,
+            own_wake_ups: 0,
+            input_ms: None,
+            telemetry: 0,
+            profile: String::new(),
             job_ms_max: 4,
             out: Box::default(),
             life: 0,
@@ -284,7 +302,7 @@ impl World {
         let machine = &mut self.machines[node];
         let Some(core) = &mut machine.node else { return };
         let Some((_, why)) = core.deadline() else { return };
-        core.turned(0, Some(why));
+        core.turned(0, Some(Woken::Timer(why)));
         *machine.wakes.entry(why).or_default() += 1;
         machine.woken_in_a_row = if machine.woken_ms == now_ms { machine.woken_in_a_row + 1 } else { 0 };
         machine.woken_ms = now_ms;
@@ -314,6 +332,13 @@ impl World {
         let now = self.time(node);
         let machine = &mut self.machines[node];
         let Some(core) = &mut machine.node else { return };
+        // what comes in one moment comes to a processor that is awake
+        if machine.input_ms.replace(self.now_ms) != Some(self.now_ms) {
+            machine.wake_ups += 1;
+            let is_own =
+                matches!(input, Input::Wake | Input::Sent { .. } | Input::Wire { .. } | Input::Sensed(_));
+            machine.own_wake_ups += u64::from(is_own);
+        }
         core.handle(now, input, &mut machine.out);
         assert_eq!(machine.out.dropped(), 0, "seed {}: effects or messages were dropped", self.seed);
         loop {
@@ -346,11 +371,12 @@ impl World {
             }
             Effect::Presence(presence) => {
                 let epoch = self.machines[node].settings.epoch;
-                self.publish_state(
-                    node,
-                    if presence == Presence::Online { "online" } else { "offline" },
-                    epoch,
-                );
+                let state = match presence {
+                    Presence::Online => "online",
+                    Presence::Sleeping => "sleeping",
+                    Presence::Offline => "offline",
+                };
+                self.publish_state(node, state, epoch);
             }
             Effect::Pull(ClientId(client)) => self.pull(node, client),
             Effect::Reply { caller, response } => {
@@ -369,6 +395,13 @@ impl World {
             }
             Effect::Note(note) => self.machines[node].notes.push(note),
             Effect::Measure => self.input(node, Input::Measured(ProcessNumbers::default())),
+            Effect::Sense => {
+                self.machines[node].readings_taken += 1;
+                self.input(node, Input::Sensed(self.machines[node].readings));
+            }
+            Effect::Radio(up) => self.radio(node, up),
+            Effect::Telemetry(_) => self.machines[node].telemetry += 1,
+            Effect::Profile(steering) => self.machines[node].profile.clone_from(&steering.name),
             Effect::Stopped => self.machines[node].stopped = true,
         }
     }

@@ -40,6 +40,8 @@ pub(crate) struct Link {
     up: bool,
     /// There is no network.
     pub(crate) cut: bool,
+    /// The node has taken it down itself.
+    asleep: bool,
     connection: u64,
     last_arrival_ms: u64,
 }
@@ -85,7 +87,7 @@ impl World {
 
     pub(crate) fn connects(&mut self, node: usize) {
         let link = &mut self.net.links[node];
-        if link.up || link.cut || self.net.broker_down || self.machines[node].node.is_none() {
+        if link.up || link.cut || link.asleep || self.net.broker_down || self.machines[node].node.is_none() {
             return;
         }
         (link.up, link.alive) = (true, true);
@@ -96,6 +98,19 @@ impl World {
             self.net.states.iter().map(|(of, state)| (*of, state.clone())).collect();
         for (of, state) in states.into_iter().filter(|(of, _)| *of != node) {
             self.state_to(node, of, &state);
+        }
+    }
+
+    /// The node takes its link down, or lets it come up.
+    pub(crate) fn radio(&mut self, node: usize, up: bool) {
+        self.net.links[node].asleep = !up;
+        if up {
+            return self.connect(node);
+        }
+        let was_up = std::mem::take(&mut self.net.links[node].up);
+        self.net.links[node].alive = false;
+        if was_up {
+            self.input(node, Input::LinkDown { reason: "asleep".into() });
         }
     }
 

@@ -3,6 +3,7 @@
 use super::World;
 use ed25519_dalek::SigningKey;
 use larder_core::id::NodeName;
+use larder_core::power::plan::PowerPlan;
 use larder_core::role::{Evict, Role};
 use larder_core::settings::{BatchSettings, Peer, Settings};
 
@@ -47,7 +48,10 @@ pub(crate) fn settings(node: &str, role: Role, peers: Vec<Peer>) -> Settings {
         clean_watermark_percent: 90,
         clean_period_ms: 3_600_000,
         clean_step_bytes: 1 << 20,
+        verify_step_bytes: 1 << 20,
+        step_rest_ms: 0,
         checkpoint_age_ms: 60_000,
+        power: PowerPlan::default(),
         in_force: Vec::new(),
         version: "test".into(),
     }

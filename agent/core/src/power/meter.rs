@@ -1,0 +1,226 @@
+//! What the node costs: counted since its start and by the hour.
+//!
+//! Bound: [`HOURS_MAX`] hours; reasons for waking are words of the program, so there is a fixed number.
+//! What the kernel does not tell, and joules without a sensor, are absent.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::conditions::Readings;
+use crate::request::ProcessNumbers;
+
+/// Hours that are remembered.
+pub const HOURS_MAX: usize = 24;
+const HOUR_MS: u64 = 3_600_000;
+/// A sample of the power stands for at most so long.
+const SAMPLE_MS_MAX: u64 = 600_000;
+
+/// Costs of a stretch of time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Costs {
+    /// How long it was.
+    pub ms: u64,
+    /// Times the loop was woken, by what for.
+    pub wakes: BTreeMap<String, u64>,
+    /// Times any thread of the process slept and was woken, as the kernel counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake_ups: Option<u64>,
+    /// Syncs asked of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syncs: Option<u64>,
+    /// Bytes written to the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash_bytes: Option<u64>,
+    /// Messages published.
+    pub messages_sent: u64,
+    /// Their payload.
+    pub bytes_sent: u64,
+    /// Messages received.
+    pub messages_received: u64,
+    /// Their payload.
+    pub bytes_received: u64,
+    /// Milliseconds of CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<u64>,
+    /// Energy of the whole machine, or of its processor, whichever has a sensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub millijoules: Option<u64>,
+}
+
+impl Costs {
+    /// Wakes of the loop for whatever reason.
+    #[must_use]
+    pub fn wakes_sum(&self) -> u64 {
+        self.wakes.values().sum()
+    }
+
+    /// What came after `earlier`.
+    fn since(&self, earlier: &Costs) -> Costs {
+        let both = |now: Option<u64>, then: Option<u64>| Some(now?.saturating_sub(then.unwrap_or(0)));
+        let wakes = self.wakes.iter().filter_map(|(why, count)| {
+            let count = count - earlier.wakes.get(why).copied().unwrap_or(0);
+            (count > 0).then(|| (why.clone(), count))
+        });
+        Costs {
+            ms: self.ms - earlier.ms,
+            wakes: wakes.collect(),
+            wake_ups: both(self.wake_ups, earlier.wake_ups),
+            syncs: both(self.syncs, earlier.syncs),
+            flash_bytes: both(self.flash_bytes, earlier.flash_bytes),
+            messages_sent: self.messages_sent - earlier.messages_sent,
+            bytes_sent: self.bytes_sent - earlier.bytes_sent,
+            messages_received: self.messages_received - earlier.messages_received,
+            bytes_received: self.bytes_received - earlier.bytes_received,
+            cpu_ms: both(self.cpu_ms, earlier.cpu_ms),
+            millijoules: both(self.millijoules, earlier.millijoules),
+        }
+    }
+}
+
+/// Counts.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    started_ms: u64,
+    total: Costs,
+    /// The total when the present hour began.
+    hour_began: Costs,
+    /// Complete hours, the latest last.
+    hours: VecDeque<Costs>,
+    energy_uj: Option<u64>,
+    /// When power was last sampled, and the energy counter's last value.
+    sampled: Option<(u64, Option<u64>)>,
+}
+
+impl Meter {
+    pub(super) fn start(&mut self, now_ms: u64) {
+        self.started_ms = now_ms;
+    }
+
+    pub(super) fn woken(&mut self, why: &str) {
+        match self.total.wakes.get_mut(why) {
+            Some(count) => *count += 1,
+            None => {
+                self.total.wakes.insert(why.to_owned(), 1);
+            }
+        }
+    }
+
+    pub(super) fn sent(&mut self, messages: u64, bytes: u64) {
+        self.total.messages_sent += messages;
+        self.total.bytes_sent += bytes;
+    }
+
+    pub(super) fn received(&mut self, bytes: u64) {
+        self.total.messages_received += 1;
+        self.total.bytes_received += bytes;
+    }
+
+    /// The kernel's and the disk's counters.
+    pub(super) fn measured(&mut self, now_ms: u64, process: &ProcessNumbers) {
+        self.total.ms = now_ms.saturating_sub(self.started_ms);
+        // A counter of threads that have ended is gone with them; costs do not shrink.
+        self.total.wake_ups = process.wake_ups.max(self.total.wake_ups);
+        self.total.cpu_ms = process.cpu_ms.max(self.total.cpu_ms);
+        self.total.syncs = process.syncs.max(self.total.syncs);
+        self.total.flash_bytes = process.flash_bytes.max(self.total.flash_bytes);
+        if self.total.ms - self.hour_began.ms >= HOUR_MS {
+            if self.hours.len() == HOURS_MAX {
+                self.hours.pop_front();
+            }
+            self.hours.push_back(self.total.since(&self.hour_began));
+            self.hour_began = self.total.clone();
+        }
+    }
+
+    /// A counter of energy, or else samples of the power.
+    pub(super) fn sensed(&mut self, now_ms: u64, readings: &Readings) {
+        let step_uj = match (self.sampled, readings.power_uw, readings.energy_uj) {
+            (Some((_, Some(last))), _, Some(energy_uj)) => Some(energy_uj.saturating_sub(last)),
+            (Some((at_ms, _)), Some(power_uw), None) => {
+                let ms = now_ms.saturating_sub(at_ms).min(SAMPLE_MS_MAX);
+                Some(power_uw / 1_000 * ms)
+            }
+            (_, _, _) => None,
+        };
+        if let Some(step_uj) = step_uj {
+            let sum = self.energy_uj.unwrap_or(0).saturating_add(step_uj);
+            self.energy_uj = Some(sum);
+            self.total.millijoules = Some(sum / 1_000);
+        }
+        self.sampled = Some((now_ms, readings.energy_uj));
+    }
+
+    /// Since the start.
+    pub(super) fn total(&self) -> &Costs {
+        &self.total
+    }
+
+    /// Since the present hour began.
+    pub(super) fn this_hour(&self) -> Costs {
+        self.total.since(&self.hour_began)
+    }
+
+    /// Complete hours, the latest last.
+    pub(super) fn hours(&self) -> impl Iterator<Item = &Costs> {
+        self.hours.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(wake_ups: u64, syncs: u64) -> ProcessNumbers {
+        ProcessNumbers { wake_ups: Some(wake_ups), syncs: Some(syncs), ..ProcessNumbers::default() }
+    }
+
+    #[test]
+    fn hours_add_up_to_the_whole_and_are_bounded() {
+        let mut meter = Meter::default();
+        meter.start(1_000);
+        for hour in 1..=30 {
+            meter.woken("timer");
+            meter.sent(2, 100);
+            meter.measured(1_000 + hour * HOUR_MS, &process(hour * 7, hour));
+        }
+        assert_eq!(meter.hours().count(), HOURS_MAX);
+        for hour in meter.hours() {
+            assert_eq!(
+                (hour.ms, hour.wakes_sum(), hour.wake_ups, hour.syncs),
+                (HOUR_MS, 1, Some(7), Some(1))
+            );
+            assert_eq!((hour.messages_sent, hour.bytes_sent), (2, 100));
+            assert_eq!((hour.cpu_ms, hour.millijoules), (None, None), "absent, not zero");
+        }
+        meter.woken("link");
+        assert_eq!(meter.this_hour().wakes, BTreeMap::from([("link".to_owned(), 1)]));
+        assert_eq!(meter.total().wakes_sum(), 31);
+    }
+
+    #[test]
+    fn a_thread_that_ends_takes_no_costs_back() {
+        let mut meter = Meter::default();
+        meter.measured(10, &process(100, 1));
+        meter.measured(20, &process(40, 1));
+        assert_eq!(meter.total().wake_ups, Some(100));
+    }
+
+    #[test]
+    fn joules_are_counted_by_a_counter_or_by_samples_and_absent_without_either() {
+        let reading = |power_uw, energy_uj| Readings { power_uw, energy_uj, ..Readings::default() };
+        let mut meter = Meter::default();
+        meter.sensed(0, &reading(None, None));
+        meter.sensed(1_000, &reading(None, None));
+        assert_eq!(meter.total().millijoules, None);
+        meter.sensed(3_000, &reading(Some(4_000_000), None));
+        assert_eq!(meter.total().millijoules, Some(8_000), "4 W for 2 s");
+        meter.sensed(4_000, &reading(None, None));
+        meter.sensed(u64::MAX / 2, &reading(Some(1_000_000), None));
+        assert_eq!(meter.total().millijoules, Some(8_000 + SAMPLE_MS_MAX), "a gap is not made up");
+        let mut counted = Meter::default();
+        counted.sensed(0, &reading(Some(9_000_000), Some(500)));
+        counted.sensed(1_000, &reading(Some(9_000_000), Some(2_500_500)));
+        assert_eq!(counted.total().millijoules, Some(2_500));
+    }
+}

@@ -1,0 +1,204 @@
+//! Power in a whole fleet: an hour of work under two profiles, noisy sensors, radios that sleep.
+
+use crate::sim::World;
+use crate::sim::random::Random;
+use crate::sim::setup::{below_settings, master_settings};
+use larder_core::power::conditions::{Condition, Readings, Thresholds};
+use larder_core::power::plan::{PowerPlan, Steering};
+use larder_core::power::windows::Windows;
+use larder_core::request::{Request, Response};
+use larder_core::role::Role;
+use larder_core::settings::{BatchSettings, Settings};
+use std::sync::Arc;
+
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+
+/// As `power-profiles/performance.toml` has it.
+fn performance() -> Steering {
+    Steering {
+        name: "performance".into(),
+        tick_ms: 10,
+        flush: BatchSettings { bytes: 8 << 20, age_ms: 2 },
+        send: BatchSettings { bytes: 1 << 20, age_ms: 5 },
+        window_blocks: 512,
+        quota_bytes: 1 << 40,
+        clean_step_bytes: 64 << 20,
+        verify_step_bytes: 16 << 20,
+        step_rest_ms: 0,
+        checkpoint_age_ms: MINUTE_MS,
+        windows: Windows::default(),
+        sense_ms: 10_000,
+        calm_ms: 5 * MINUTE_MS,
+        telemetry_ms: 5 * MINUTE_MS,
+        thresholds: Thresholds {
+            hot_milli_celsius: 80_000,
+            cool_milli_celsius: 70_000,
+            battery_low_percent: 20,
+            battery_ok_percent: 30,
+            flash_worn_percent: 80,
+        },
+        instead: Vec::new(),
+        timer_slack_us: 50,
+        keep_alive_s: 30,
+        in_force: Vec::new(),
+    }
+}
+
+/// As `power-profiles/low-power.toml` has it.
+fn low_power() -> Steering {
+    Steering {
+        name: "low-power".into(),
+        tick_ms: 5_000,
+        flush: BatchSettings { bytes: 1 << 20, age_ms: 5_000 },
+        send: BatchSettings { bytes: 1 << 20, age_ms: 30_000 },
+        window_blocks: 16,
+        clean_step_bytes: 4 << 20,
+        verify_step_bytes: 1 << 20,
+        step_rest_ms: 200,
+        checkpoint_age_ms: 30 * MINUTE_MS,
+        sense_ms: 2 * MINUTE_MS,
+        calm_ms: 10 * MINUTE_MS,
+        telemetry_ms: HOUR_MS,
+        timer_slack_us: 100_000,
+        keep_alive_s: 300,
+        ..performance()
+    }
+}
+
+fn under(settings: Settings, profiles: Vec<Steering>) -> Settings {
+    let settings = settings.under(&profiles[0]);
+    Settings { power: PowerPlan { profiles: profiles.into_iter().map(Arc::new).collect() }, ..settings }
+}
+
+/// A master, and a worker that may run under these profiles.
+fn pair(seed: u64, profiles: Vec<Steering>) -> (World, usize, usize) {
+    let mut world = World::new(seed);
+    let master = world.add(master_settings(&[("worker", Role::Worker)]));
+    let worker = world.add(under(below_settings("worker", Role::Worker), profiles));
+    world.run_ms(500);
+    (world, master, worker)
+}
+
+/// What an hour of work cost, and the longest wait for an answer.
+#[derive(Debug)]
+struct Cost {
+    wake_ups: u64,
+    /// Those that neither the program that puts nor the disk's answers to it brought.
+    own_wake_ups: u64,
+    batches: u64,
+    messages: u64,
+    latest_ms: u64,
+}
+
+/// Twenty readings of one program within a second, a quarter of a minute apart on average.
+fn hour_of_work(profile: Steering) -> Cost {
+    let (mut world, master, worker) = pair(71, vec![profile]);
+    let machine = &world.machines[worker];
+    let (woken, own, batches) = (machine.wake_ups, machine.own_wake_ups, machine.engine.commits);
+    let messages = world.net.messages;
+    let mut random = Random::new(72);
+    let (mut open, mut latest_ms, mut number) = (Vec::new(), 0, 0);
+    let mut pass = |world: &mut World, open: &mut Vec<(u64, _)>, ms: u64| {
+        world.run_ms(ms);
+        open.retain(|(asked_ms, call)| {
+            let is_stored = world.heard(*call).iter().any(|answer| matches!(answer, Response::Stored { .. }));
+            if is_stored {
+                latest_ms = latest_ms.max(world.now_ms - asked_ms);
+            }
+            !is_stored
+        });
+    };
+    let began_ms = world.now_ms;
+    while world.now_ms < began_ms + HOUR_MS {
+        for _ in 0..20 {
+            number += 1;
+            let bytes: Vec<u8> = (0..4_096).map(|_| random.next() as u8).collect();
+            open.push((world.now_ms, world.put(worker, &format!("r{number}"), bytes)));
+            pass(&mut world, &mut open, random.below(40));
+        }
+        for _ in 0..random.below(290) {
+            pass(&mut world, &mut open, 100);
+        }
+    }
+    world.run_until(2 * MINUTE_MS, "the master has all", |world| {
+        world.machines[master].engine.names.len() == number
+    });
+    let machine = &world.machines[worker];
+    Cost {
+        wake_ups: machine.wake_ups - woken,
+        own_wake_ups: machine.own_wake_ups - own,
+        batches: machine.engine.commits - batches,
+        messages: world.net.messages - messages,
+        latest_ms,
+    }
+}
+
+#[test]
+fn low_power_saves_nine_tenths_of_what_it_can_wait_with_and_is_never_late() {
+    let (eager, frugal) = (hour_of_work(performance()), hour_of_work(low_power()));
+    println!("performance {eager:?}\nlow-power {frugal:?}");
+    assert!(frugal.own_wake_ups * 10 <= eager.own_wake_ups, "{frugal:?} against {eager:?}");
+    // a program that puts wakes the node itself, whatever the profile
+    assert!(frugal.wake_ups * 5 <= eager.wake_ups * 2, "{frugal:?} against {eager:?}");
+    assert!(frugal.batches * 10 <= eager.batches, "{frugal:?} against {eager:?}");
+    assert!(frugal.messages * 10 <= eager.messages, "{frugal:?} against {eager:?}");
+    // looked at every tenth of a second, behind jobs of the disk
+    assert!(frugal.latest_ms <= 5_000 + 200, "{frugal:?}");
+}
+
+#[test]
+fn an_idle_node_in_low_power_wakes_once_in_two_minutes() {
+    let (mut world, _, worker) = pair(73, vec![low_power()]);
+    world.run_ms(10 * MINUTE_MS);
+    let woken = world.machines[worker].wake_ups;
+    world.run_ms(HOUR_MS);
+    let wake_ups = world.machines[worker].wake_ups - woken;
+    assert!(wake_ups <= 35, "{wake_ups} in an hour: {:?}", world.machines[worker].wakes);
+    assert!(world.machines[worker].readings_taken >= 30, "and the sensors are read all the same");
+}
+
+#[test]
+fn a_noisy_sensor_does_not_make_a_node_flap() {
+    let reacting = Steering { instead: vec![(Condition::Hot, 1)], ..performance() };
+    let (mut world, _, worker) = pair(74, vec![reacting, low_power()]);
+    let mut random = Random::new(75);
+    let (mut changes, mut profile) = (0, world.machines[worker].profile.clone());
+    for _ in 0..HOUR_MS / 1_000 {
+        let celsius = 72 + i64::try_from(random.below(12)).unwrap();
+        world.machines[worker].readings =
+            Readings { heat_milli_celsius: Some(celsius * 1_000), ..Readings::default() };
+        world.run_ms(1_000);
+        changes += u64::from(profile != world.machines[worker].profile);
+        profile.clone_from(&world.machines[worker].profile);
+    }
+    assert_eq!((profile.as_str(), changes), ("low-power", 1), "seed 75");
+    world.machines[worker].readings = Readings::default();
+    world.run_ms(20 * MINUTE_MS);
+    assert_eq!(world.machines[worker].profile, "performance", "it has vanished, and the heat with it");
+}
+
+#[test]
+fn a_radio_that_sleeps_carries_all_in_bursts_and_loses_nothing() {
+    let windows = Windows { hours: Vec::new(), every_ms: 15 * MINUTE_MS };
+    let (mut world, master, worker) = pair(76, vec![Steering { windows, ..low_power() }]);
+    let mut up_ms = 0;
+    for minute in 0..60 {
+        world.put_now(worker, &format!("f{minute}"), vec![minute; 2_000]);
+        for _ in 0..60 {
+            world.run_ms(1_000);
+            up_ms += if world.net.links[worker].is_up() { 1_000 } else { 0 };
+        }
+    }
+    assert!(up_ms <= 2 * MINUTE_MS, "the radio was up for {up_ms} ms of an hour");
+    world.run_until(20 * MINUTE_MS, "the next window has the rest", |world| {
+        world.machines[master].engine.names.len() == 60
+    });
+    world.run_ms(MINUTE_MS);
+    assert!(!world.net.links[worker].is_up(), "{}", world.describe());
+    world.put_now(worker, "urgent", vec![7; 100]);
+    let Response::Power(_) = world.request(worker, Request::Send) else { panic!("an answer") };
+    world.run_until(10_000, "who can not wait is obeyed", |world| {
+        world.machines[master].engine.names.len() == 61
+    });
+}

@@ -1,0 +1,265 @@
+//! Power as its user has it: what the sensors do to the profile, profiles set by hand here and from afar,
+//! radio windows, telemetry, and what the node says of its costs. The machine is a recorded tree.
+
+use larder_tests::broker::{Config, Mosquitto};
+use larder_tests::fleet::{Fleet, connect, put, settled};
+use larder_tests::node::{Node, wait_for};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const FILE_TEMP: &str = "machine/sys/class/thermal/thermal_zone0/temp";
+const FILE_BATTERY: &str = "machine/sys/class/power_supply/BAT0";
+
+fn write(node: &Node, path: &str, content: &str) {
+    let path = node.path(path);
+    fs::create_dir_all(path.parent().expect("a file has a folder")).expect("the folder is writable");
+    fs::write(path, format!("{content}\n")).expect("the folder is writable");
+}
+
+/// Gives a node a machine of its own: a Raspberry Pi 4 that is cool.
+fn record_machine(node: &mut Node) {
+    write(node, "machine/proc/device-tree/compatible", "raspberrypi,4-model-b\0brcm,bcm2711\0");
+    write(node, "machine/sys/class/thermal/thermal_zone0/type", "cpu-thermal");
+    write(node, FILE_TEMP, "45000");
+    let root = node.path("machine").display().to_string();
+    node.variable("LARDER_MACHINE", &root);
+}
+
+/// Gives a node a profile of its own: the built-in one named, with other values and reactions.
+fn own_profile(node: &Node, built_in: &str, values: &[(&str, &str)], reactions: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../power-profiles");
+    let text = fs::read_to_string(folder.join(format!("{built_in}.toml"))).expect("a built-in profile");
+    let (mut text, _) =
+        text.split_once("\n[on]").map_or((text.clone(), ()), |(head, _)| (head.to_owned(), ()));
+    text = text.replace(&format!("\"{built_in}\""), "\"own\"");
+    for (key, value) in values {
+        let line =
+            text.lines().find(|line| line.starts_with(&format!("{key} = "))).expect("a key").to_owned();
+        text = text.replace(&line, &format!("{key} = {value}"));
+    }
+    fs::write(node.path("own.toml"), format!("{text}\n[on]\n{reactions}")).expect("the folder is writable");
+    node.set("node", "profile", "\"own.toml\"");
+}
+
+/// Quick sensors and a short calm.
+const QUICK: [(&str, &str); 2] = [("sense_s", "1"), ("calm_s", "1")];
+
+#[track_caller]
+fn power(node: &Node) -> Value {
+    node.json(["power"]).pop().expect("power has an answer")
+}
+
+fn wait_profile(node: &Node, profile: &str) -> Value {
+    wait_for(&format!("profile {profile}"), || {
+        Some(power(node)).filter(|report| report["profile"] == profile)
+    })
+}
+
+#[test]
+fn heat_moves_the_profile_at_once_and_calm_brings_it_back() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    own_profile(&node, "performance", &QUICK, "hot = \"low-power\"\n");
+    node.start();
+    let cool = power(&node);
+    assert_eq!((&cool["profile"], &cool["readings"]["heat_milli_celsius"]), (&"own".into(), &45_000.into()));
+    assert_eq!(cool["readings"].get("battery_percent"), None, "what has no sensor is absent, not 0");
+    write(&node, FILE_TEMP, "95000");
+    let hot = wait_profile(&node, "low-power");
+    assert_eq!((&hot["because"], &hot["configured"]), (&"hot".into(), &"own".into()));
+    let tick = node.status()["settings"].as_array().and_then(|settings| {
+        settings.iter().find(|setting| setting["key"] == "tick_ms").map(|setting| setting["value"].clone())
+    });
+    assert_eq!(tick, Some("5000".into()), "status shows what is in force");
+    write(&node, FILE_TEMP, "60000");
+    let back = wait_profile(&node, "own");
+    assert_eq!(back["changes"], 2);
+    write(&node, FILE_TEMP, "95000");
+    wait_profile(&node, "low-power");
+    fs::remove_dir_all(node.path("machine/sys/class/thermal")).expect("the sensor can vanish");
+    let vanished = wait_profile(&node, "own");
+    assert_eq!(vanished["readings"].get("heat_milli_celsius"), None);
+    let text = node.run(["power"]).expect(0).text();
+    assert!(text.contains("profile     own (as configured)") && text.contains("woken by"), "{text}");
+}
+
+#[test]
+fn a_battery_that_runs_low_and_is_fed_again() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    own_profile(&node, "performance", &QUICK, "on_battery = \"balanced\"\nbattery_low = \"low-power\"\n");
+    write(&node, &format!("{FILE_BATTERY}/type"), "Battery");
+    write(&node, &format!("{FILE_BATTERY}/status"), "Charging");
+    write(&node, &format!("{FILE_BATTERY}/capacity"), "24");
+    node.start();
+    assert_eq!(power(&node)["profile"], "own");
+    write(&node, &format!("{FILE_BATTERY}/status"), "Discharging");
+    assert_eq!(wait_profile(&node, "balanced")["because"], "on_battery");
+    write(&node, &format!("{FILE_BATTERY}/capacity"), "17");
+    let low = wait_profile(&node, "low-power");
+    assert_eq!(low["conditions"], serde_json::json!(["battery_low", "on_battery"]));
+    write(&node, &format!("{FILE_BATTERY}/status"), "Charging");
+    wait_profile(&node, "own");
+}
+
+#[test]
+fn a_sensor_that_freezes_holds_nobody_up() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    own_profile(&node, "performance", &QUICK, "hot = \"low-power\"\n");
+    fs::remove_file(node.path(FILE_TEMP)).expect("it was just written");
+    // whoever opens it waits for somebody who writes
+    let made = Command::new("mkfifo").arg(node.path(FILE_TEMP)).status().expect("coreutils are here");
+    assert!(made.success());
+    node.start();
+    put(&node, "a", b"stored while a sensor hangs");
+    assert_eq!(node.get("a").as_deref(), Some(&b"stored while a sensor hangs"[..]));
+    let report =
+        wait_for("the sensors hang", || Some(power(&node)).filter(|report| report["sensors_hang"] == true));
+    assert_eq!(report["readings"], serde_json::json!({}));
+    assert!(report["total"]["wake_ups"].as_u64().is_some_and(|count| count > 0), "{report}");
+    assert_eq!(node.stop(), 0, "and the agent stops well");
+}
+
+#[test]
+fn a_profile_is_set_by_hand_here_and_from_the_master_and_ends() {
+    let broker = Mosquitto::start(Config::default());
+    let mut fleet = Fleet::new(broker.port());
+    fleet.start();
+    let slack = |node: &Node| {
+        let path = format!("/proc/{}/timerslack_ns", node.pid().as_raw_nonzero());
+        fs::read_to_string(path).expect("Linux tells the slack").trim().to_owned()
+    };
+    let worker = &fleet.worker;
+    assert_eq!(slack(worker), "50000");
+    let said = worker.run(["power", "set", "low-power", "--for", "1h"]).expect(0).text();
+    assert!(said.contains("low-power (set by hand, for another"), "{said}");
+    assert_eq!(slack(worker), "100000000", "the timer slack follows the profile");
+    fleet.settled();
+    put(worker, "a", b"under the other profile");
+    fleet.settled();
+    assert_eq!(fleet.master.get("a").as_deref(), Some(&b"under the other profile"[..]));
+
+    let ask =
+        |arguments: &[&str]| fleet.master.run([&["--node", "cam", "--json", "power"], arguments].concat());
+    let report = ask(&["set", "balanced", "--for", "30m"]).expect(0).json().pop().expect("an answer");
+    assert_eq!((&report["profile"], &report["by_hand"]["profile"]), (&"balanced".into(), &"balanced".into()));
+    assert_eq!(power(worker)["profile"], "balanced");
+    fleet.settled();
+    assert_eq!(ask(&["auto"]).expect(0).json()[0]["profile"], "performance");
+    fleet.settled();
+    let refused = worker.run(["power", "set", "warp"]);
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("\"warp\"") && refused.stderr.contains("low-power"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(worker.run(["power", "set", "balanced", "--for", "0s"]).code, 2);
+
+    worker.run(["power", "set", "balanced", "--for", "1s"]).expect(0);
+    let ended = wait_profile(worker, "performance");
+    assert_eq!(ended.get("by_hand"), None);
+}
+
+/// The retained message on a topic below the node's own.
+fn retained(broker: &Mosquitto, topic: &str) -> Option<Value> {
+    let mut ask = Command::new("mosquitto_sub");
+    ask.args(["-h", "127.0.0.1", "-p", &broker.port().to_string(), "-C", "1", "-W", "2", "-t"]);
+    let said = ask.arg(format!("larder/1/home/{topic}")).output().expect("mosquitto's clients are here");
+    serde_json::from_slice(&said.stdout).ok()
+}
+
+#[test]
+fn between_its_windows_a_node_says_that_it_sleeps_and_who_can_not_wait_is_obeyed() {
+    let broker = Mosquitto::start(Config::default());
+    let mut fleet = Fleet::new(broker.port());
+    own_profile(&fleet.worker, "duty-cycle", &[("sync_every_s", "86400"), ("tick_ms", "100")], "");
+    fleet.master.start();
+    fleet.worker.start();
+    let worker = &fleet.worker;
+    wait_for("it sleeps", || retained(&broker, "cam/state").filter(|state| state["state"] == "sleeping"));
+    let report = power(worker);
+    assert!(report["asleep_ms"].as_u64().is_some_and(|ms| ms > 80_000_000), "{report}");
+    assert_eq!(worker.status()["link"]["up"], false);
+    put(worker, "patient", b"waits for the window");
+    assert_eq!(fleet.master.names(""), [""; 0]);
+    worker.run_with(["put", "--now", "--stdin", "urgent"], b"can not wait").expect(0);
+    wait_for("both are there", || (fleet.master.names("") == ["patient", "urgent"]).then_some(()));
+    wait_for("it sleeps again", || {
+        retained(&broker, "cam/state").filter(|state| state["state"] == "sleeping")
+    });
+    assert_eq!(worker.json(["power", "set", "performance"])[0]["profile"], "performance");
+    settled(&[worker]);
+    assert_eq!(retained(&broker, "cam/state").map(|state| state["state"].clone()), Some("online".into()));
+}
+
+#[test]
+fn telemetry_is_retained_for_whoever_asks() {
+    let broker = Mosquitto::start(Config::default());
+    let mut node = Node::new("cam", "master");
+    record_machine(&mut node);
+    connect(&node, broker.port());
+    node.start();
+    let told = wait_for("telemetry", || retained(&broker, "cam/tele"));
+    assert_eq!(
+        (&told["profile"], &told["readings"]["heat_milli_celsius"]),
+        (&"performance".into(), &45_000.into())
+    );
+    for cost in ["wake_ups", "syncs", "flash_bytes", "messages_sent", "bytes_sent", "cpu_ms"] {
+        assert!(told["total"][cost].as_u64().is_some(), "{cost} is missing in {told}");
+    }
+    assert!(told["total"]["wakes"].as_object().is_some_and(|wakes| !wakes.is_empty()), "{told}");
+    assert_eq!(told["total"].get("millijoules"), None, "no sensor, no joules");
+}
+
+#[test]
+fn impossible_values_of_a_profile_are_refused_by_line_key_and_range() {
+    for (key, value, parts) in [
+        ("sense_s", "0", ["sense_s = 0", "1 to 3600"]),
+        ("battery_ok_percent", "21", ["battery_ok_percent = 21", "23 to 100"]),
+        ("sync_hours", "[\"25:00-26:00\"]", ["sync_hours", "22:00-06:00"]),
+        ("timer_slack_us", "99999999", ["timer_slack_us", "1 to 1000000"]),
+    ] {
+        let mut node = Node::new("cam", "worker");
+        own_profile(&node, "low-power", &[(key, value)], "");
+        let said = node.refused_start();
+        assert_eq!(said.code, 2, "{}", said.stderr);
+        for part in parts.into_iter().chain(["own.toml:"]) {
+            assert!(said.stderr.contains(part), "{part:?} is missing in {}", said.stderr);
+        }
+    }
+    let mut node = Node::new("cam", "worker");
+    own_profile(&node, "low-power", &[], "hot = \"balancd\"\n");
+    let said = node.refused_start();
+    assert!(
+        said.stderr.contains("[on] hot of profile own") && said.stderr.contains("balanced"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[test]
+fn a_patient_put_waits_for_the_profiles_batch_and_an_ordinary_one_does_not() {
+    let mut node = Node::new("cam", "worker");
+    own_profile(&node, "low-power", &[("flush_age_ms", "5_000"), ("tick_ms", "1_000")], "");
+    node.start();
+    let batches = |node: &Node| node.status()["store"]["batches"].as_u64().expect("a number");
+    let before = batches(&node);
+    std::thread::scope(|scope| {
+        for name in ["a", "b", "c", "d"] {
+            let node = &node;
+            scope.spawn(move || {
+                node.run_with(["put", "--patient", "--stdin", name], name.as_bytes()).expect(0)
+            });
+        }
+    });
+    let patient = batches(&node) - before;
+    assert!(patient < 4, "four patient puts made {patient} batches");
+    for name in ["e", "f", "g", "h"] {
+        put(&node, name, name.as_bytes());
+    }
+    assert!(batches(&node) - before - patient >= 4);
+}
