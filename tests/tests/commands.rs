@@ -179,6 +179,22 @@ fn completions_are_made_for_each_shell_and_the_one_for_bash_parses() {
 }
 
 #[test]
+fn a_manual_page_is_made_for_each_command_and_says_what_its_help_says() {
+    let node = Node::new("cam", "worker");
+    let pages = node.path("pages");
+    node.run(["manual", pages.to_str().unwrap()]).expect(2);
+    fs::create_dir(&pages).unwrap();
+    node.run(["manual", pages.to_str().unwrap()]).expect(0);
+    for (page, says) in
+        [("larder.1", "Exit codes"), ("larder-put.1", "like `cp"), ("larder-index-rebuild.1", "log")]
+    {
+        let text = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".TH") && text.contains(says), "{page}: {text}");
+    }
+    assert!(!pages.join("larder-manual.1").exists(), "it is made for packages, not for people");
+}
+
+#[test]
 fn with_an_agent_commands_go_to_it_and_without_they_open_the_store_themselves() {
     let mut node = Node::new("cam", "worker");
     fs::write(node.path("a"), b"a").unwrap();

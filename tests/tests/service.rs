@@ -355,3 +355,19 @@ fn a_socket_of_another_user_is_not_ours_to_use() {
     assert!(output.status.code() == Some(6) && stderr.contains("is another user's"), "{stderr}");
     assert_eq!(node.stop(), 0);
 }
+
+#[test]
+fn the_service_reads_its_key_from_the_credential_that_the_manager_gives_it() {
+    let mut node = Node::new("hub", "master");
+    larder_tests::fleet::connect(&node, larder_tests::broker::free_port());
+    let credentials = node.path("credentials");
+    fs::create_dir(&credentials).unwrap();
+    fs::rename(node.path("node.key"), credentials.join("node.key")).unwrap();
+    let without = node.refused_start();
+    assert!(without.stderr.contains("node.key cannot be read"), "{}", without.stderr);
+    // as an access list of systemd's shows
+    fs::set_permissions(credentials.join("node.key"), fs::Permissions::from_mode(0o440)).unwrap();
+    node.variable("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
+    node.start();
+    assert_eq!(node.stop(), 0);
+}

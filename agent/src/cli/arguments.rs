@@ -19,6 +19,8 @@ const PUT_NAMES: &str = "A file is stored under its own name, a directory DIR as
     it, like `cp -r`; `.`, `..` and `/` stand for what is in them. Symbolic links inside a directory are not \
     followed but reported, as is everything else that is no readable file; the rest goes on.";
 
+const NO_NODE: &str = "--node goes with ls, rm, fetch, status, power, verify and index";
+
 /// Keeps data safe on small ARM machines and gets it home.
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, after_help = exit::help(), max_term_width = 100)]
@@ -95,6 +97,9 @@ pub(super) enum Command {
     Index(Index),
     /// Print completions for a shell
     Completions(Completions),
+    /// Write a manual page for each command
+    #[command(hide = true)]
+    Manual(Manual),
 }
 
 #[derive(Debug, Args)]
@@ -239,6 +244,13 @@ pub(super) struct Completions {
     pub(super) shell: Shell,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Manual {
+    /// Directory that takes them
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+}
+
 impl Cli {
     /// What the command line says over the environment and the file.
     pub(super) fn overrides(&self) -> Overrides {
@@ -277,11 +289,11 @@ impl Cli {
             Command::Get(get) if self.global.json && get.output.as_deref() == Some(Path::new("-")) => {
                 "--json and `-o -` would both write to standard output: leave one out"
             }
-            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) if has_node => {
-                "--node goes with ls, rm, fetch, status, power, verify and index"
-            }
+            Command::Demo(_) | Command::Init(_) | Command::Run(_) if has_node => NO_NODE,
+            Command::Completions(_) | Command::Manual(_) if has_node => NO_NODE,
             Command::Put(_) | Command::Get(_) => return Ok(()),
-            Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) => return Ok(()),
+            Command::Demo(_) | Command::Init(_) | Command::Run(_) => return Ok(()),
+            Command::Completions(_) | Command::Manual(_) => return Ok(()),
             Command::Ls(_) | Command::Rm(_) | Command::Fetch(_) => return Ok(()),
             Command::Status | Command::Power(_) | Command::Verify | Command::Index(_) => return Ok(()),
         };

@@ -116,6 +116,11 @@ async fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, CommandError> {
             clap_complete::generate(arguments.shell, &mut Cli::command(), "larder", &mut script);
             output.write(&script).map(|()| Exit::OK)
         }
+        Command::Manual(arguments) => {
+            let failed = |error| CommandError::Usage(format!("{}: {error}", arguments.dir.display()));
+            clap_mangen::generate_to(Cli::command(), &arguments.dir).map_err(failed)?;
+            Ok(Exit::OK)
+        }
         Command::Run(_) => {
             let config = load(&cli)?;
             run::agent(&config, cli.overrides()).await?;
@@ -189,7 +194,11 @@ async fn ask_over(
         Command::Power(arguments) => power::power(arguments, connection, output).await,
         Command::Verify => status::verify(connection, output).await,
         Command::Index(Index::Rebuild) => status::rebuild(connection, output).await,
-        Command::Demo(_) | Command::Init(_) | Command::Run(_) | Command::Completions(_) => {
+        Command::Demo(_)
+        | Command::Init(_)
+        | Command::Run(_)
+        | Command::Completions(_)
+        | Command::Manual(_) => {
             unreachable!("these ask no node and are handled before a connection is made")
         }
     }

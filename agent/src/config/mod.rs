@@ -136,11 +136,15 @@ impl Config {
         };
         let config = Self {
             fleet: layers.pick(|raw| raw.node.fleet.as_ref()).map_or_else(fleet_default, |fleet| fleet.value),
-            key: key_path(&layers, file.as_deref().and_then(|path| path.parent()), &store),
+            key: environment.secret(key_path(
+                &layers,
+                file.as_deref().and_then(|path| path.parent()),
+                &store,
+            )),
             socket: socket(&layers, environment, file.as_deref(), &store)?,
             subscribe: subscribe(&layers)?,
             commands: layers.pick(|raw| raw.node.commands.as_ref()).is_none_or(|given| given.value),
-            mqtt: mqtt::check(&layers)?,
+            mqtt: mqtt::check(&layers, environment)?,
             peers: peers(&layers, &name, role.value)?,
             watches: watches(&layers, &store)?,
             kernels: kernels(&layers)?,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::error::{ConfigError, Origin, Sourced};
+use super::places::Environment;
 use super::raw::{Layers, RawMqtt};
 use super::{refused, schema};
 
@@ -44,11 +45,11 @@ pub struct Login {
     pub password_file: Option<PathBuf>,
 }
 
-pub(super) fn check(layers: &Layers) -> Result<Option<Mqtt>, ConfigError> {
+pub(super) fn check(layers: &Layers, environment: &Environment) -> Result<Option<Mqtt>, ConfigError> {
     if layers.0.iter().all(|layer| layer.raw.mqtt.is_none()) {
         return Ok(None);
     }
-    let tls = tls(layers)?;
+    let tls = tls(layers, environment)?;
     let given_port = layers.pick_mqtt(|raw| raw.port.as_ref());
     if let Some(zero) = given_port.clone().filter(|port| port.value == 0) {
         return Err(refused(zero.from, "mqtt", "port", "0".to_owned()));
@@ -57,13 +58,20 @@ pub(super) fn check(layers: &Layers) -> Result<Option<Mqtt>, ConfigError> {
     let embedded =
         embedded(layers, tls.as_ref(), given_port.as_ref().map_or(port_default, |port| port.value))?;
     let port = given_port.map_or(embedded.map_or(port_default, |listen| listen.port()), |port| port.value);
-    Ok(Some(Mqtt { host: host(layers, tls.as_ref(), embedded)?, port, login: login(layers)?, tls, embedded }))
+    Ok(Some(Mqtt {
+        host: host(layers, tls.as_ref(), embedded)?,
+        port,
+        login: login(layers, environment)?,
+        tls,
+        embedded,
+    }))
 }
 
-fn tls(layers: &Layers) -> Result<Option<Tls>, ConfigError> {
+fn tls(layers: &Layers, environment: &Environment) -> Result<Option<Tls>, ConfigError> {
     let ca = layers.pick_path(|raw| mqtt(raw)?.ca.as_ref());
     let certificate = layers.pick_path(|raw| mqtt(raw)?.certificate.as_ref());
-    let key = layers.pick_path(|raw| mqtt(raw)?.key.as_ref());
+    let key =
+        layers.pick_path(|raw| mqtt(raw)?.key.as_ref()).map(|key| key.map(|key| environment.secret(key)));
     let lacks = |given: &Sourced<PathBuf>, name: &str, why: &str| ConfigError::Missing {
         from: given.from.clone(),
         key: schema::named("mqtt", name),
@@ -142,13 +150,14 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn login(layers: &Layers) -> Result<Option<Login>, ConfigError> {
+fn login(layers: &Layers, environment: &Environment) -> Result<Option<Login>, ConfigError> {
     let user = layers.pick_mqtt(|raw| raw.user.as_ref());
     let password = layers.pick_path(|raw| mqtt(raw)?.password_file.as_ref());
     match (user, password) {
-        (Some(user), password) => {
-            Ok(Some(Login { user: user.value, password_file: password.map(|path| path.value) }))
-        }
+        (Some(user), password) => Ok(Some(Login {
+            user: user.value,
+            password_file: password.map(|path| environment.secret(path.value)),
+        })),
         (None, Some(password)) => Err(ConfigError::Missing {
             from: password.from,
             key: schema::named("mqtt", "user"),

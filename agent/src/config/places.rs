@@ -14,6 +14,8 @@ use super::schema::{self, Key};
 const SYSTEM_CONFIG: &str = "/etc/larder/larder.toml";
 const SYSTEM_STORE: &str = "/var/lib/larder";
 const SYSTEM_SOCKET: &str = "/run/larder/larder.sock";
+/// Where systemd puts the secrets that a unit asks for by `LoadCredential=`.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Variables that are shorter than `LARDER_<SECTION>_<KEY>`.
 const SHORT: [(&str, &str); 4] = [
     ("LARDER_STORE", "store"),
@@ -85,7 +87,9 @@ impl Environment {
     /// This process's.
     #[must_use]
     pub fn of_process() -> Self {
-        let wanted = |name: &str| name.starts_with("LARDER_") || name.starts_with("XDG_") || name == "HOME";
+        let wanted = |name: &str| {
+            name.starts_with("LARDER_") || name.starts_with("XDG_") || ["HOME", CREDENTIALS].contains(&name)
+        };
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, value)| wanted(name) && !value.is_empty())
@@ -162,6 +166,15 @@ impl Environment {
     #[must_use]
     pub fn machine_root(&self) -> PathBuf {
         self.variable("LARDER_MACHINE").map_or_else(|| PathBuf::from("/"), PathBuf::from)
+    }
+
+    /// Where a secret is to be read: the credential of the file's name, where the service manager gave one of more
+    /// than one byte (the unit's mark for none), else the file. So one configuration serves the service, which
+    /// may not read the file, and root.
+    pub(super) fn secret(&self, file: PathBuf) -> PathBuf {
+        let credential =
+            self.variable(CREDENTIALS).zip(file.file_name()).map(|(dir, name)| Path::new(dir).join(name));
+        credential.filter(|path| path.metadata().is_ok_and(|found| found.len() > 1)).unwrap_or(file)
     }
 
     /// Where `larder init` writes and where an ordinary search ends.

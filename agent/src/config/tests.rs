@@ -399,3 +399,26 @@ fn the_users_file_is_found_by_its_place() {
     assert_eq!(config.name.as_str(), "found");
     assert_eq!(config.key, dir.path().join("larder/node.key"));
 }
+
+#[test]
+fn a_credential_of_the_same_file_name_stands_for_each_secret_unless_it_is_one_byte() {
+    let text = "[mqtt]\nhost = \"a.example\"\nca = \"ca.pem\"\ncertificate = \"node.pem\"\nkey = \"tls/node-tls.key\"\n\
+                user = \"cam\"\npassword_file = \"password\"\n";
+    let (dir, overrides) = written(&format!("{text}{}", master_peer()));
+    let given = tempfile::tempdir().unwrap();
+    for (name, content) in
+        [("node.key", "key"), ("node-tls.key", "key"), ("password", "-"), ("node.pem", "no secret")]
+    {
+        fs::write(given.path().join(name), content).unwrap();
+    }
+    let folder = given.path().to_str().unwrap();
+    let environment = Environment::isolated([("HOME", "/home/ann"), ("CREDENTIALS_DIRECTORY", folder)]);
+    let config = Config::load(&overrides, &environment, &machine()).unwrap();
+    let mqtt = config.mqtt.unwrap();
+    assert_eq!(config.key, given.path().join("node.key"));
+    assert_eq!(
+        mqtt.tls.unwrap().own.unwrap(),
+        (dir.path().join("node.pem"), given.path().join("node-tls.key"))
+    );
+    assert_eq!(mqtt.login.unwrap().password_file, Some(dir.path().join("password")));
+}

@@ -1,6 +1,7 @@
 //! Every bound of the store that is not an option.
 
 /// Bytes of a page: batches start on a page, and an acknowledged byte never lies in a page written again.
+/// A constant of the format, whatever pages the machine's memory has: stores move between machines.
 pub const PAGE_BYTES: u64 = 4096;
 /// Longest block, binding value or setting value.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;

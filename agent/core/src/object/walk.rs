@@ -237,6 +237,7 @@ pub(super) mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::BLOCK_BYTES_MAX;
     use super::super::manifest::{ManifestBuilder, Root};
     use super::*;
 
@@ -289,6 +290,29 @@ pub(super) mod tests {
         assert_eq!(root.depth, 2);
         let mut walk = Walk::new(root.root, root.depth, root.size, 7000..7001);
         assert_eq!(read(&mut walk, &blocks), Ok((bytes[7000..7001].to_vec(), 3)));
+    }
+
+    /// Offsets that a `usize` of 32 bits cannot hold, where cutting them would read the start again.
+    #[test]
+    fn a_range_behind_four_gibibytes_reads_its_own_bytes() {
+        let (zeros, size) = (Bytes::from(vec![0; BLOCK_BYTES_MAX]), 5u64 << 30);
+        let (zeros_id, tail) = (BlockId::of(&zeros), Bytes::from_static(b"the tail"));
+        let mut blocks = Blocks::from([(zeros_id, zeros), (BlockId::of(&tail), tail.clone())]);
+        let mut builder = ManifestBuilder::new();
+        for _ in 0..size / BLOCK_BYTES_MAX as u64 {
+            blocks.extend(builder.push(zeros_id, BLOCK_BYTES_MAX as u64));
+        }
+        blocks.extend(builder.push(BlockId::of(&tail), tail.len() as u64));
+        let root = builder.finish();
+        blocks.extend(root.last);
+        let end = root.size;
+        assert!(end > u64::from(u32::MAX) + (1 << 29));
+        for (range, expected) in
+            [(end - 8..end, &b"the tail"[..]), (end - 10..end - 3, b"\0\0the t"), (end..end + 9, b"")]
+        {
+            let mut walk = Walk::new(root.root, root.depth, root.size, range);
+            assert_eq!(read(&mut walk, &blocks).unwrap().0, expected);
+        }
     }
 
     #[test]

@@ -205,3 +205,29 @@ impl DiskFile for OsFile {
         Ok(self.file.metadata()?.blocks() * 512)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file offset has 64 bits on every machine, whatever a `usize` has.
+    #[test]
+    fn a_file_is_written_read_and_measured_behind_four_gibibytes() {
+        const FAR: u64 = (5 << 30) + 3;
+        let folder = tempfile::tempdir().unwrap();
+        let disk = OsDisk::new(folder.path()).unwrap();
+        let file = disk.open("sparse", OpenMode::Create).unwrap();
+        file.write_gathered(&[IoSlice::new(b"near")], FAR & 0xffff_ffff).unwrap();
+        file.write_gathered(&[IoSlice::new(b"f"), IoSlice::new(b"ar")], FAR).unwrap();
+        file.allocate(FAR + 3, 5).unwrap();
+        assert_eq!(file.len().unwrap(), FAR + 8);
+        assert_eq!(disk.list().unwrap()[0].length, FAR + 8);
+        let mut read = [9; 5];
+        file.read_at(&mut read, FAR).unwrap();
+        assert_eq!(&read, b"far\0\0");
+        assert!(file.bytes_on_disk().unwrap() < 1 << 20, "what was not written takes no room");
+        file.set_len(FAR + 1).unwrap();
+        assert_eq!(file.len().unwrap(), FAR + 1);
+        assert!(disk.space().unwrap().total > 0);
+    }
+}
