@@ -1,5 +1,6 @@
 //! Every level this machine has gives what the oracle gives.
 
+use larder_kernels::bloom::{Block, Probe};
 use larder_kernels::{Hash, Level, hash_many};
 use proptest::prelude::*;
 
@@ -59,5 +60,25 @@ proptest! {
         let source = bytes(seed, 20_064);
         let messages: Vec<&[u8]> = lengths.iter().map(|&length| &source[length % 64..][..length]).collect();
         Level::available().for_each(|level| assert_hashes(level, &messages));
+    }
+
+    #[test]
+    fn every_level_sets_and_finds_the_same_bits(
+        keys in prop::collection::vec(any::<u64>(), 0..200), others in prop::collection::vec(any::<u64>(), 200),
+        size in 0_usize..20,
+    ) {
+        let filled = |level| {
+            let mut blocks: Vec<Block> = vec![[0; 8]; size];
+            keys.iter().for_each(|&key| Probe::of(level, key).add_to(&mut blocks));
+            blocks
+        };
+        let expected = filled(Level::PORTABLE);
+        for level in Level::available() {
+            prop_assert_eq!(&filled(level), &expected, "{}", level);
+            for &key in keys.iter().chain(&others) {
+                let oracle = Probe::of(Level::PORTABLE, key).is_in(&expected);
+                prop_assert_eq!(Probe::of(level, key).is_in(&expected), oracle, "{} {:x}", level, key);
+            }
+        }
     }
 }
