@@ -5,5 +5,6 @@ pub mod broker;
 pub mod fleet;
 pub mod mount;
 pub mod node;
+pub mod powercut;
 pub mod sim;
 pub mod wire;
