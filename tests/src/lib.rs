@@ -5,6 +5,7 @@ pub mod broker;
 pub mod fleet;
 pub mod mount;
 pub mod node;
+pub mod powercut;
 pub mod sim;
 pub mod terminal;
 pub mod wire;
