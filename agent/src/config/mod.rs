@@ -254,11 +254,11 @@ fn add_profile(profiles: &mut Vec<Profile>, profile: Profile) {
 }
 
 /// The same mistake, at the reaction that names the profile.
-fn of_reaction(error: ConfigError, key: String) -> ConfigError {
-    match error {
-        ConfigError::Value { from, found, allowed, .. } => ConfigError::Value { from, key, found, allowed },
-        error => error,
+fn of_reaction(mut error: ConfigError, reaction: String) -> ConfigError {
+    if let ConfigError::Value { key, .. } = &mut error {
+        *key = reaction;
     }
+    error
 }
 
 /// The machine's own name, as far as it can be a node's.

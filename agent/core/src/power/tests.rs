@@ -1,5 +1,7 @@
 //! The actor by itself: windows of wake-ups, reactions, profiles set by hand, the radio, hanging sensors.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for the effects it is about")]
+
 use super::plan::PowerPlan;
 use super::windows::{Hours, Windows};
 use super::*;
