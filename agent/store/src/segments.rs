@@ -159,6 +159,7 @@ impl<D: Disk> Segments<D> {
     pub(crate) fn leave_out(&mut self, id: u32) {
         self.all.remove(&id);
         self.forgotten.push(id);
+        self.open.take_if(|open| open.id == id);
     }
 
     /// A segment's end is in the header of the one that was made after it.

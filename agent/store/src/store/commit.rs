@@ -116,6 +116,8 @@ impl<D: Disk> Store<D> {
 
     /// Writes a batch of new or moved records and applies it. Returns the bytes written to the log.
     pub(super) fn append(&mut self, records: &[Record], keeps_reserve: bool) -> Result<u64, CommitError> {
+        // Making the index again, on the way here, may have found what must stop it.
+        self.refuse_if_stopped()?;
         let length = padded_length(records.iter());
         let limit = self.options.segment_bytes - PAGE_BYTES;
         if length > limit {

@@ -11,6 +11,7 @@ use crate::sim::disk::{Fate, Faults, Image, SimDisk};
 use crate::sim::random::Random;
 use larder_store::{Options, Prepare};
 use std::ops::AddAssign;
+use std::panic::catch_unwind;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -72,7 +73,8 @@ pub fn storms(seed: u64, images: u64, threads: usize) -> (Told, Vec<String>) {
     let seeds: Vec<u64> = (seed..seed + images).collect();
     let (told, broken) = spread(&seeds, threads, Told::default, |told, seed| {
         if opened.load(Relaxed) < images {
-            let life = live(*seed, false)?;
+            let lived = catch_unwind(|| live(*seed, false));
+            let life = lived.unwrap_or_else(|_| Err(format!("life {seed} ends in a panic")))?;
             opened.fetch_add(life.images, Relaxed);
             *told += life;
         }
