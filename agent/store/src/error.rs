@@ -38,9 +38,9 @@ pub enum OpenError {
         /// The newest format this program reads.
         supported: u32,
     },
-    /// There are segments, but neither a superblock nor a segment header that tells whose.
+    /// There are segments, and whose they are can not be read, at least not now.
     #[error(
-        "{directory} has segment files but no readable superblock or segment header; restore one of them"
+        "{directory} has segment files but no superblock or segment header can be read; try again, or restore one"
     )]
     Unrecognised {
         /// The store's directory.

@@ -50,6 +50,15 @@ pub(crate) fn spare_id(name: &str) -> Option<u32> {
     number(name, "spare-")
 }
 
+/// A file that was a segment of a store whose id nothing tells any more.
+pub(crate) fn unreadable_name(number: u32) -> String {
+    format!("unreadable-{number:08x}")
+}
+
+pub(crate) fn unreadable_number(name: &str) -> Option<u32> {
+    number(name, "unreadable-")
+}
+
 fn number(name: &str, prefix: &str) -> Option<u32> {
     let digits = name.strip_prefix(prefix)?;
     let id = (digits.len() == 8).then(|| u32::from_str_radix(digits, 16).ok()).flatten();

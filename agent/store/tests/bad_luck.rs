@@ -111,6 +111,25 @@ fn a_read_only_directory_says_so() {
 }
 
 #[test]
+fn a_store_that_nothing_tells_the_id_of_begins_anew_and_keeps_its_files_for_a_look() {
+    let directory = filled();
+    fs::write(directory.path().join("superblock"), [0; 4096]).unwrap();
+    for path in segments(directory.path()) {
+        fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(&[0; 4096], 0).unwrap();
+    }
+    let count = segments(directory.path()).len();
+    let (mut store, report) = open(directory.path());
+    assert!(report.created && report.index_rebuilt.is_some(), "{report:?}");
+    assert_eq!(report.unreadable_files.len(), count);
+    assert!(report.unreadable_files.iter().all(|name| directory.path().join(name).exists()), "{report:?}");
+    store.commit(puts(0..10, 100)).unwrap();
+    drop(store);
+    let (mut store, report) = open(directory.path());
+    assert!(!report.created && report.unreadable_files.is_empty(), "{report:?}");
+    assert_all_there(&mut store, 0..10, 100);
+}
+
+#[test]
 fn a_lost_or_damaged_superblock_is_written_again() {
     let directory = filled();
     let superblock = directory.path().join("superblock");

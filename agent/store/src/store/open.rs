@@ -10,8 +10,9 @@ use super::{ByBytes, Store};
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
 use crate::error::OpenError;
 use crate::format::{
-    Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, OBSOLETE_NAMES, SUPERBLOCK_BYTES, SUPERBLOCK_NAME,
-    StoreId, decode_superblock, encode_superblock,
+    Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, OBSOLETE_NAMES, SEGMENT_HEADER_BYTES, SUPERBLOCK_BYTES,
+    SUPERBLOCK_NAME, StoreId, decode_superblock, encode_superblock, segment_name, unreadable_name,
+    unreadable_number,
 };
 use crate::index::{Checkpoint, Index, IndexError, Opened, SegmentRow, Table};
 use crate::options::Options;
@@ -101,7 +102,7 @@ impl<D: Disk> Store<D> {
         let Some((id, _)) = self.segments.newest() else { return };
         self.counters.log_syncs += 1;
         if let Err(error) = self.segments.reader(id).and_then(DiskFile::sync_data) {
-            self.stopped = Some(format!("syncing {} failed: {error}", crate::format::segment_name(id)));
+            self.stopped = Some(format!("syncing {} failed: {error}", segment_name(id)));
         }
     }
 
@@ -138,9 +139,10 @@ fn open_once<D: Disk>(
     let failed = |doing: &str| io_error(disk.as_ref(), doing);
     let lock = lock(disk.as_ref())?;
     let listed = disk.list().map_err(failed("listing files"))?;
-    let files = list_files(disk.as_ref(), &listed).map_err(failed("reading segment headers"))?;
+    let mut files = list_files(disk.as_ref(), &listed).map_err(failed("reading segment headers"))?;
     let mut report = OpenReport::default();
     let id = identify(disk.as_ref(), &listed, &files, options.create, &mut report)?;
+    let set_aside = if report.created { set_aside(disk.as_ref(), &listed, &mut files)? } else { Vec::new() };
     for file in listed.iter().filter(|file| OBSOLETE_NAMES.contains(&file.name.as_str())) {
         disk.remove(&file.name).map_err(failed("removing the filter of an earlier version"))?;
     }
@@ -151,7 +153,7 @@ fn open_once<D: Disk>(
     let spares = Spares::load(Arc::clone(disk), options, &listed);
     let (mut segments, unreadable) = Segments::load(Arc::clone(disk), id, &files, spares, &rows, generation)
         .map_err(failed("reading segments"))?;
-    report.unreadable_files = unreadable;
+    report.unreadable_files = [set_aside, unreadable].concat();
     segments.forgotten = rows.keys().copied().filter(|id| segments.get(*id).is_none()).collect();
     let mut store = empty_store(Arc::clone(disk), lock, options.clone(), id, segments, index);
     match store.start(opened, &mut report) {
@@ -255,7 +257,7 @@ fn identify<D: Disk>(
             Decoded::Newer(_) | Decoded::Damaged => {}
         }
     }
-    if !files.is_empty() {
+    if !files.is_empty() && !(create && files.iter().all(|file| holds_no_header(disk, file))) {
         return Err(OpenError::Unrecognised { directory });
     }
     if !create {
@@ -267,6 +269,33 @@ fn identify<D: Disk>(
     write_superblock(disk, &id)?;
     report.created = true;
     Ok(id)
+}
+
+/// The first page can be read and is no header; a page that can not be read now may be one.
+fn holds_no_header<D: Disk>(disk: &D, file: &SegmentFile) -> bool {
+    let mut page = [0; SEGMENT_HEADER_BYTES];
+    match disk.open(&segment_name(file.id), OpenMode::Read).and_then(|opened| opened.read_at(&mut page, 0)) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+    }
+}
+
+/// Without the id no record can be told from chance: the files are kept for a look, and the store begins anew.
+fn set_aside<D: Disk>(
+    disk: &D,
+    listed: &[Listed],
+    files: &mut Vec<SegmentFile>,
+) -> Result<Vec<String>, OpenError> {
+    let taken = listed.iter().filter_map(|file| unreadable_number(&file.name)).max();
+    let numbers = taken.map_or(0, |number| number + 1)..;
+    let mut names = Vec::new();
+    for (file, number) in files.drain(..).zip(numbers) {
+        let name = unreadable_name(number);
+        disk.rename(&segment_name(file.id), &name).map_err(io_error(disk, "setting a segment aside"))?;
+        names.push(name);
+    }
+    disk.sync_dir().map_err(io_error(disk, "setting segments aside"))?;
+    Ok(names)
 }
 
 fn read_superblock<D: Disk>(disk: &D, listed: &[Listed]) -> io::Result<Option<Decoded<StoreId>>> {
@@ -327,7 +356,7 @@ fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
     };
     let rows: BTreeMap<u32, SegmentRow> = opened.segments.iter().copied().collect();
     for (id, row) in rows.iter().filter(|(_, row)| !row.retired) {
-        let name = crate::format::segment_name(*id);
+        let name = segment_name(*id);
         match files.iter().find(|file| file.id == *id).map(|file| file.header) {
             None => return Some(format!("it refers to {name}, which is not there")),
             Some(Decoded::Whole(header)) if header.generation != row.generation => {
@@ -340,7 +369,7 @@ fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
         Decoded::Whole(header) => header.generation <= checkpoint.generation && !rows.contains_key(&file.id),
         Decoded::Newer(_) | Decoded::Damaged => false,
     });
-    unknown.map(|file| format!("it does not know {}", crate::format::segment_name(file.id)))
+    unknown.map(|file| format!("it does not know {}", segment_name(file.id)))
 }
 
 fn index_error<D: Disk>(disk: &D, error: IndexError) -> OpenError {
