@@ -99,23 +99,26 @@ fn write_readings(mut stream: UnixStream, work: Duration) -> (BTreeMap<u32, Inst
         wire::put(&mut stream, number, &name, &noise(READING_BYTES, &name)).expect("the agent listens");
         std::thread::sleep(PAUSE);
     }
-    wire::ask(&mut stream, u32::MAX, &json!({"do": "flush"})).expect("the agent listens");
     let count = asked.len();
+    let last = u32::try_from(count + 1).expect("few readings");
+    wire::ask(&mut stream, last, &json!({"do": "flush"})).expect("the agent listens");
     (asked, count)
 }
 
-/// When each number was answered, until the flush at the end is.
+/// When each number was answered, until all are; the flush has the last number.
 fn read_answers(mut stream: UnixStream) -> BTreeMap<u32, Instant> {
-    let mut answered = BTreeMap::new();
-    loop {
+    let (mut answered, mut last) = (BTreeMap::new(), u32::MAX);
+    while answered.len() < last as usize {
         let (number, _, body) = wire::next(&mut stream).expect("the agent answers");
-        if number == u32::MAX {
-            return answered;
-        }
         let body: Value = serde_json::from_slice(&body).expect("answers are JSON");
-        assert_eq!(body["answer"], "stored", "{body}");
+        match body["answer"].as_str() {
+            Some("stored") => {}
+            Some("flushed") => last = number,
+            _ => panic!("{body}"),
+        }
         answered.insert(number, Instant::now());
     }
+    answered
 }
 
 /// A worker connected to its master with nothing to do.

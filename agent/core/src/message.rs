@@ -11,7 +11,7 @@ use crate::note::Note;
 use crate::object::manifest::Manifest;
 use crate::power::conditions::Readings;
 use crate::power::plan::Steering;
-use crate::power::report::PowerReport;
+use crate::power::report::{PowerAsk, PowerReport};
 use crate::request::{Failure, ProcessNumbers, Request, Response, StoreNumbers, Target};
 use bytes::Bytes;
 use heapless::Deque;
@@ -705,20 +705,6 @@ pub enum Message {
         ticket: Ticket,
         /// Progress, or the result, or a failure.
         news: Box<Response>,
-    },
-}
-
-/// A request about power.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PowerAsk {
-    /// Say how things are.
-    Report,
-    /// Use this profile, for so long.
-    Set {
-        /// Its name; none: the configured one again.
-        profile: Option<String>,
-        /// For how long; none: until the next start.
-        seconds: Option<u64>,
     },
 }
 

@@ -18,10 +18,10 @@ use crate::id::{BlockId, NodeName};
 use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_PER_CLIENT_MAX};
 use crate::message::{
     Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effect, Effects, FetchDone, Haste, Message,
-    PowerAsk, Question, Ticket,
+    Question, Ticket,
 };
 use crate::name::Name;
-use crate::power::report::PowerReport;
+use crate::power::report::{PowerAsk, PowerReport};
 use crate::request::{
     Failure, FailureKind, Listed, ProcessNumbers, Request, Response, Status, StoreNumbers, Target,
 };

@@ -26,9 +26,9 @@ use std::sync::Arc;
 use conditions::{Belief, Condition, Conditions, Readings};
 use meter::Meter;
 use plan::{PowerPlan, Steering};
-use report::{ByHand, PowerReport};
+use report::{ByHand, PowerAsk, PowerReport};
 
-use crate::message::{Effect, Effects, Message, PowerAsk, Presence, Ticket};
+use crate::message::{Effect, Effects, Message, Presence, Ticket};
 use crate::note::Note;
 use crate::request::{Failure, FailureKind, PowerNumbers, ProcessNumbers, WakeReason};
 use crate::settings::Settings;

@@ -5,6 +5,20 @@ use serde::{Deserialize, Serialize};
 use super::conditions::{Condition, Readings};
 use super::meter::Costs;
 
+/// A request about power.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PowerAsk {
+    /// Say how things are.
+    Report,
+    /// Use this profile, for so long.
+    Set {
+        /// Its name; none: the configured one again.
+        profile: Option<String>,
+        /// For how long; none: until the next start.
+        seconds: Option<u64>,
+    },
+}
+
 /// The profile in force, why, what the sensors say and what the node costs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerReport {
