@@ -26,8 +26,8 @@ struct Profile {
 }
 
 const PROFILES: [Profile; 2] = [
-    Profile { name: "performance", table_entries: 65_536, cache_bytes: 8 << 20, index_cache_bytes: 8 << 20 },
-    Profile { name: "low-power", table_entries: 16_384, cache_bytes: 4 << 20, index_cache_bytes: 4 << 20 },
+    Profile { name: "performance", table_entries: 65_536, cache_bytes: 24 << 20, index_cache_bytes: 8 << 20 },
+    Profile { name: "low-power", table_entries: 32_768, cache_bytes: 4 << 20, index_cache_bytes: 4 << 20 },
 ];
 
 fn main() {

@@ -21,18 +21,10 @@ struct Cursor {
 impl Cursor {
     /// Stands at the first entry behind `after`.
     fn new(pages: &RunPages, after: Option<&Prefix>) -> Result<Self, redb::Error> {
-        let start = match after {
-            Some(after) => {
-                let before = pages.range(..=head(after))?.next_back().transpose()?;
-                before.map_or(0, |(key, _)| key.value())
-            }
-            None => 0,
-        };
-        let rows = pages.range(start..)?;
+        let rows = pages.range(after.map_or(0, head)..)?;
         let mut cursor = Self { rows, page: None, length: 0, next: 0, entry: None };
         cursor.turn_page()?;
-        if let (Some(page), Some(after)) = (&cursor.page, after) {
-            let page = Page::trusted(page.value());
+        if let (Some(page), Some(after)) = (cursor.page(), after) {
             cursor.next = page.lower_bound(after);
             cursor.load()?;
             if cursor.entry.is_some_and(|(prefix, _)| prefix == *after) {
@@ -51,8 +43,12 @@ impl Cursor {
         if self.next >= self.length {
             return self.turn_page();
         }
-        self.entry = self.page.as_ref().map(|page| Page::trusted(page.value()).entry(self.next));
+        self.entry = self.page().map(|page| page.entry(self.next));
         Ok(())
+    }
+
+    fn page(&self) -> Option<Page<'_>> {
+        self.page.as_ref().and_then(|page| Page::trusted(page.value()))
     }
 
     fn turn_page(&mut self) -> Result<(), redb::Error> {

@@ -27,7 +27,7 @@ use backend::Backend;
 use larder_kernels::Level;
 use larder_kernels::bloom::Probe;
 use pages::{Pages, damaged_page};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use runs::Runs;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -37,7 +37,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const ROW_BYTES: usize = 33;
 const CHECKPOINT_BYTES: usize = 41;
 /// The layout of the tables below; an index of another layout is made again.
-const LAYOUT: u8 = 2;
+const LAYOUT: u8 = 3;
 
 const SEGMENTS: TableDefinition<'_, u32, &[u8; ROW_BYTES]> = TableDefinition::new("segments");
 const DAMAGED: TableDefinition<'_, &Prefix, ()> = TableDefinition::new("damaged");
@@ -178,7 +178,7 @@ impl<D: Disk> Index<D> {
     /// Makes a memory table durable: one commit. After an error the index answers nothing until it is opened or
     /// made again.
     pub(crate) fn write(&mut self, update: &Update<'_>) -> Result<(), IndexError> {
-        self.commit(|index, transaction| {
+        self.commit(Durability::Immediate, |index, transaction| {
             if let Some(table) = update.table {
                 if !table.blocks().is_empty() {
                     index.runs.flush(table.blocks(), transaction)?;
@@ -191,7 +191,8 @@ impl<D: Disk> Index<D> {
     }
 
     /// Merges runs, about `entries` of each merge under way, and removes what was merged before. `blocks` is how
-    /// many entries would do. Several commits of a bounded size.
+    /// many entries would do. Several commits of a bounded size, which become durable with the next checkpoint:
+    /// a power cut before it undoes them, and nothing is lost but the work.
     pub(crate) fn merge(&mut self, entries: u64, blocks: u64) -> Result<(), IndexError> {
         let mut left = entries;
         self.runs.plan(blocks);
@@ -206,7 +207,7 @@ impl<D: Disk> Index<D> {
 
     fn merge_piece(&mut self, entries: u64) -> Result<(), IndexError> {
         let mut before = guarded(|| self.read_pages())?;
-        self.commit(|index, transaction| {
+        self.commit(Durability::None, |index, transaction| {
             index.runs.drop_merged(transaction, entries)?;
             index.runs.advance(&mut before, transaction, entries)?;
             drop(before);
@@ -216,12 +217,14 @@ impl<D: Disk> Index<D> {
 
     fn commit(
         &mut self,
+        durability: Durability,
         change: impl FnOnce(&mut Self, &WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), IndexError> {
         self.pages = None;
         let written = guarded(|| {
             let mut transaction = self.database()?.begin_write()?;
-            // The allocator state is kept with the commit: opening after a power cut reads no tree.
+            transaction.set_durability(durability)?;
+            // The allocator state is kept with each durable commit: opening after a power cut reads no tree.
             transaction.set_quick_repair(true);
             change(self, &transaction)?;
             transaction.commit()?;

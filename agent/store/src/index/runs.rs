@@ -7,7 +7,7 @@
 
 use super::cursor::Walk;
 use super::merge::Merge;
-use super::page::{Builder, PAGE_ENTRIES, Page, head};
+use super::page::{Builder, Page, head};
 use super::pages::{Kind, Pages, Rows, damaged_page, read_rows, write_rows};
 use super::table::{Place, Prefix};
 use crate::filter::{Filter, probe};
@@ -59,7 +59,7 @@ impl Runs {
     ) -> Result<Answer, redb::Error> {
         let mut in_vain = 0;
         for run in self.newest_first.iter().filter(|run| run.filter.contains(probe)) {
-            if let Some(row) = pages.of(run.id)?.range(..=head(prefix))?.next_back() {
+            if let Some(row) = pages.of(run.id)?.range(head(prefix)..)?.next() {
                 let (_, bytes) = row?;
                 let page = Page::checked(bytes.value()).ok_or_else(damaged_page)?;
                 if let Some(place) = page.find(prefix) {
@@ -226,12 +226,12 @@ impl<'a, 't> Writer<'a, 't> {
         out: &'t WriteTransaction,
     ) -> Result<Self, redb::Error> {
         let rows = write_rows(out, Kind::Pages, run.id)?;
-        Ok(Self { level, run, rows, page: Builder::new() })
+        Ok(Self { level, run, rows, page: Builder::default() })
     }
 
     pub(super) fn push(&mut self, prefix: &Prefix, place: Option<&Place>) -> Result<(), redb::Error> {
-        // Rows are found by the heads of their first entries: equal heads stay together.
-        if self.page_is_full() && self.page.ends().is_some_and(|(_, last)| last != head(prefix)) {
+        // Rows are found by the heads of their last entries: equal heads stay together.
+        if !self.page.fits(prefix, place) && self.page.last() != Some(head(prefix)) {
             self.end_page()?;
         }
         self.page.push(prefix, place);
@@ -241,12 +241,12 @@ impl<'a, 't> Writer<'a, 't> {
     }
 
     pub(super) fn page_is_full(&self) -> bool {
-        self.page.entries() >= PAGE_ENTRIES
+        self.page.is_full()
     }
 
     pub(super) fn end_page(&mut self) -> Result<(), redb::Error> {
-        if let Some((first, _)) = self.page.ends() {
-            self.rows.insert(first, self.page.finish().as_slice())?;
+        if let Some(last) = self.page.last() {
+            self.rows.insert(last, self.page.finish().as_slice())?;
         }
         Ok(())
     }
