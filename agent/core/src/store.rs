@@ -220,7 +220,9 @@ impl Store {
     ) {
         self.open.remove(&job);
         // A batch refused behind a failed one was answered with that.
-        let Some(committing) = self.committing.pop_front_if(|committing| committing.job == job) else { return };
+        let Some(committing) = self.committing.pop_front_if(|committing| committing.job == job) else {
+            return;
+        };
         match result {
             Ok(done) => {
                 let mut done = done.into_iter();

@@ -106,9 +106,9 @@ impl Engine {
         drop(orders);
         // The thread may be waiting to hand over a last result.
         done.close();
-        thread.join().unwrap_or_else(|_| {
-            Err(MaintainError::Stopped { reason: "the helper thread failed".into() })
-        })
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(MaintainError::Stopped { reason: "the helper thread failed".into() }))
     }
 }
 
