@@ -196,6 +196,12 @@ impl<T> LowPowerBatcher<T> {
         self.counters
     }
 
+    /// Whether waiting longer brings the next batch no more company.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bytes >= self.limits.bytes || self.held.len() >= self.limits.count.max(1)
+    }
+
     fn due_at_once(&self) -> Option<Reason> {
         if self.asked > 0 {
             Some(Reason::Asked)

@@ -40,6 +40,9 @@ pub const MESSAGES_MAX: usize = 1024;
 /// Jobs handed to the helper thread and not yet answered. Further ones wait in the Store actor.
 pub const JOBS_MAX: usize = 32;
 
+/// Batches handed to the helper thread and not yet answered. What is written next waits in the Store actor.
+pub const COMMITS_MAX: usize = 2;
+
 /// Questions waiting in the Store actor. A further one is answered `Busy`.
 pub const QUESTIONS_MAX: usize = 512;
 

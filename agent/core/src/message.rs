@@ -256,8 +256,13 @@ pub struct FileId(pub u32);
 /// Work for the thread that owns the store.
 #[derive(Debug)]
 pub enum Job {
-    /// Make these changes durable as one batch.
-    Commit(Vec<Change>),
+    /// Make changes durable as one batch.
+    Commit {
+        /// Batches of one run lean on each other: once one has failed, the rest of its run is refused.
+        run: u32,
+        /// In the order they were handed over.
+        changes: Vec<Change>,
+    },
     /// Answer a question.
     Ask(Question),
 }

@@ -1,12 +1,13 @@
 //! The Store actor: gathers writes into batches, one sync each, and passes questions on.
 //!
-//! One batch is being made durable at a time; the next fills meanwhile. A write is answered when its
-//! batch is durable and not before. A batch that fails takes everything that waits behind it with it, and a
-//! write that is refused takes what was said in the same breath, so a binding never becomes durable without
-//! the blocks handed over before it. Bounds: writes and questions waiting, answered `Busy` beyond them.
+//! One batch is being made durable at a time, a full one may wait behind it so that the disk never idles, and
+//! the next fills meanwhile. A write is answered when its batch is durable and not before. A batch that fails
+//! takes everything that waits behind it with it, here and at the helper thread, and a write that is refused
+//! takes what was said in the same breath, so a binding never becomes durable without the blocks handed over
+//! before it. Bounds: batches handed over, writes and questions waiting, answered `Busy` beyond them.
 
 use crate::batcher::{Limits, LowPowerBatcher, Reason, Urgency};
-use crate::limits::{BATCH_WRITES_MAX, JOBS_MAX, QUESTIONS_MAX, WRITES_MAX};
+use crate::limits::{BATCH_WRITES_MAX, COMMITS_MAX, JOBS_MAX, QUESTIONS_MAX, WRITES_MAX};
 use crate::message::{
     Answer, Change, ChangeDone, Effect, Effects, Haste, Job, JobDone, JobId, Message, Question, Ticket,
 };
@@ -23,13 +24,22 @@ enum Waiting {
     Barrier(Ticket),
 }
 
+impl Waiting {
+    fn ticket(self) -> Ticket {
+        let (Waiting::Change(ticket, _) | Waiting::Barrier(ticket)) = self;
+        ticket
+    }
+}
+
 /// The actor.
 pub struct Store {
     batcher: LowPowerBatcher<Waiting>,
     /// So many of the oldest waiting writes were asked for at once.
     hurry: usize,
-    /// The batch being made durable.
-    committing: Option<Committing>,
+    /// The batches handed to the helper thread, the oldest first.
+    committing: Deque<Committing, COMMITS_MAX>,
+    /// Batches since the last failure, see [`Job::Commit`].
+    run: u32,
     /// A batch has failed: what waits behind it fails too, a batch's worth at a time.
     failing: Option<Failure>,
     /// A write was refused in this turn: what follows may lean on it.
@@ -55,7 +65,8 @@ impl Store {
         Store {
             batcher: LowPowerBatcher::new(limits(settings)),
             hurry: 0,
-            committing: None,
+            committing: Deque::new(),
+            run: 0,
             failing: None,
             refused: false,
             questions: Deque::new(),
@@ -106,7 +117,7 @@ impl Store {
 
     /// Answers when all that was handed over before is durable.
     pub fn barrier(&mut self, now: Time, ticket: Ticket, out: &mut Effects) {
-        if self.batcher.is_empty() && self.committing.is_none() {
+        if self.batcher.is_empty() && self.committing.is_empty() {
             return out.tell(Message::Written { ticket, done: Ok(ChangeDone::Done) });
         }
         if self.batcher.push(now, Waiting::Barrier(ticket), 0, Urgency::Now).is_err() {
@@ -150,7 +161,7 @@ impl Store {
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
-        let batch = self.batcher.deadline().filter(|_| self.committing.is_none() && self.failing.is_none());
+        let batch = self.batcher.deadline().filter(|_| self.committing.is_empty() && self.failing.is_none());
         let checkpoint = self.checkpoint_at_ms.filter(|_| self.open.len() < JOBS_MAX).map(|at_ms| Deadline {
             at_ms,
             slack_ms: self.checkpoint_age_ms / 4,
@@ -161,18 +172,26 @@ impl Store {
 
     /// Nothing waits and nothing is being written.
     pub fn is_quiet(&self) -> bool {
-        self.batcher.is_empty() && self.committing.is_none()
+        self.batcher.is_empty() && self.committing.is_empty()
     }
 
     fn commit_if_due(&mut self, now: Time, out: &mut Effects) {
-        if self.committing.is_some() || self.failing.is_some() {
-            return;
+        while self.failing.is_none() && self.has_turn() {
+            let reason = match self.batcher.due(now, false) {
+                Some(reason) => reason,
+                None if self.hurry > 0 && !self.batcher.is_empty() => Reason::Asked,
+                None => return,
+            };
+            self.commit(reason, out);
         }
-        let reason = match self.batcher.due(now, false) {
-            Some(reason) => reason,
-            None if self.hurry > 0 && !self.batcher.is_empty() => Reason::Asked,
-            None => return,
-        };
+    }
+
+    /// The helper thread is free, or has room and what waits would gain no company by waiting longer.
+    fn has_turn(&self) -> bool {
+        self.committing.is_empty() || !self.committing.is_full() && self.batcher.is_full()
+    }
+
+    fn commit(&mut self, reason: Reason, out: &mut Effects) {
         let batch = self.batcher.take(reason);
         self.hurry = self.hurry.saturating_sub(batch.len());
         let mut changes = Vec::with_capacity(batch.len());
@@ -187,8 +206,9 @@ impl Store {
             }
         }
         let bytes = changes.iter().map(|change| change.bytes() as u64).sum();
-        let job = self.start(None, Job::Commit(changes), out);
-        self.committing = Some(Committing { job, askers, bytes });
+        let job = self.start(None, Job::Commit { run: self.run, changes }, out);
+        let handed = self.committing.push_back(Committing { job, askers, bytes });
+        debug_assert!(handed.is_ok(), "a batch is handed over in its turn");
     }
 
     fn committed(
@@ -199,7 +219,10 @@ impl Store {
         out: &mut Effects,
     ) {
         self.open.remove(&job);
-        let Some(committing) = self.committing.take_if(|committing| committing.job == job) else { return };
+        // A batch refused behind a failed one was answered with that.
+        let Some(committing) = self.committing.pop_front_if(|committing| committing.job == job) else {
+            return;
+        };
         match result {
             Ok(done) => {
                 let mut done = done.into_iter();
@@ -216,20 +239,25 @@ impl Store {
                 for (ticket, _) in committing.askers {
                     out.tell(Message::Written { ticket, done: Err(failure.clone()) });
                 }
+                self.run = self.run.wrapping_add(1);
                 self.fail_waiting(failure, out);
                 out.tell(Message::Grown { bytes: 0, full });
             }
         }
     }
 
-    /// What waits behind a failed batch may lean on it. So many can wait that they are told in portions.
+    /// What waits behind a failed batch may lean on it: first the batch that the helper thread refuses, then
+    /// those not handed over. So many can wait that they are told in portions.
     fn fail_waiting(&mut self, failure: Failure, out: &mut Effects) {
         self.hurry = 0;
-        for waiting in self.batcher.take(Reason::Asked) {
-            let (Waiting::Change(ticket, _) | Waiting::Barrier(ticket)) = waiting;
+        let portion: Vec<Ticket> = match self.committing.pop_front() {
+            Some(refused) => refused.askers.into_iter().map(|(ticket, _)| ticket).collect(),
+            None => self.batcher.take(Reason::Asked).into_iter().map(Waiting::ticket).collect(),
+        };
+        for ticket in portion {
             out.tell(Message::Written { ticket, done: Err(failure.clone()) });
         }
-        if !self.batcher.is_empty() {
+        if !self.is_quiet() {
             self.failing = Some(failure);
             out.tell(Message::FlushNow);
         }
@@ -259,7 +287,7 @@ fn limits(settings: &Settings) -> Limits {
         bytes: settings.flush.bytes,
         count: BATCH_WRITES_MAX,
         age_ms: settings.flush.age_ms,
-        bytes_held_max: settings.flush.bytes.saturating_mul(4).max(16 << 20).saturating_add(window),
+        bytes_held_max: settings.flush.bytes.saturating_mul(3).max(12 << 20).saturating_add(window),
         count_held_max: WRITES_MAX,
     }
 }
@@ -279,7 +307,8 @@ mod tests {
         Store {
             batcher: LowPowerBatcher::new(limits),
             hurry: 0,
-            committing: None,
+            committing: Deque::new(),
+            run: 0,
             failing: None,
             refused: false,
             questions: Deque::new(),
@@ -326,20 +355,65 @@ mod tests {
         assert_eq!(store.batcher.counters(), Counters { refused: 1, ..Counters::default() });
     }
 
+    /// The batches handed over, and the run of each.
+    fn handed(out: &mut Effects) -> Vec<(JobId, u32, usize)> {
+        let mut handed = Vec::new();
+        while let Some(effect) = out.next_effect() {
+            if let Effect::Job { job, what: Job::Commit { run, changes } } = effect {
+                handed.push((job, run, changes.len()));
+            }
+        }
+        handed
+    }
+
+    fn failed() -> JobDone {
+        JobDone::Committed(Err(Failure::new(FailureKind::Disk, "broken")))
+    }
+
+    fn done(changes: usize) -> JobDone {
+        JobDone::Committed(Ok(vec![ChangeDone::Done; changes]))
+    }
+
+    #[test]
+    fn only_a_full_batch_waits_behind_another() {
+        let (mut store, mut out) = (store(1 << 20), Effects::default());
+        store.write(NOW, ticket(0), put(10), Haste::Now, &mut out);
+        store.write(NOW, ticket(1), put(10), Haste::Now, &mut out);
+        let first = handed(&mut out);
+        assert_eq!(first.iter().map(|(_, _, writes)| *writes).collect::<Vec<_>>(), [1]);
+        for number in 2..20 {
+            store.write(NOW, ticket(number), put(10), Haste::Patient, &mut out);
+        }
+        let second = handed(&mut out);
+        assert_eq!(second.iter().map(|(_, _, writes)| *writes).collect::<Vec<_>>(), [8], "two are under way");
+        store.job_done(NOW, first[0].0, done(1), &mut out);
+        assert_eq!(written(&mut out), [(0, true)]);
+        assert_eq!(handed(&mut out).len(), 1, "the next full one");
+        store.job_done(NOW, second[0].0, done(8), &mut out);
+        assert_eq!(written(&mut out), (1..9).map(|number| (number, true)).collect::<Vec<_>>());
+    }
+
     #[test]
     fn a_failed_batch_takes_all_behind_it_in_portions() {
         let (mut store, mut out) = (store(1 << 20), Effects::default());
         for number in 0..50 {
             store.write(NOW, ticket(number), put(10), Haste::Patient, &mut out);
         }
-        let Some(Effect::Job { job, .. }) = out.next_effect() else { panic!("eight make a batch") };
-        let failed = JobDone::Committed(Err(Failure::new(FailureKind::Disk, "broken")));
-        store.job_done(NOW, job, failed, &mut out);
-        assert_eq!(written(&mut out).len(), 16, "the batch and as many behind it");
-        assert!(out.next_effect().is_none(), "nothing is written in between");
+        let first = handed(&mut out);
+        assert_eq!(first.len(), 2, "eight make a batch, and two are under way");
+        store.job_done(NOW, first[0].0, failed(), &mut out);
+        assert_eq!(written(&mut out).len(), 16, "the batch and the one behind it");
+        assert!(handed(&mut out).is_empty(), "nothing is written in between");
         while !store.is_quiet() {
             store.flush_now(NOW, &mut out);
         }
         assert_eq!(written(&mut out).len(), 34);
+        store.write(NOW, ticket(50), put(10), Haste::Now, &mut out);
+        store.job_done(NOW, first[1].0, failed(), &mut out);
+        assert_eq!(written(&mut out), [], "a refusal that is known already takes nothing with it");
+        let later = handed(&mut out);
+        assert!(later.len() == 1 && later[0].1 != first[0].1, "what comes after is another run");
+        store.job_done(NOW, later[0].0, done(1), &mut out);
+        assert_eq!(written(&mut out), [(50, true)]);
     }
 }

@@ -1,8 +1,10 @@
-//! The helper thread: owns the store and the open files, takes jobs, gives results back in order.
+//! The helper thread: owns the store and the open files, takes jobs, gives results back.
 //!
-//! Everything slow happens here, so that the loop never waits for a disk. Bound: the core hands over no
-//! more than [`JOBS_HELD_MAX`] jobs at once. A job that fails answers with a [`Failure`]; the thread itself
-//! ends only when it is told to, after a checkpoint.
+//! Everything slow happens here, so that the loop never waits for a disk. Between two batches whatever else
+//! waits has its turn: to the core a batch that has not begun is one that is still filling. Bound: the core
+//! hands over no more than [`JOBS_HELD_MAX`] jobs at once. A job that fails answers with a [`Failure`], and
+//! so do the batches of its run that wait behind it; the thread itself ends only when it is told to, after a
+//! checkpoint.
 
 use super::files::Files;
 use larder_core::id::BlockId;
@@ -16,6 +18,7 @@ use larder_store::{
     CommitError, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, ReadError, Store, StoreStatus,
     VerifyPosition, rebuild_index,
 };
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
@@ -28,14 +31,13 @@ const JOBS_HELD_MAX: usize = 512;
 enum Order {
     Job(JobId, Job),
     File(FileId, FileJob),
-    Close,
 }
 
 /// The loop's side of the thread.
 pub(super) struct Engine {
     orders: blocking::SyncSender<Order>,
     done: mpsc::Receiver<Input>,
-    thread: Option<JoinHandle<Result<(), MaintainError>>>,
+    thread: JoinHandle<Result<(), MaintainError>>,
 }
 
 /// What opening the store has shown.
@@ -70,7 +72,7 @@ impl Engine {
         let ended =
             |_| OpenError::Index { directory: String::new(), reason: "the helper thread ended".into() };
         let opened = is_open.await.map_err(ended)??;
-        Ok((Engine { orders, done, thread: Some(thread) }, opened))
+        Ok((Engine { orders, done, thread }, opened))
     }
 
     pub(super) fn job(&self, job: JobId, what: Job) {
@@ -99,14 +101,14 @@ impl Engine {
     }
 
     /// Makes the index whole and closes the store.
-    pub(super) fn close(mut self) -> Result<(), MaintainError> {
-        self.order(Order::Close);
+    pub(super) fn close(self) -> Result<(), MaintainError> {
+        let Engine { orders, mut done, thread } = self;
+        drop(orders);
         // The thread may be waiting to hand over a last result.
-        self.done.close();
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(closed)) => closed,
-            Some(Err(_)) | None => Err(MaintainError::Stopped { reason: "the helper thread failed".into() }),
-        }
+        done.close();
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(MaintainError::Stopped { reason: "the helper thread failed".into() }))
     }
 }
 
@@ -130,20 +132,57 @@ fn run(
         }
     };
     let mut keeper = keeper;
-    while let Ok(order) = orders.recv() {
-        let input = match order {
-            Order::Job(job, what) => Input::JobDone { job, done: keeper.work(what) },
-            Order::File(file, what) => match files.work(file, what) {
-                Some(done) => Input::FileDone { file, done },
-                None => continue,
-            },
-            Order::Close => break,
-        };
-        if done.blocking_send(input).is_err() {
-            break;
+    let mut queue = Queue::default();
+    while queue.fill(orders) {
+        for order in queue.round() {
+            let input = match order {
+                Order::Job(job, what) => Input::JobDone { job, done: keeper.work(what) },
+                Order::File(file, what) => match files.work(file, what) {
+                    Some(done) => Input::FileDone { file, done },
+                    None => continue,
+                },
+            };
+            if done.blocking_send(input).is_err() {
+                return keeper.close();
+            }
         }
     }
     keeper.close()
+}
+
+/// What waits for the thread: batches in their order, everything else in its own.
+#[derive(Default)]
+struct Queue {
+    commits: VecDeque<Order>,
+    others: VecDeque<Order>,
+}
+
+impl Queue {
+    /// Takes in all that has been ordered; `false` when nothing is left and no more will come.
+    fn fill(&mut self, orders: &blocking::Receiver<Order>) -> bool {
+        if self.commits.is_empty() && self.others.is_empty() {
+            match orders.recv() {
+                Ok(order) => self.add(order),
+                Err(_) => return false,
+            }
+        }
+        while let Ok(order) = orders.try_recv() {
+            self.add(order);
+        }
+        true
+    }
+
+    fn add(&mut self, order: Order) {
+        match order {
+            Order::Job(_, Job::Commit { .. }) => self.commits.push_back(order),
+            Order::Job(_, Job::Ask(_)) | Order::File(..) => self.others.push_back(order),
+        }
+    }
+
+    /// One round: everything else that waits, then one batch, so that neither starves the other.
+    fn round(&mut self) -> impl Iterator<Item = Order> {
+        self.others.drain(..).chain(self.commits.pop_front())
+    }
 }
 
 /// The store, and what it takes to make its index anew.
@@ -156,6 +195,8 @@ struct StoreKeeper {
     stored_bytes: u64,
     quarantined: u64,
     verify: Option<(u64, VerifyPosition)>,
+    /// The run of the last batch that failed, see [`Job::Commit`].
+    failed_run: Option<u32>,
 }
 
 impl StoreKeeper {
@@ -179,6 +220,7 @@ impl StoreKeeper {
             stored_bytes: 0,
             quarantined: report.damaged_blocks,
             verify: None,
+            failed_run: None,
         };
         Ok((keeper, report))
     }
@@ -206,7 +248,14 @@ impl StoreKeeper {
 
     fn work(&mut self, job: Job) -> JobDone {
         match job {
-            Job::Commit(changes) => JobDone::Committed(self.commit(changes)),
+            Job::Commit { run, .. } if self.failed_run == Some(run) => {
+                JobDone::Committed(Err(Failure::new(FailureKind::Disk, "a batch before this one failed")))
+            }
+            Job::Commit { run, changes } => {
+                let done = self.commit(changes);
+                self.failed_run = done.is_err().then_some(run);
+                JobDone::Committed(done)
+            }
             Job::Ask(question) => JobDone::Answered(self.answer(question).unwrap_or_else(Answer::Failed)),
         }
     }
@@ -245,13 +294,12 @@ impl StoreKeeper {
             ops.extend(op);
             done.push(outcome);
         }
-        let sizes: Vec<u64> = ops.iter().map(put_bytes).collect();
         let store = self.store()?;
-        let before = store.status().payload_bytes_written;
+        let before = store.payload_bytes_written();
         store.commit(ops).map_err(of_commit)?;
-        let written = store.status().payload_bytes_written - before;
+        let written = store.payload_bytes_written() - before;
         self.offered_bytes += offered;
-        self.stored_bytes += written.min(sizes.iter().sum());
+        self.stored_bytes += written.min(offered);
         for (name, index) in bound {
             let seq = self.seq(&name)?.unwrap_or_default();
             done[index] = ChangeDone::Bound { seq };
@@ -410,13 +458,6 @@ impl StoreKeeper {
     }
 }
 
-fn put_bytes(op: &Op) -> u64 {
-    match op {
-        Op::Put { bytes, .. } => bytes.len() as u64,
-        Op::Delete { .. } | Op::Bind { .. } | Op::Unbind { .. } | Op::Set { .. } => 0,
-    }
-}
-
 fn bound_of(binding: larder_store::Binding) -> Bound {
     Bound { seq: binding.seq, value: binding.value }
 }
@@ -515,4 +556,55 @@ fn of_maintain(error: MaintainError) -> Failure {
 
 fn of_open(error: OpenError) -> Failure {
     Failure::new(FailureKind::Disk, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn commit(run: u32, length: usize) -> Job {
+        let bytes = Bytes::from(vec![7; length]);
+        Job::Commit { run, changes: vec![Change::Put { id: BlockId::of(&bytes), bytes }] }
+    }
+
+    #[test]
+    fn others_go_before_a_batch_and_one_batch_goes_a_round() {
+        let (orders, taken) = blocking::sync_channel(8);
+        let jobs = [commit(0, 1), commit(0, 2), Job::Ask(Question::Numbers), Job::Ask(Question::Numbers)];
+        for (number, job) in (0..).zip(jobs) {
+            orders.send(Order::Job(JobId(number), job)).unwrap();
+        }
+        let mut queue = Queue::default();
+        let mut round = || {
+            assert!(queue.fill(&taken), "something waits");
+            let numbers = queue.round().map(|order| match order {
+                Order::Job(JobId(number), _) => number,
+                Order::File(..) => unreachable!("none was ordered"),
+            });
+            numbers.collect::<Vec<_>>()
+        };
+        assert_eq!(round(), [2, 3, 0]);
+        orders.send(Order::Job(JobId(4), Job::Ask(Question::Numbers))).unwrap();
+        assert_eq!(round(), [4, 1]);
+        drop(orders);
+        assert!(!queue.fill(&taken), "all is done");
+    }
+
+    #[test]
+    fn what_waits_behind_a_failed_batch_does_not_reach_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut keeper, _) = StoreKeeper::open(folder.path().to_owned(), Options::default()).unwrap();
+        let too_large = Job::Commit {
+            run: 0,
+            changes: vec![Change::Put { id: BlockId([0; 32]), bytes: Bytes::from(vec![0; 1 << 24]) }],
+        };
+        let is_ok = |done: JobDone| matches!(done, JobDone::Committed(Ok(_)));
+        assert!(!is_ok(keeper.work(too_large)));
+        let before = keeper.status().batches;
+        assert!(!is_ok(keeper.work(commit(0, 9))), "of the same run");
+        assert_eq!(keeper.status().batches, before);
+        assert!(is_ok(keeper.work(commit(1, 9))), "of the next run");
+        keeper.close().unwrap();
+    }
 }

@@ -119,6 +119,12 @@ pub struct StoreStatus {
 }
 
 impl<D: Disk> Store<D> {
+    /// Bytes of blocks written since the store was opened, see [`StoreStatus`]; without a look at the device.
+    #[must_use]
+    pub fn payload_bytes_written(&self) -> u64 {
+        self.counters.payload_bytes_written
+    }
+
     /// State and counts.
     pub fn status(&self) -> StoreStatus {
         let counters = &self.counters;

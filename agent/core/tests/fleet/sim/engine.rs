@@ -36,6 +36,7 @@ pub(crate) struct Engine {
     last_seq: u64,
     used_bytes: u64,
     marks: Option<BTreeSet<BlockId>>,
+    failed_run: Option<u32>,
 }
 
 impl Engine {
@@ -45,11 +46,19 @@ impl Engine {
 
     pub(crate) fn crash(&mut self) {
         self.marks = None;
+        self.failed_run = None;
     }
 
     pub(crate) fn run(&mut self, job: Job) -> JobDone {
         match job {
-            Job::Commit(changes) => JobDone::Committed(self.commit(changes)),
+            Job::Commit { run, .. } if self.failed_run == Some(run) => {
+                JobDone::Committed(Err(Failure::new(FailureKind::Disk, "the simulated disk failed before")))
+            }
+            Job::Commit { run, changes } => {
+                let done = self.commit(changes);
+                self.failed_run = done.is_err().then_some(run);
+                JobDone::Committed(done)
+            }
             Job::Ask(question) => JobDone::Answered(self.answer(question)),
         }
     }

@@ -312,8 +312,12 @@ impl World {
     }
 
     fn worked(&mut self, node: usize) {
-        let Some(work) = self.machines[node].work.pop_front() else { return };
+        // The helper may let everything else go before a batch that has not begun.
+        let overtakes = self.random.chance(500);
         let machine = &mut self.machines[node];
+        let is_batch = |work: &Work| matches!(work, Work::Store(_, Job::Commit { .. }));
+        let first_other = machine.work.iter().position(|work| !is_batch(work)).filter(|_| overtakes);
+        let Some(work) = machine.work.remove(first_other.unwrap_or(0)) else { return };
         match work {
             Work::Store(job, what) => {
                 let done = machine.engine.run(what);
