@@ -73,6 +73,8 @@ pub struct Committed {
     pub stored: usize,
     /// Blocks that were there.
     pub already_there: usize,
+    /// Bytes of the values written.
+    pub payload_bytes: u64,
     /// Bytes written to the log.
     pub bytes_written: u64,
 }
@@ -108,6 +110,7 @@ impl<D: Disk> Store<D> {
             committed.last_seq = self.next_seq + plan.records.len() as u64 - 1;
             committed.stored = plan.stored;
             committed.bytes_written = self.append(&plan.records, plan.stored > 0)?;
+            committed.payload_bytes = plan.payload_bytes;
             self.counters.payload_bytes_written += plan.payload_bytes;
         }
         self.note_used(&plan.already_there);
