@@ -39,9 +39,9 @@ impl Key {
 
 /// A laid-out batch.
 #[derive(Debug)]
-pub(crate) struct Encoded {
+pub(crate) struct Encoded<'a> {
     headers: Vec<u8>,
-    pieces: Vec<Piece>,
+    pieces: Vec<Piece<'a>>,
     /// Offset of each record from the batch's start, in the order given.
     pub(crate) offsets: Vec<u64>,
     /// Length with padding; a multiple of a page.
@@ -49,9 +49,9 @@ pub(crate) struct Encoded {
 }
 
 #[derive(Debug)]
-enum Piece {
+enum Piece<'a> {
     Header(Range<usize>),
-    Payload(Bytes),
+    Payload(&'a [u8]),
 }
 
 /// Length of the batch on disk, padding included.
@@ -61,8 +61,9 @@ pub(crate) fn padded_length<'a>(records: impl Iterator<Item = &'a Record>) -> u6
 }
 
 /// Lays out a batch; `commit_seq` is the sequence number of its commit record.
-pub(crate) fn encode(records: &[Record], commit_seq: u64, generation: u64, salt: u32) -> Encoded {
-    let mut layout = Layout::default();
+pub(crate) fn encode(records: &[Record], commit_seq: u64, generation: u64, salt: u32) -> Encoded<'_> {
+    let copied: u64 = records.iter().map(copied_bytes).sum();
+    let mut layout = Layout::with_capacity(copied + 2 * PAGE_BYTES, records.len());
     let mut offsets = Vec::with_capacity(records.len());
     let mut records_check = 0;
     for record in records {
@@ -79,13 +80,14 @@ pub(crate) fn encode(records: &[Record], commit_seq: u64, generation: u64, salt:
     };
     let value = Bytes::copy_from_slice(&commit.encode());
     let closing = Record { kind: Kind::Commit, key: Key::Text(String::new()), value, seq: commit_seq };
-    layout.record(&closing, generation, salt);
+    layout.header(&closing, generation, salt);
+    layout.headers.extend_from_slice(&closing.value);
     layout.pad_to(PAGE_BYTES);
     layout.close_header();
     Encoded { headers: layout.headers, pieces: layout.pieces, offsets, length: layout.length }
 }
 
-impl Encoded {
+impl Encoded<'_> {
     /// The gathered write.
     pub(crate) fn slices(&self) -> Vec<IoSlice<'_>> {
         self.pieces
@@ -98,16 +100,39 @@ impl Encoded {
     }
 }
 
-#[derive(Default)]
-struct Layout {
+/// What a record adds to the bytes that are copied.
+fn copied_bytes(record: &Record) -> u64 {
+    let value = if record.value.len() <= INLINE_BYTES { record.value.len() } else { 0 };
+    record_bytes(record.key.bytes().len(), value) + 8
+}
+
+struct Layout<'a> {
     headers: Vec<u8>,
     header_start: usize,
-    pieces: Vec<Piece>,
+    pieces: Vec<Piece<'a>>,
     length: u64,
 }
 
-impl Layout {
-    fn record(&mut self, record: &Record, generation: u64, salt: u32) -> u32 {
+impl<'a> Layout<'a> {
+    fn with_capacity(copied_bytes: u64, records: usize) -> Self {
+        let headers = Vec::with_capacity(usize::try_from(copied_bytes).unwrap_or(0));
+        Self { headers, header_start: 0, pieces: Vec::with_capacity(2 * records + 1), length: 0 }
+    }
+
+    fn record(&mut self, record: &'a Record, generation: u64, salt: u32) -> u32 {
+        let check = self.header(record, generation, salt);
+        if record.value.len() <= INLINE_BYTES {
+            self.headers.extend_from_slice(&record.value);
+        } else {
+            self.close_header();
+            self.pieces.push(Piece::Payload(&record.value));
+        }
+        self.pad_to(8);
+        check
+    }
+
+    /// A header with its key, and room counted for the value.
+    fn header(&mut self, record: &Record, generation: u64, salt: u32) -> u32 {
         let key = record.key.bytes();
         let is_named = is_checked_by_name(record.kind, generation);
         let header = RecordHeader {
@@ -121,13 +146,6 @@ impl Layout {
         };
         let check = header.encode(salt, key, &mut self.headers);
         self.length += header.value_offset() + record.value.len() as u64;
-        if record.value.len() <= INLINE_BYTES {
-            self.headers.extend_from_slice(&record.value);
-        } else {
-            self.close_header();
-            self.pieces.push(Piece::Payload(record.value.clone()));
-        }
-        self.pad_to(8);
         check
     }
 

@@ -42,10 +42,6 @@ impl Filter {
         probe.is_in(&self.blocks)
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.blocks.fill([0; 8]);
-    }
-
     pub(crate) fn blocks(&self) -> usize {
         self.blocks.len()
     }

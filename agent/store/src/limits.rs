@@ -27,8 +27,6 @@ pub(crate) const MOVE_BYTES: usize = 1 << 20;
 pub(crate) const CLEAN_LIVE_PERCENT_MAX: u64 = 80;
 /// Tenths of a bit per key of the marks of a cleaning: at most 1 % of the garbage stays a round longer.
 pub(crate) const MARKS_DECIBITS: u32 = 108;
-/// Tenths of a bit per key of the memory table's filter.
-pub(crate) const TABLE_DECIBITS: u32 = 160;
 /// Entries from which a run is of the next size class: each class is 16 times the one before.
 pub(crate) const RUN_SIZES: [u64; 6] = [1 << 9, 1 << 13, 1 << 17, 1 << 21, 1 << 25, 1 << 29];
 /// Tenths of a bit per key of a run's filter, by size class; the last for all larger ones. A look-up asks all

@@ -202,9 +202,7 @@ impl<D: Disk> Segments<D> {
 
     /// Bytes all segment files take on the device.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        let open = self.open.as_ref().map(|open| open.id);
-        let sealed: u64 = self.iter().filter(|(id, _)| Some(*id) != open).map(|(_, s)| s.disk_bytes).sum();
-        sealed + self.open_disk_bytes()
+        self.all.values().map(|segment| segment.disk_bytes).sum()
     }
 
     /// The open segment: its number, generation and end.
@@ -215,7 +213,7 @@ impl<D: Disk> Segments<D> {
 
     /// What the open segment takes on the device, prepared bytes included.
     pub(crate) fn open_disk_bytes(&self) -> u64 {
-        self.open.as_ref().and_then(|open| open.file.bytes_on_disk().ok()).unwrap_or(0)
+        self.open.as_ref().and_then(|open| self.all.get(&open.id)).map_or(0, |segment| segment.disk_bytes)
     }
 
     /// The segment that was open last, whether it still is or not.
@@ -296,19 +294,28 @@ impl<D: Disk> Segments<D> {
         self.open.as_ref().map_or(Ok(()), |open| open.file.sync_data())
     }
 
-    /// The bytes just written and synced are part of the log.
+    /// The bytes just written and synced are part of the log. How much the file takes is asked only if they made it
+    /// grow: Linux gives a file whose times were looked at new ones with the next write, which costs a journal entry.
     pub(crate) fn acknowledge(&mut self, bytes: u64) {
-        if let Some(segment) = self.open.as_ref().and_then(|open| self.all.get_mut(&open.id)) {
+        if let Some(open) = &self.open
+            && let Some(segment) = self.all.get_mut(&open.id)
+        {
             segment.row.end += bytes;
             segment.changed = true;
+            if segment.row.end > segment.disk_bytes {
+                segment.disk_bytes = open.file.bytes_on_disk().unwrap_or(segment.row.end);
+            }
         }
     }
 
     /// Takes back what a write that met a full device left behind the end.
-    pub(crate) fn cut(&self) {
-        if let (Some(open), Some((_, _, end))) = (&self.open, self.open_segment()) {
+    pub(crate) fn cut(&mut self) {
+        if let Some(open) = &self.open
+            && let Some(segment) = self.all.get_mut(&open.id)
+        {
             // A cut that fails costs space; the next header says where the segment ended.
-            let _kept = open.file.set_len(end);
+            let _kept = open.file.set_len(segment.row.end);
+            segment.disk_bytes = open.file.bytes_on_disk().unwrap_or(segment.disk_bytes);
         }
     }
 

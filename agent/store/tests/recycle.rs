@@ -230,6 +230,22 @@ fn faulty(directory: &Path) -> (FaultDisk, Store<FaultDisk>) {
 }
 
 #[test]
+fn a_batch_over_prepared_bytes_is_one_write_and_one_sync_and_looks_at_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultDisk::new(OsDisk::new(directory.path()).unwrap());
+    let (mut store, _) = Store::open(disk.clone(), recycling()).unwrap();
+    store.commit(puts(1..2, 100)).unwrap();
+    let faults = &disk.faults;
+    let counts = || {
+        [&faults.segment_writes, &faults.segment_syncs, &faults.sizes_asked].map(|count| count.load(SeqCst))
+    };
+    let [writes, syncs, asked] = counts();
+    let committed = store.commit(puts(2..5, 100)).unwrap();
+    assert_eq!((committed.stored, committed.payload_bytes), (3, 300));
+    assert_eq!(counts(), [writes + 1, syncs + 1, asked]);
+}
+
+#[test]
 fn a_full_device_gets_the_spares_back_for_a_batch() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, mut store) = faulty(directory.path());

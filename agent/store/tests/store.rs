@@ -48,7 +48,7 @@ fn a_block_that_is_there_is_not_written_again_and_an_empty_batch_does_no_io() {
     let (mut store, _) = Store::open(disk.clone(), options()).unwrap();
     let block = content(1, 4096);
     let committed = store.commit(vec![put(&block), put(&block)]).unwrap();
-    assert_eq!((committed.stored, committed.already_there), (1, 1));
+    assert_eq!((committed.stored, committed.already_there, committed.payload_bytes), (1, 1, 4096));
     let before = disk.counts();
     let committed = store.commit(vec![put(&block), unbind("nobody"), set("nothing", None)]).unwrap();
     assert_eq!((committed.stored, committed.already_there, committed.bytes_written), (0, 1, 0));

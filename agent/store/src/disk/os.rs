@@ -157,29 +157,47 @@ pub struct OsFile {
     counters: Arc<Counters>,
 }
 
+impl OsFile {
+    /// One call; how many bytes the kernel took.
+    fn write_some(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        loop {
+            match rustix::io::pwritev(&self.file, buffers, offset) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => {
+                    let written = other?;
+                    self.counters.writes.fetch_add(1, Relaxed);
+                    self.counters.bytes.fetch_add(written as u64, Relaxed);
+                    return Ok(written);
+                }
+            }
+        }
+    }
+}
+
 impl DiskFile for OsFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let mut rest = buffers.to_vec();
-        let mut rest = rest.as_mut_slice();
         let mut offset = offset;
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            let wanted = &rest[..rest.len().min(BUFFERS_PER_CALL)];
-            let written = match rustix::io::pwritev(&self.file, wanted, offset) {
-                Err(rustix::io::Errno::INTR) => continue,
-                other => other?,
-            };
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+        for buffers in buffers.chunks(BUFFERS_PER_CALL) {
+            let length: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+            let mut written = self.write_some(buffers, offset)?;
+            if written < length {
+                let mut rest = buffers.to_vec();
+                let mut rest = rest.as_mut_slice();
+                IoSlice::advance_slices(&mut rest, written);
+                while !rest.is_empty() {
+                    let more = self.write_some(rest, offset + written as u64)?;
+                    if more == 0 {
+                        return Err(io::ErrorKind::WriteZero.into());
+                    }
+                    written += more;
+                    IoSlice::advance_slices(&mut rest, more);
+                }
             }
-            self.counters.writes.fetch_add(1, Relaxed);
-            self.counters.bytes.fetch_add(written as u64, Relaxed);
-            offset += written as u64;
-            IoSlice::advance_slices(&mut rest, written);
+            offset += length as u64;
         }
         Ok(())
     }

@@ -22,16 +22,28 @@ struct Shared<F> {
     bytes: AtomicU64,
     syncs: AtomicU64,
     full: AtomicBool,
+    /// What the file takes on the device, [`UNKNOWN`] after a write: asking costs more than a system call, since Linux
+    /// gives a file whose times were looked at new ones with the next write.
+    disk_bytes: AtomicU64,
 }
+
+const UNKNOWN: u64 = u64::MAX;
 
 impl<F: DiskFile> Backend<F> {
     pub(crate) fn new(file: F) -> Self {
         let (bytes, syncs, full) = Default::default();
-        Self { shared: Arc::new(Shared { file, bytes, syncs, full }) }
+        let disk_bytes = AtomicU64::new(UNKNOWN);
+        Self { shared: Arc::new(Shared { file, bytes, syncs, full, disk_bytes }) }
     }
 
     pub(crate) fn bytes_on_disk(&self) -> u64 {
-        self.shared.file.bytes_on_disk().unwrap_or(0)
+        let known = self.shared.disk_bytes.load(Relaxed);
+        if known != UNKNOWN {
+            return known;
+        }
+        let found = self.shared.file.bytes_on_disk();
+        self.shared.disk_bytes.store(*found.as_ref().unwrap_or(&UNKNOWN), Relaxed);
+        found.unwrap_or(0)
     }
 
     pub(crate) fn bytes_written(&self) -> u64 {
@@ -47,6 +59,7 @@ impl<F: DiskFile> Backend<F> {
     }
 
     fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        self.shared.disk_bytes.store(UNKNOWN, Relaxed);
         result.inspect_err(|error| self.shared.full.store(is_full(error), Relaxed))
     }
 }

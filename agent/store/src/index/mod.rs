@@ -18,7 +18,7 @@ mod tests;
 mod texts;
 
 pub(crate) use runs::Answer;
-pub(crate) use table::{Entry, Place, Prefix, Table, prefix_of, texts_after};
+pub(crate) use table::{ByPrefix, Entry, Place, Prefix, Table, prefix_of, texts_after};
 
 use crate::disk::{Disk, OpenMode};
 use crate::format::{INDEX_NAME, StoreId, array_at, u64_at};
@@ -181,7 +181,7 @@ impl<D: Disk> Index<D> {
         self.commit(Durability::Immediate, |index, transaction| {
             if let Some(table) = update.table {
                 if !table.blocks().is_empty() {
-                    index.runs.flush(table.blocks(), transaction)?;
+                    index.runs.flush(&table.sorted_blocks(), transaction)?;
                     index.keep_runs(transaction)?;
                 }
                 texts::write_texts(transaction, table)?;

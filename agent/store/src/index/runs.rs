@@ -15,7 +15,6 @@ use crate::limits::{RUN_DECIBITS, RUN_SIZES};
 use larder_kernels::Level;
 use larder_kernels::bloom::Probe;
 use redb::{ReadTransaction, WriteTransaction};
-use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub(super) struct Run {
@@ -97,7 +96,7 @@ impl Runs {
     /// run may know it.
     pub(super) fn flush(
         &mut self,
-        blocks: &BTreeMap<Prefix, Option<Place>>,
+        blocks: &[(Prefix, Option<Place>)],
         out: &WriteTransaction,
     ) -> Result<(), redb::Error> {
         let mut run = self.begin(blocks.len() as u64);

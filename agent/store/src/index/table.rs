@@ -1,13 +1,13 @@
 //! The memory table: what the index will learn at the next checkpoint.
 //!
-//! Duty: hold the newest word about each key since the last checkpoint, sorted. Its owner checkpoints before
-//! it outgrows its bound; the table itself refuses nothing.
+//! Duty: hold the newest word about each key since the last checkpoint. Blocks wait unsorted, since each commit
+//! puts some in and only a checkpoint needs their order. Its owner checkpoints before it outgrows its bound; the
+//! table itself refuses nothing.
 
-use crate::filter::Filter;
-use crate::{Hash, limits};
+use crate::Hash;
 use bytes::Bytes;
-use larder_kernels::bloom::Probe;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Bound;
 
 /// Bytes of a hash by which the index knows a block: 192 bits, of which nobody finds two alike.
@@ -40,12 +40,52 @@ pub(crate) struct Entry {
 
 type Texts = BTreeMap<String, Option<Entry>>;
 
-/// None as a value says that the key is gone.
+/// Something for each of some blocks.
+pub(crate) type ByPrefix<T> = HashMap<Prefix, T, ByHead>;
+
+/// Finds a prefix by its first bytes, which are as mixed as they have to be. The secret keeps those who choose
+/// contents from choosing buckets.
+#[derive(Clone, Debug)]
+pub(crate) struct ByHead {
+    secret: u64,
+}
+
+impl Default for ByHead {
+    fn default() -> Self {
+        Self { secret: RandomState::new().hash_one(0) }
+    }
+}
+
+impl BuildHasher for ByHead {
+    type Hasher = Head;
+
+    fn build_hasher(&self) -> Head {
+        Head(self.secret)
+    }
+}
+
 #[derive(Debug)]
+pub(crate) struct Head(u64);
+
+impl Hasher for Head {
+    fn write(&mut self, prefix: &[u8]) {
+        let head = prefix.first_chunk().map_or(0, |head| u64::from_le_bytes(*head));
+        let product = u128::from(self.0 ^ head) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    /// The length, which is the same for all.
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// None as a value says that the key is gone.
+#[derive(Debug, Default)]
 pub(crate) struct Table {
-    blocks: BTreeMap<Prefix, Option<Place>>,
-    /// Of the blocks: most of those asked for are not here.
-    filter: Filter,
+    blocks: ByPrefix<Option<Place>>,
     names: Texts,
     changes: BTreeMap<u64, String>,
     settings: Texts,
@@ -53,13 +93,6 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table that is checkpointed at so many entries.
-    pub(crate) fn new(entries: usize) -> Self {
-        let filter = Filter::sized_for(2 * entries as u64, limits::TABLE_DECIBITS);
-        let (blocks, names, changes, settings, text_bytes) = Default::default();
-        Self { blocks, filter, names, changes, settings, text_bytes }
-    }
-
     pub(crate) fn entries(&self) -> usize {
         self.blocks.len() + self.texts()
     }
@@ -75,7 +108,6 @@ impl Table {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.filter.clear();
         self.blocks.clear();
         self.names.clear();
         self.changes.clear();
@@ -83,13 +115,19 @@ impl Table {
         self.text_bytes = 0;
     }
 
-    pub(crate) fn blocks(&self) -> &BTreeMap<Prefix, Option<Place>> {
+    pub(crate) fn blocks(&self) -> &ByPrefix<Option<Place>> {
         &self.blocks
     }
 
+    pub(crate) fn sorted_blocks(&self) -> Vec<(Prefix, Option<Place>)> {
+        let mut sorted: Vec<_> = self.blocks.iter().map(|(prefix, place)| (*prefix, *place)).collect();
+        sorted.sort_unstable_by_key(|(prefix, _)| *prefix);
+        sorted
+    }
+
     /// What the table says of a block, if it says anything.
-    pub(crate) fn block(&self, prefix: &Prefix, probe: &Probe) -> Option<Option<Place>> {
-        if self.filter.contains(probe) { self.blocks.get(prefix).copied() } else { None }
+    pub(crate) fn block(&self, prefix: &Prefix) -> Option<Option<Place>> {
+        self.blocks.get(prefix).copied()
     }
 
     pub(crate) fn names(&self) -> &Texts {
@@ -100,8 +138,7 @@ impl Table {
         &self.settings
     }
 
-    pub(crate) fn put_block(&mut self, prefix: Prefix, probe: &Probe, place: Option<Place>) {
-        self.filter.insert(probe);
+    pub(crate) fn put_block(&mut self, prefix: Prefix, place: Option<Place>) {
         self.blocks.insert(prefix, place);
     }
 
@@ -125,15 +162,6 @@ impl Table {
         if newest.is_some() && crate::planted::is(crate::planted::Bug::ForgottenSegment) {
             self.blocks.retain(|_, place| place.map(|place| place.segment) != newest);
         }
-    }
-
-    /// The first block behind `after`.
-    pub(crate) fn blocks_after(
-        &self,
-        after: Option<&Prefix>,
-    ) -> impl Iterator<Item = (&Prefix, &Option<Place>)> {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.blocks.range::<Prefix, _>((start, Bound::Unbounded))
     }
 
     /// Names bound after `seq` since the last checkpoint, in its order.

@@ -45,12 +45,12 @@ fn open(disk: &OsDisk) -> Index<OsDisk> {
 }
 
 fn flush(index: &mut Index<OsDisk>, model: &mut Model, keys: &[(u16, bool)], version: u32) {
-    let mut table = Table::new(1000);
+    let mut table = Table::default();
     for (number, there) in keys {
         let prefix = prefix(*number);
         let place = Place { segment: version, offset: u32::from(*number) * 8, length: 9 };
         let place = there.then_some(place);
-        table.put_block(prefix, &probe(Level::PORTABLE, &prefix), place);
+        table.put_block(prefix, place);
         match place {
             Some(place) => drop(model.insert(prefix, place)),
             None => drop(model.remove(&prefix)),

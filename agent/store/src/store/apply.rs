@@ -10,7 +10,6 @@ use super::Store;
 use crate::Hash;
 use crate::batch::{Key, Record};
 use crate::disk::Disk;
-use crate::filter::probe;
 use crate::format::{Kind, record_bytes};
 use crate::index::{Entry, IndexError, Place, prefix_of};
 
@@ -74,7 +73,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn put_block(&mut self, hash: &Hash, place: Option<Place>) {
-        self.table.put_block(prefix_of(hash), &probe(self.options.kernels, hash), place);
+        self.table.put_block(prefix_of(hash), place);
     }
 
     fn apply_name(&mut self, name: &str, seq: u64, entry: Option<Entry>) -> Result<(), IndexError> {

@@ -10,13 +10,13 @@ use crate::batch::{Encoded, Key, Record, encode, padded_length};
 use crate::disk::Disk;
 use crate::error::{CommitError, MaintainError, is_full};
 use crate::format::Kind;
-use crate::index::{IndexError, Place};
+use crate::index::{ByPrefix, IndexError, Place, prefix_of};
 use crate::limits::{
     BATCH_OPS_MAX, INDEX_BYTES_PER_BLOCK, KEY_BYTES_MAX, PAGE_BYTES, TABLE_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use crate::options::Prepare;
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 
 /// What the index may grow by for each new name or setting.
@@ -73,6 +73,8 @@ pub struct Committed {
     pub stored: usize,
     /// Blocks that were there.
     pub already_there: usize,
+    /// Bytes of the values written.
+    pub payload_bytes: u64,
     /// Bytes written to the log.
     pub bytes_written: u64,
 }
@@ -108,6 +110,7 @@ impl<D: Disk> Store<D> {
             committed.last_seq = self.next_seq + plan.records.len() as u64 - 1;
             committed.stored = plan.stored;
             committed.bytes_written = self.append(&plan.records, plan.stored > 0)?;
+            committed.payload_bytes = plan.payload_bytes;
             self.counters.payload_bytes_written += plan.payload_bytes;
         }
         self.note_used(&plan.already_there);
@@ -148,7 +151,7 @@ impl<D: Disk> Store<D> {
     fn apply_all(
         &mut self,
         records: &[Record],
-        encoded: &Encoded,
+        encoded: &Encoded<'_>,
         segment: u32,
         start: u64,
     ) -> Result<(), IndexError> {
@@ -164,12 +167,12 @@ impl<D: Disk> Store<D> {
     }
 
     /// One write and one sync, tried once more in a new segment.
-    fn write_batch(
+    fn write_batch<'a>(
         &mut self,
-        records: &[Record],
+        records: &'a [Record],
         commit_seq: u64,
         length: u64,
-    ) -> Result<Encoded, CommitError> {
+    ) -> Result<Encoded<'a>, CommitError> {
         let mut failure = String::new();
         for _attempt in 0..2 {
             if let Err(error) = self.open_for(length) {
@@ -274,7 +277,7 @@ impl<D: Disk> Store<D> {
             payload_bytes: 0,
             stored: 0,
         };
-        let mut blocks = HashMap::with_capacity(ops.len());
+        let mut blocks = ByPrefix::with_capacity_and_hasher(ops.len(), Default::default());
         let mut texts: BTreeMap<(Text, String), bool> = BTreeMap::new();
         let mut seq = self.next_seq;
         for op in ops {
@@ -293,18 +296,17 @@ impl<D: Disk> Store<D> {
     fn wanted(
         &mut self,
         op: Op,
-        blocks: &mut HashMap<Hash, bool>,
+        blocks: &mut ByPrefix<bool>,
         texts: &mut BTreeMap<(Text, String), bool>,
         plan: &mut Plan,
     ) -> Result<Option<(Kind, Key, Bytes)>, IndexError> {
         match op {
             Op::Put { hash, bytes } => {
                 debug_assert_eq!(blake3::hash(&bytes).as_bytes(), &hash, "the caller computed the hash");
-                let there = match blocks.get(&hash) {
-                    Some(there) => *there,
+                let there = match blocks.insert(prefix_of(&hash), true) {
+                    Some(there) => there,
                     None => self.asked(|s| s.find_block(&hash))?.is_some() && !self.is_quarantined(&hash),
                 };
-                blocks.insert(hash, true);
                 if there {
                     plan.already_there.push(hash);
                     return Ok(None);
@@ -312,11 +314,10 @@ impl<D: Disk> Store<D> {
                 Ok(Some((Kind::Block, Key::Hash(hash), bytes)))
             }
             Op::Delete { hash } => {
-                let there = match blocks.get(&hash) {
-                    Some(there) => *there,
+                let there = match blocks.insert(prefix_of(&hash), false) {
+                    Some(there) => there,
                     None => self.asked(|s| s.find_block(&hash))?.is_some(),
                 };
-                blocks.insert(hash, false);
                 Ok(there.then_some((Kind::Delete, Key::Hash(hash), Bytes::new())))
             }
             Op::Bind { name, value } => {

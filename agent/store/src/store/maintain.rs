@@ -126,8 +126,9 @@ impl<D: Disk> Store<D> {
             let indexed = indexed.into_iter().filter(|(prefix, _)| !table.contains_key(prefix));
             let mut page: Vec<(Prefix, Place)> =
                 indexed.filter_map(|(prefix, place)| Some((prefix, place?))).collect();
-            let pending = self.table.blocks_after(start.as_ref());
-            let pending = pending.take_while(|(prefix, _)| stop.is_none_or(|stop| **prefix <= stop));
+            let pending = table.iter().filter(|(prefix, _)| {
+                start.is_none_or(|start| **prefix > start) && stop.is_none_or(|stop| **prefix <= stop)
+            });
             page.extend(pending.filter_map(|(prefix, place)| Some((*prefix, (*place)?))));
             page.sort_unstable_by_key(|(prefix, _)| *prefix);
             match stop {

@@ -84,11 +84,11 @@ impl<D: Disk> Store<D> {
 
     /// Where the newest record of a block lies: memory table, then index, each behind its filters.
     fn find_block(&mut self, hash: &Hash) -> Result<Option<Place>, IndexError> {
-        let (prefix, probe) = (prefix_of(hash), probe(self.options.kernels, hash));
-        if let Some(place) = self.table.block(&prefix, &probe) {
+        let prefix = prefix_of(hash);
+        if let Some(place) = self.table.block(&prefix) {
             return Ok(place);
         }
-        let answer = self.index.block(&prefix, &probe)?;
+        let answer = self.index.block(&prefix, &probe(self.options.kernels, hash))?;
         self.counters.filter_false_positives += answer.in_vain;
         self.counters.filter_negatives += u64::from(answer == Answer::default());
         Ok(answer.place)

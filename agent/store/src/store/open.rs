@@ -186,7 +186,6 @@ fn empty_store<D: Disk>(
     index: Index<D>,
 ) -> Store<D> {
     let items = usize::try_from(options.cache_bytes / 16_384).unwrap_or(usize::MAX).max(16);
-    let table = Table::new(options.table_entries);
     Store {
         other_bytes: other_bytes(disk.as_ref()),
         cache: Cache::with_weighter(items, options.cache_bytes, ByBytes),
@@ -195,7 +194,7 @@ fn empty_store<D: Disk>(
         id,
         segments,
         index,
-        table,
+        table: Table::default(),
         options,
         index_incomplete: false,
         next_seq: 1,

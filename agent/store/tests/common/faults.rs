@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     pub(crate) segment_syncs: AtomicU64,
     /// Gathered writes to segments.
     pub(crate) segment_writes: AtomicU64,
+    /// Questions for what a file takes on the device.
+    pub(crate) sizes_asked: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
@@ -164,6 +166,7 @@ impl DiskFile for FaultFile {
     }
 
     fn bytes_on_disk(&self) -> io::Result<u64> {
+        self.faults.sizes_asked.fetch_add(1, SeqCst);
         self.inner.bytes_on_disk()
     }
 }
