@@ -256,7 +256,8 @@ fn identify<D: Disk>(
             Decoded::Newer(_) | Decoded::Damaged => {}
         }
     }
-    if !files.is_empty() && !(create && files.iter().all(|file| holds_no_header(disk, file))) {
+    let begins_anew = create && files.iter().all(|file| holds_no_header(disk, file));
+    if !files.is_empty() && !begins_anew {
         return Err(OpenError::Unrecognised { directory });
     }
     if !create {
