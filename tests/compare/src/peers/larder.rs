@@ -20,6 +20,7 @@ impl Larder {
             table_entries: 65_536,
             quota_bytes: 1 << 40,
             prepare: Prepare::Allocate,
+            spare_segments_max: 1024,
             ..Options::default()
         };
         let disk = OsDisk::new(directory).expect("the directory is there");
