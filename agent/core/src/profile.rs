@@ -50,7 +50,7 @@ pub struct Profile {
     pub checkpoint_age_s: u64,
     /// Bytes one step of verification reads.
     pub verify_step_bytes: u64,
-    /// Rest between two steps of cleaning or verification, unless a full store waits.
+    /// Rest between two steps of cleaning, unless a full store waits.
     pub step_rest_ms: u64,
     /// Longest time between two readings of the sensors.
     pub sense_s: u64,

@@ -193,7 +193,8 @@ impl Keeper {
         self.ask(Question::Numbers, out);
     }
 
-    /// The next step of moving or verifying, after the profile's rest; at once where a full store waits.
+    /// The next step of moving, after the profile's rest; at once where a full store waits. Verifying does not
+    /// rest: somebody has asked for it and waits.
     fn ask_after_rest(&mut self, now: Time, question: Question, out: &mut Effects) {
         let is_full = self.last_full_ms.is_some_and(|at_ms| now.mono_ms < at_ms + FULL_PAUSE_MS);
         if self.step_rest_ms == 0 || is_full {
@@ -226,7 +227,7 @@ impl Keeper {
         }
         let task = std::mem::replace(&mut self.task, Task::Idle);
         self.task = match (task, answer) {
-            (Task::Verifying(verifying), answer) => self.verify_on(now, verifying, answer, out),
+            (Task::Verifying(verifying), answer) => self.verify_on(verifying, answer, out),
             // What can be fetched again may go with its damaged manifest; elsewhere its blocks are kept, and
             // with them everything, until the object is put again or deleted.
             (Task::Marking(mut tour), Answer::Failed(failure))
@@ -380,7 +381,7 @@ impl Keeper {
         Task::Idle
     }
 
-    fn verify_on(&mut self, now: Time, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
+    fn verify_on(&mut self, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
         match answer {
             Answer::Failed(failure) if verifying.tour.is_none() => {
                 return verifying.end(Response::Error(failure), out);
@@ -404,14 +405,14 @@ impl Keeper {
                 }
             }
         }
-        self.verify_next(now, verifying, out)
+        self.verify_next(verifying, out)
     }
 
-    fn verify_next(&mut self, now: Time, mut verifying: Verifying, out: &mut Effects) -> Task {
+    fn verify_next(&mut self, mut verifying: Verifying, out: &mut Effects) -> Task {
         let Some(tour) = &mut verifying.tour else {
             let position = verifying.position;
             let question = Question::Verify { position, bytes: self.verify_step_bytes };
-            self.ask_after_rest(now, question, out);
+            self.ask(question, out);
             return Task::Verifying(verifying);
         };
         loop {
