@@ -25,7 +25,7 @@ use larder_tests::node::{Node, SOON, noise};
 use std::collections::VecDeque;
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
@@ -76,7 +76,15 @@ impl Impostor {
         stanza(&self.name, self.role, &self.key.public())
     }
 
-    fn until<T>(&mut self, what: &str, mut wanted: impl FnMut(&LinkEvent) -> Option<T>) -> T {
+    fn until<T>(&mut self, what: &str, wanted: impl FnMut(&LinkEvent) -> Option<T>) -> T {
+        self.within(SOON, wanted).unwrap_or_else(|| panic!("no {what} within {SOON:?}"))
+    }
+
+    fn within<T>(
+        &mut self,
+        patience: Duration,
+        mut wanted: impl FnMut(&LinkEvent) -> Option<T>,
+    ) -> Option<T> {
         let (link, heard) = (&mut self.link, &mut self.heard);
         let search = async {
             loop {
@@ -89,8 +97,7 @@ impl Impostor {
                 }
             }
         };
-        let found = self.runtime.block_on(async { timeout(SOON, search).await });
-        found.unwrap_or_else(|_| panic!("no {what} within {SOON:?}"))
+        self.runtime.block_on(async { timeout(patience, search).await }).ok()
     }
 
     /// Publishes, and waits until the broker has it.
@@ -143,19 +150,24 @@ impl Impostor {
         self.say(to, &SyncMessage::Hello(hello));
     }
 
-    /// Says hello and waits for the answer.
+    /// Says hello until it is answered: an agent that has just started may not be subscribed yet.
     fn greet(&mut self, to: &str) {
-        self.say_hello(to);
-        self.hears("a hello", |message| matches!(message, SyncMessage::Hello(_)).then_some(()));
+        let began = Instant::now();
+        loop {
+            self.say_hello(to);
+            let answered = self.within(Duration::from_secs(2), |event| {
+                let message = sync_message(event)?;
+                matches!(message, SyncMessage::Hello(_)).then_some(())
+            });
+            if answered.is_some() {
+                return;
+            }
+            assert!(began.elapsed() < SOON, "no hello from {to} within {SOON:?}");
+        }
     }
 
     fn hears<T>(&mut self, what: &str, mut wanted: impl FnMut(SyncMessage) -> Option<T>) -> T {
-        self.until(what, |event| {
-            let LinkEvent::Message { topic, payload, .. } = event else { return None };
-            // a version byte and a signature come first
-            let is_sync = topic.ends_with("/c");
-            is_sync.then(|| SyncMessage::decode(&payload[65..]).ok()).flatten().and_then(&mut wanted)
-        })
+        self.until(what, |event| sync_message(event).and_then(&mut wanted))
     }
 
     fn hears_outcome(&mut self, of_group: u32) -> Outcome {
@@ -206,6 +218,12 @@ impl Impostor {
             Some(serde_json::from_str(&envelope.body).expect("an answer is JSON"))
         })
     }
+}
+
+fn sync_message(event: &LinkEvent) -> Option<SyncMessage> {
+    let LinkEvent::Message { topic, payload, .. } = event else { return None };
+    // a version byte and a signature come first
+    topic.ends_with("/c").then(|| SyncMessage::decode(&payload[65..]).ok()).flatten()
 }
 
 /// Drops so far, and the last reason.
