@@ -114,7 +114,7 @@ fn read_answers(mut stream: UnixStream) -> BTreeMap<u32, Instant> {
         match body["answer"].as_str() {
             Some("stored") => {}
             Some("flushed") => last = number,
-            _ => panic!("{body}"),
+            Some(_) | None => panic!("{body}"),
         }
         answered.insert(number, Instant::now());
     }
