@@ -319,6 +319,18 @@ impl<D: Disk> Segments<D> {
         }
     }
 
+    /// Cuts the newest segment at its end: on a full device what it kept whole for is the room a deletion needs.
+    pub(crate) fn give_back_tail(&mut self) {
+        let Some((id, end)) = self.newest().map(|(id, segment)| (id, segment.row.end)) else { return };
+        let cut = self.disk.open(&segment_name(id), OpenMode::ReadWrite).and_then(|file| {
+            file.set_len(end)?;
+            file.bytes_on_disk()
+        });
+        if let (Ok(bytes), Some(segment)) = (cut, self.all.get_mut(&id)) {
+            segment.disk_bytes = bytes;
+        }
+    }
+
     /// Closes the open segment. What it has not used goes back to the file system, unless that is so little that
     /// the file is worth more whole.
     pub(crate) fn seal(&mut self) {

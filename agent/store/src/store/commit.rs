@@ -243,7 +243,8 @@ impl<D: Disk> Store<D> {
         let fits = self.used_bytes() + bytes <= self.options.quota_bytes;
         let prepare = if fits { self.options.prepare } else { Prepare::None };
         match self.segments.create(self.next_seq, prepare, bytes) {
-            Err(error) if is_full(&error) && prepare != Prepare::None => {
+            Err(error) if is_full(&error) => {
+                self.segments.give_back_tail();
                 self.segments.create(self.next_seq, Prepare::None, bytes)
             }
             other => other,
