@@ -11,8 +11,8 @@ use crate::disk::{Disk, DiskFile, Listed, OpenMode};
 use crate::error::OpenError;
 use crate::format::{
     Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, OBSOLETE_NAMES, SEGMENT_HEADER_BYTES, SUPERBLOCK_BYTES,
-    SUPERBLOCK_NAME, StoreId, decode_superblock, encode_superblock, segment_name, unreadable_name,
-    unreadable_number,
+    SUPERBLOCK_NAME, SegmentHeader, StoreId, decode_superblock, encode_superblock, segment_name,
+    unreadable_name, unreadable_number,
 };
 use crate::index::{Checkpoint, Index, IndexError, Opened, SegmentRow, Table};
 use crate::options::Options;
@@ -232,7 +232,7 @@ fn identify<D: Disk>(
     let directory = disk.location();
     let newer =
         |found| OpenError::NewerFormat { directory: disk.location(), found, supported: FORMAT_VERSION };
-    let superblock = read_superblock(disk, listed).map_err(io_error(disk, "reading the superblock"))?;
+    let superblock = read_superblock(disk, listed);
     // a segment of a newer program would otherwise pass for one that was being made, and be removed
     let segment = files.iter().find_map(|file| match file.header {
         Decoded::Newer(found) => Some(found),
@@ -242,20 +242,22 @@ fn identify<D: Disk>(
         return Err(newer(found));
     }
     match superblock {
-        Some(Decoded::Whole(id)) => return Ok(id),
-        Some(Decoded::Newer(found)) => return Err(newer(found)),
-        Some(Decoded::Damaged) | None => {}
+        Ok(Some(Decoded::Whole(id))) => return Ok(id),
+        Ok(Some(Decoded::Newer(found))) => return Err(newer(found)),
+        Ok(Some(Decoded::Damaged) | None) | Err(_) => {}
     }
     for file in files {
         match file.header {
             Decoded::Whole(header) => {
-                report.superblock_restored = true;
-                write_superblock(disk, &header.store)?;
+                // Where it can not be written, the next start asks a segment again.
+                report.superblock_restored = write_superblock(disk, &header.store).is_ok();
                 return Ok(header.store);
             }
             Decoded::Newer(_) | Decoded::Damaged => {}
         }
     }
+    // It may be readable the next time.
+    superblock.map_err(io_error(disk, "reading the superblock"))?;
     let begins_anew = create && files.iter().all(|file| holds_no_header(disk, file));
     if !files.is_empty() && !begins_anew {
         return Err(OpenError::Unrecognised { directory });
@@ -271,11 +273,11 @@ fn identify<D: Disk>(
     Ok(id)
 }
 
-/// The first page can be read and is no header; a page that can not be read now may be one.
+/// The first page can be read and is no header; a page that can not be read now, or could not before, may be one.
 fn holds_no_header<D: Disk>(disk: &D, file: &SegmentFile) -> bool {
     let mut page = [0; SEGMENT_HEADER_BYTES];
     match disk.open(&segment_name(file.id), OpenMode::Read).and_then(|opened| opened.read_at(&mut page, 0)) {
-        Ok(()) => true,
+        Ok(()) => !matches!(SegmentHeader::decode(&page), Decoded::Whole(header) if header.id == file.id),
         Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
     }
 }
@@ -303,11 +305,11 @@ fn read_superblock<D: Disk>(disk: &D, listed: &[Listed]) -> io::Result<Option<De
         return Ok(None);
     }
     let mut bytes = [0; SUPERBLOCK_BYTES];
-    let file = disk.open(SUPERBLOCK_NAME, OpenMode::Read)?;
-    Ok(Some(match file.read_at(&mut bytes, 0) {
-        Ok(()) => decode_superblock(&bytes),
-        Err(_short_or_unreadable) => Decoded::Damaged,
-    }))
+    match disk.open(SUPERBLOCK_NAME, OpenMode::Read)?.read_at(&mut bytes, 0) {
+        Ok(()) => Ok(Some(decode_superblock(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Some(Decoded::Damaged)),
+        Err(error) => Err(error),
+    }
 }
 
 fn write_superblock<D: Disk>(disk: &D, id: &StoreId) -> Result<(), OpenError> {
