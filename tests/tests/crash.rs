@@ -2,7 +2,7 @@
 //! random lives. `larder-sim` replays what they find, and runs more.
 
 use larder_tests::sim::store::errors::fail_all;
-use larder_tests::sim::store::exhaustive::cut_all;
+use larder_tests::sim::store::exhaustive::{cut_all, kill_all};
 use larder_tests::sim::store::storm::{live, storms};
 use larder_tests::sim::store::workers::threads;
 
@@ -22,6 +22,14 @@ fn every_short_program_cut_anywhere_keeps_what_was_acknowledged() {
     println!("{looked:?}");
     assert!(broken.is_empty(), "{} programs break a promise:\n{}", broken.len(), broken.join("\n"));
     assert!(looked.programs >= 584 && looked.images > 50_000, "{looked:?}");
+}
+
+#[test]
+fn a_process_killed_anywhere_leaves_nothing_that_the_next_one_builds_on_and_the_power_takes() {
+    let (looked, broken) = kill_all(LENGTH - 1, threads());
+    println!("{looked:?}");
+    assert!(broken.is_empty(), "{} programs break a promise:\n{}", broken.len(), broken.join("\n"));
+    assert!(looked.programs >= 72 && looked.images > 5_000, "{looked:?}");
 }
 
 #[test]

@@ -48,3 +48,8 @@ fn a_batch_without_its_commit_is_found() {
 fn a_checkpoint_that_forgets_a_segment_is_found() {
     is_found(Bug::ForgottenSegment, &["LOST"]);
 }
+
+#[test]
+fn a_start_that_builds_on_what_is_not_durable_is_found() {
+    is_found(Bug::NoSettle, &["LOST", "possible states"]);
+}

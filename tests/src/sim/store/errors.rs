@@ -4,9 +4,9 @@
 //! the live store must answer as if nothing had happened but the step, take another batch or say why not,
 //! and a power cut must leave what was acknowledged.
 
-use super::exhaustive::{Letter, Looked, programs, used_store};
+use super::exhaustive::{Letter, Looked, batch_after, programs, used_store};
 use super::life::{Life, Step, options};
-use super::model::{Change, Checked, Model};
+use super::model::{Checked, Model};
 use super::workers::spread;
 use crate::sim::disk::{Errno, Fate, Faults, Image, Injection, SimDisk};
 
@@ -110,7 +110,7 @@ impl Trial<'_> {
             cut(&life, fate, "after it")?;
         }
         life.faultless = false;
-        life.step(&Step::Commit(vec![Change::Put(90), Change::Put(93), Change::Bind(7, 77)]))?;
+        life.step(&batch_after())?;
         cut(&life, Fate::NOTHING, "after another batch")
     }
 }
