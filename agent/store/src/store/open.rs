@@ -79,21 +79,17 @@ impl<D: Disk> Store<D> {
         self.next_seq = self.next_seq.max(checkpoint.next_seq);
         (self.blocks, self.names) = (checkpoint.blocks, checkpoint.names);
         self.damaged = opened.damaged;
-        if checkpoint.clean {
+        let newest = self.segments.newest().map(|(id, segment)| (id, segment.row.generation));
+        if checkpoint.clean && newest.map_or(0, |(_, generation)| generation) == checkpoint.generation {
             report.clean = true;
-            self.end_at(&checkpoint);
+            // The log ends where the closing checkpoint says.
+            if let Some(segment) = newest.and_then(|(id, _)| self.segments.get_mut(id)) {
+                (segment.row.end, segment.end_known) = (checkpoint.offset, true);
+            }
             return Ok(());
         }
         self.settle();
         self.replay(&checkpoint, report)
-    }
-
-    /// The log ends where the closing checkpoint says.
-    fn end_at(&mut self, checkpoint: &Checkpoint) {
-        let newest = self.segments.newest().map(|(id, _)| id);
-        if let Some(segment) = newest.and_then(|id| self.segments.get_mut(id)) {
-            (segment.row.end, segment.end_known) = (checkpoint.offset, true);
-        }
     }
 
     /// What will be read must be durable before anything is built on it, its name included: a process may have died
@@ -363,6 +359,11 @@ fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
         return None;
     };
     let rows: BTreeMap<u32, SegmentRow> = opened.segments.iter().copied().collect();
+    // What was emptied was sealed before, and its file goes because the row says so.
+    if let Some((id, _)) = rows.iter().find(|(_, row)| row.retired && row.generation >= checkpoint.generation)
+    {
+        return Some(format!("it gives up {}, which is the newest it knows", segment_name(*id)));
+    }
     for (id, row) in rows.iter().filter(|(_, row)| !row.retired) {
         let name = segment_name(*id);
         match files.iter().find(|file| file.id == *id).map(|file| file.header) {
