@@ -100,11 +100,14 @@ impl<D: Disk> Store<D> {
         if crate::planted::is(crate::planted::Bug::NoSettle) {
             return;
         }
-        let Some((id, _)) = self.segments.newest() else { return };
+        let Some((id, generation)) = self.segments.newest().map(|(id, s)| (id, s.row.generation)) else {
+            return;
+        };
         self.counters.log_syncs += 1;
         let named = self.disk.sync_dir();
         if let Err(error) = named.and_then(|()| self.segments.reader(id)?.sync_data()) {
             self.stopped = Some(format!("syncing {} failed: {error}", segment_name(id)));
+            self.unsettled = Some(generation);
         }
     }
 
@@ -208,6 +211,7 @@ fn empty_store<D: Disk>(
         log_since_checkpoint: 0,
         cleaning: None,
         stopped: None,
+        unsettled: None,
         end_untold: false,
         counters: Counters::default(),
     }

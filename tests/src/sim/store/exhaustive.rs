@@ -7,7 +7,7 @@
 use super::life::{Life, Step, options};
 use super::model::{Change, Checked, LARGE, Model};
 use super::workers::spread;
-use crate::sim::disk::{Cut, Fate, Faults, Image, SimDisk};
+use crate::sim::disk::{Cut, Errno, Fate, Faults, Image, Injection, SimDisk};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::AddAssign;
@@ -180,6 +180,37 @@ impl Examiner {
             self.looked.cuts += 1;
             let place = |words: String| format!("killed {number} before {}: {words}", cut.before);
             self.restart(&cut.image, expected, number as u64).map_err(place).map_err(within)?;
+            if program.len() == 1 {
+                self.restart_badly(&cut.image, expected).map_err(place).map_err(within)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Each call of the restart fails once; then the store is closed, if it opened at all, and the power fails.
+    fn restart_badly(&mut self, image: &Image, expected: &Model) -> Checked {
+        for at in 1.. {
+            let injection = Injection { at, errno: Errno::Io, lasting: false };
+            let faults = Faults { injection: Some(injection), ..Faults::default() };
+            let disk = SimDisk::new(image.clone(), faults, 0);
+            let mut life = Life::faulty(disk, expected.clone(), options());
+            life.open()?;
+            if life.disk.calls() < at {
+                return Ok(());
+            }
+            let reported = life.reported;
+            drop(life.store.take().map(larder_store::Store::close));
+            for fate in [Fate::NOTHING, Fate::EVERYTHING] {
+                self.looked.images += 1;
+                let place =
+                    |words| format!("call {at} of the restart failed, closed, cut, {fate:?}: {words}");
+                let after = Life::faultless(life.cut(fate), expected.clone(), options());
+                let mut after = after.map_err(place)?;
+                if reported {
+                    after.step(&Step::Rebuild).map_err(place)?;
+                }
+                after.check().map_err(place)?;
+            }
         }
         Ok(())
     }
