@@ -1,7 +1,7 @@
 //! The store on the simulated disk: every short program cut everywhere, every error at every call, and long
 //! random lives. `larder-sim` replays what they find, and runs more.
 
-use larder_tests::sim::store::errors::fail_all;
+use larder_tests::sim::store::errors::{fail_all, refuse_a_deletion};
 use larder_tests::sim::store::exhaustive::{cut_all, kill_all};
 use larder_tests::sim::store::storm::{live, storms};
 use larder_tests::sim::store::workers::threads;
@@ -38,6 +38,13 @@ fn every_error_at_every_call_of_a_step_loses_nothing() {
     println!("{looked:?}");
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     assert!(looked.images > 5_000, "{looked:?}");
+}
+
+#[test]
+fn a_deletion_that_a_full_device_refused_does_not_come_back_after_a_put() {
+    let looked = refuse_a_deletion(150).unwrap_or_else(|words| panic!("{words}"));
+    println!("{looked:?}");
+    assert!(looked.images >= 1_800, "{looked:?}");
 }
 
 #[test]
