@@ -21,8 +21,8 @@ pub(crate) const OPEN_FILES_MAX: usize = 32;
 pub(crate) const WALK_ENTRIES: usize = 1024;
 /// Bytes the log is read in.
 pub(crate) const READ_BYTES: usize = 256 << 10;
-/// Payload bytes the cleaner moves in one batch.
-pub(crate) const MOVE_BYTES: usize = 1 << 20;
+/// Bytes of records the cleaner moves in one batch.
+pub(crate) const MOVE_BYTES: u64 = 1 << 20;
 /// Sealed segments are cleaned when at most this share of their bytes is live.
 pub(crate) const CLEAN_LIVE_PERCENT_MAX: u64 = 80;
 /// Tenths of a bit per key of the marks of a cleaning: at most 1 % of the garbage stays a round longer.

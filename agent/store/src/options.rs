@@ -29,7 +29,8 @@ pub struct Options {
     pub table_entries: usize,
     /// What the directory may take on the device, everything in it counted.
     pub quota_bytes: u64,
-    /// The last part of the quota, kept for deleting, binding, cleaning and starting up.
+    /// The last part of the quota: blocks stop before it, names and settings at half of it; the rest is kept for
+    /// deleting, cleaning, checkpoints and starting up.
     pub reserve_bytes: u64,
     /// How fresh segments are prepared.
     pub prepare: Prepare,

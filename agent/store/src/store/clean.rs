@@ -6,6 +6,7 @@
 //! only when an index that knows the new places is durable is the old file freed, so a crash at any point
 //! leaves at least one copy. A segment with bytes that are no records is left alone.
 
+use super::commit::Purpose;
 use super::names::read_error;
 use super::{Store, VerifyPosition};
 use crate::Hash;
@@ -279,9 +280,9 @@ impl<D: Disk> Store<D> {
             };
             record.value = value;
         }
-        let bound = MOVE_BYTES.min(self.options.segment_bytes as usize / 4);
-        let held: usize = moving.iter().map(|record| record.value.len() + 256).sum();
-        if held + record.value.len() > bound {
+        let bound = MOVE_BYTES.min(self.options.segment_bytes / 4);
+        let length = |record: &Record| record_bytes(record.key.bytes().len(), record.value.len());
+        if moving.iter().map(length).sum::<u64>() + length(&record) > bound {
             self.move_records(moving, progress)?;
         }
         moving.push(record);
@@ -320,7 +321,7 @@ impl<D: Disk> Store<D> {
         if self.table.entries() + moving.len() > 2 * self.options.table_entries {
             self.checkpoint()?;
         }
-        progress.bytes_moved += self.append(moving, false)?;
+        progress.bytes_moved += self.append(moving, Purpose::Moves)?;
         moving.clear();
         Ok(())
     }

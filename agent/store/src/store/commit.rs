@@ -79,6 +79,30 @@ pub struct Committed {
     pub bytes_written: u64,
 }
 
+/// What a batch is for, and so how much of the reserve it leaves alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To put blocks: all of it.
+    Blocks,
+    /// To bind or set: half of it, so that names alone never take the room in which they can be taken away.
+    Texts,
+    /// To take away: nothing.
+    Removals,
+    /// To write again what is there, so that space comes back or damage goes: nothing. A record from when segments
+    /// were longer gets a segment as long as it needs.
+    Moves,
+}
+
+impl Purpose {
+    fn kept(self, reserve_bytes: u64) -> u64 {
+        match self {
+            Self::Blocks => reserve_bytes,
+            Self::Texts => reserve_bytes / 2,
+            Self::Removals | Self::Moves => 0,
+        }
+    }
+}
+
 /// What of a batch has to be written.
 struct Plan {
     records: Vec<Record>,
@@ -109,7 +133,7 @@ impl<D: Disk> Store<D> {
             committed.first_seq = self.next_seq;
             committed.last_seq = self.next_seq + plan.records.len() as u64 - 1;
             committed.stored = plan.stored;
-            committed.bytes_written = self.append(&plan.records, plan.stored > 0)?;
+            committed.bytes_written = self.append(&plan.records, plan.purpose())?;
             committed.payload_bytes = plan.payload_bytes;
             self.counters.payload_bytes_written += plan.payload_bytes;
         }
@@ -118,15 +142,15 @@ impl<D: Disk> Store<D> {
     }
 
     /// Writes a batch of new or moved records and applies it. Returns the bytes written to the log.
-    pub(super) fn append(&mut self, records: &[Record], keeps_reserve: bool) -> Result<u64, CommitError> {
+    pub(super) fn append(&mut self, records: &[Record], purpose: Purpose) -> Result<u64, CommitError> {
         // Making the index again, on the way here, may have found what must stop it.
         self.refuse_if_stopped()?;
         let length = padded_length(records.iter());
         let limit = self.options.segment_bytes - PAGE_BYTES;
-        if length > limit {
+        if length > limit && purpose != Purpose::Moves {
             return Err(CommitError::TooLarge { what: "the batch", found: length, limit });
         }
-        self.check_quota(length, records.len() as u64, keeps_reserve)?;
+        self.check_quota(length, records.len() as u64, purpose)?;
         self.clear_clean_mark()?;
         let newest = records.last().map_or(self.next_seq, |record| record.seq);
         let commit_seq = self.next_seq.max(newest + 1);
@@ -243,9 +267,10 @@ impl<D: Disk> Store<D> {
         self.create_segment()
     }
 
+    /// The reserve is not prepared ahead: who may use it needs pages, not segments.
     fn create_segment(&mut self) -> io::Result<()> {
         let bytes = self.options.segment_bytes;
-        let fits = self.used_bytes() + bytes <= self.options.quota_bytes;
+        let fits = self.used_bytes() + bytes + self.options.reserve_bytes <= self.options.quota_bytes;
         let prepare = if fits { self.options.prepare } else { Prepare::None };
         match self.segments.create(self.next_seq, prepare, bytes) {
             Err(error) if is_full(&error) => {
@@ -352,12 +377,11 @@ impl<D: Disk> Store<D> {
     }
 
     /// Spares are given back before a batch is refused.
-    fn check_quota(&mut self, length: u64, entries: u64, keeps_reserve: bool) -> Result<(), CommitError> {
-        let kept = if keeps_reserve { self.options.reserve_bytes } else { 0 };
-        let quota = self.options.quota_bytes - kept;
+    fn check_quota(&mut self, length: u64, entries: u64, purpose: Purpose) -> Result<(), CommitError> {
+        let quota = self.options.quota_bytes - purpose.kept(self.options.reserve_bytes);
         let index = self.index_growth(entries);
         loop {
-            let (log, spares_needed) = self.log_growth(length, keeps_reserve);
+            let (log, spares_needed) = self.log_growth(length, purpose);
             let used = self.used_bytes() + log + index;
             if used <= quota {
                 return Ok(());
@@ -370,7 +394,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// What the log takes more on the device with a batch of this length, and how many spares go into it.
-    fn log_growth(&self, length: u64, keeps_reserve: bool) -> (u64, usize) {
+    fn log_growth(&self, length: u64, purpose: Purpose) -> (u64, usize) {
         let segment = self.options.segment_bytes;
         match (self.segments.open_segment(), self.segments.spares.best()) {
             (Some((_, _, end)), _) if end + length <= segment => {
@@ -378,7 +402,7 @@ impl<D: Disk> Store<D> {
             }
             (_, Some(spare)) => ((PAGE_BYTES + length).saturating_sub(spare.disk_bytes), 1),
             (_, None) => match self.options.prepare {
-                Prepare::Allocate | Prepare::Zero if keeps_reserve => (segment, 0),
+                Prepare::Allocate | Prepare::Zero if purpose == Purpose::Blocks => (segment, 0),
                 Prepare::None | Prepare::Allocate | Prepare::Zero => (PAGE_BYTES + length, 0),
             },
         }
@@ -403,7 +427,8 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn make_room_in_table(&mut self) -> Result<(), CommitError> {
+    /// Makes a checkpoint before the table holds more than twice what it should.
+    pub(super) fn make_room_in_table(&mut self) -> Result<(), CommitError> {
         let crowded = self.table.entries() >= 2 * self.options.table_entries
             || self.table.text_bytes() >= 2 * TABLE_BYTES_MAX;
         if !crowded {
@@ -417,6 +442,18 @@ impl<D: Disk> Store<D> {
             | MaintainError::Read(_)
             | MaintainError::NotCleaning => CommitError::Index { reason: error.to_string() },
         })
+    }
+}
+
+impl Plan {
+    fn purpose(&self) -> Purpose {
+        if self.stored > 0 {
+            Purpose::Blocks
+        } else if self.records.iter().any(|record| matches!(record.kind, Kind::Bind | Kind::Setting)) {
+            Purpose::Texts
+        } else {
+            Purpose::Removals
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! setting whose record is damaged is written again from the index, with its sequence number.
 
 use super::Store;
+use super::commit::Purpose;
 use super::names::read_error;
 use crate::Hash;
 use crate::batch::{Key, Record};
@@ -106,7 +107,8 @@ impl<D: Disk> Store<D> {
             step.bytes += (key.len() + entry.value.len()) as u64;
             if !self.is_whole(kind, key, entry) {
                 let (seq, value) = (entry.seq, entry.value.clone());
-                self.append(&[Record { kind, key: Key::Text(key.clone()), value, seq }], false)?;
+                self.make_room_in_table()?;
+                self.append(&[Record { kind, key: Key::Text(key.clone()), value, seq }], Purpose::Moves)?;
                 step.mended += 1;
             }
         }
