@@ -211,3 +211,13 @@ impl Display for Hex<'_> {
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
+
+/// Errors of the process or the mount rather than of the file or its sectors.
+pub(crate) fn says_nothing_of_the_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied || lacks_means(error)
+}
+
+/// Too many open files, or no memory: it may work the next time. `EMFILE` and `ENFILE` are 24 and 23 on every Linux.
+pub(crate) fn lacks_means(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory || matches!(error.raw_os_error(), Some(23 | 24))
+}

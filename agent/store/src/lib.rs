@@ -4,7 +4,7 @@
 //! acknowledged survives a power cut, and never hand out wrong bytes. The formats are in `docs/format.md`.
 //! It refuses a second process, a newer format and anything beyond its quota. One owner calls it; there is
 //! no thread inside and every call returns when its work is done. Memory is bounded by the options, by the
-//! filter (10.8 bits a block) and by one row per segment. Damage is quarantined and reported; it stops neither
+//! filters (23 to 32 bits a block) and by one row per segment. Damage is quarantined and reported; it stops neither
 //! opening nor the reading of anything else.
 
 mod batch;

@@ -131,36 +131,27 @@ impl<F: DiskFile> Reader<F> {
     }
 
     /// Generation and sequence number of the first record on a page start whose generation is this file's `own`;
-    /// the way out when a segment's header page is damaged.
+    /// the way out when a segment's header page is damaged. An error if there is none and not all could be read.
     pub(crate) fn any_record(
         file: F,
         salt: u32,
         end: u64,
         own: impl Fn(u64) -> bool + Copy,
-    ) -> Option<(u64, u64)> {
+    ) -> io::Result<Option<(u64, u64)>> {
         let mut reader = Reader::new(file, salt, 0, end);
         let mut at = PAGE_BYTES;
         while at < end {
             if let Some(header) = reader.header_of(at, own) {
-                return Some((header.generation, header.seq));
+                return Ok(Some((header.generation, header.seq)));
             }
             at += PAGE_BYTES;
         }
-        None
+        if reader.met_error { Err(io::Error::other("a page can not be read")) } else { Ok(None) }
     }
 
     /// Whether the device failed to read something so far.
     pub(crate) fn met_error(&self) -> bool {
         self.met_error
-    }
-
-    /// Whether all of it can be read.
-    pub(crate) fn reads_whole(&mut self) -> bool {
-        for at in (0..self.end).step_by(PAGE_BYTES as usize) {
-            let length = (self.end - at).min(PAGE_BYTES);
-            self.bytes(at, length as usize);
-        }
-        !self.met_error
     }
 
     /// Whether a batch of this segment was begun at `offset`.

@@ -6,6 +6,7 @@
 //! it ended. Memory: one row per segment, and a bounded number of open files.
 
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
+use crate::error::says_nothing_of_the_file;
 use crate::format::{
     Decoded, RECYCLED_GENERATION_MIN, SEGMENT_HEADER_BYTES, SegmentHeader, StoreId, generation, salt,
     segment_id, segment_name, spare_name,
@@ -62,22 +63,42 @@ pub(crate) struct SegmentFile {
     pub(crate) id: u32,
     length: u64,
     disk_bytes: u64,
+    pub(crate) opens: bool,
+    header_was_read: bool,
     pub(crate) header: Decoded<SegmentHeader>,
 }
 
-/// Reads the header of every segment file.
+/// Reads the header of every segment file. One that does not open, for a reason of its own, stops nothing.
 pub(crate) fn list_files<D: Disk>(disk: &D, listed: &[Listed]) -> io::Result<Vec<SegmentFile>> {
     let mut files = Vec::new();
     for (id, length) in listed.iter().filter_map(|file| Some((segment_id(&file.name)?, file.length))) {
-        let file = disk.open(&segment_name(id), OpenMode::Read)?;
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        let header = match file.read_at(&mut bytes, 0).map(|()| SegmentHeader::decode(&bytes)) {
-            // A spare was on its way to become this segment, and its old header is still there.
-            Ok(Decoded::Whole(header)) if header.id != id => Decoded::Damaged,
-            Ok(header) => header,
-            Err(_unreadable) => Decoded::Damaged,
+        let file = match disk.open(&segment_name(id), OpenMode::Read) {
+            Ok(file) => file,
+            Err(error) if says_nothing_of_the_file(&error) => return Err(error),
+            Err(_unreadable) => {
+                files.push(SegmentFile {
+                    id,
+                    length,
+                    disk_bytes: length,
+                    opens: false,
+                    header_was_read: false,
+                    header: Decoded::Damaged,
+                });
+                continue;
+            }
         };
-        files.push(SegmentFile { id, length, disk_bytes: file.bytes_on_disk()?, header });
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        let (header_was_read, header) = match file.read_at(&mut bytes, 0) {
+            Ok(()) => (true, SegmentHeader::decode(&bytes)),
+            Err(error) => (error.kind() == io::ErrorKind::UnexpectedEof, Decoded::Damaged),
+        };
+        let header = match header {
+            // A spare was on its way to become this segment, and its old header is still there.
+            Decoded::Whole(header) if header.id != id => Decoded::Damaged,
+            Decoded::Whole(_) | Decoded::Newer(_) | Decoded::Damaged => header,
+        };
+        let disk_bytes = file.bytes_on_disk().unwrap_or(length);
+        files.push(SegmentFile { id, length, disk_bytes, opens: true, header_was_read, header });
     }
     files.sort_by_key(|file| file.id);
     Ok(files)
@@ -100,12 +121,13 @@ impl<D: Disk> Segments<D> {
         let mut segments = Self { disk, store, all, open, readers, next_id, spares, forgotten };
         let mut unreadable = Vec::new();
         for file in files {
+            let name = segment_name(file.id);
             match segments.segment_of(file, rows.get(&file.id), checkpoint_generation)? {
                 Some(segment) => drop(segments.all.insert(file.id, segment)),
-                None if file.id + 1 == next_id && segments.reads_whole(file) => {
-                    segments.disk.remove(&segment_name(file.id))?;
-                }
-                None => unreadable.push(segment_name(file.id)),
+                None if file.id + 1 == next_id
+                    && segments.holds_nothing(file)
+                    && segments.disk.remove(&name).is_ok() => {}
+                None => unreadable.push(name),
             }
         }
         segments.learn_ends(files);
@@ -133,10 +155,11 @@ impl<D: Disk> Segments<D> {
                 retired: false,
             },
             (None, None) => {
-                let opened = self.disk.open(&segment_name(file.id), OpenMode::Read)?;
-                let own = |found| found == generation(file.id) || found < RECYCLED_GENERATION_MIN;
-                let found = Reader::any_record(opened, salt(&self.store), file.length, own);
-                let Some((generation, first_seq)) = found else { return Ok(None) };
+                let (generation, first_seq) = match self.any_record(file) {
+                    Ok(Some(found)) => found,
+                    Err(error) if says_nothing_of_the_file(&error) => return Err(error),
+                    Ok(None) | Err(_) => return Ok(None),
+                };
                 SegmentRow { generation, first_seq, end: file.length, live: 0, retired: false }
             }
         };
@@ -144,15 +167,22 @@ impl<D: Disk> Segments<D> {
             row,
             changed: true,
             end_known: row.generation < checkpoint_generation,
-            damaged: false,
+            damaged: !file.opens,
             disk_bytes: file.disk_bytes,
             header_whole: header.is_some(),
         }))
     }
 
-    fn reads_whole(&self, file: &SegmentFile) -> bool {
-        let opened = self.disk.open(&segment_name(file.id), OpenMode::Read);
-        opened.is_ok_and(|opened| Reader::new(opened, 0, 0, file.length).reads_whole())
+    /// Every page of it was read, and there is neither a header nor a record. What could not be read once may be
+    /// either, and its header says where the segment before it ended.
+    fn holds_nothing(&self, file: &SegmentFile) -> bool {
+        file.header_was_read && self.any_record(file).is_ok_and(|found| found.is_none())
+    }
+
+    fn any_record(&self, file: &SegmentFile) -> io::Result<Option<(u64, u64)>> {
+        let opened = self.disk.open(&segment_name(file.id), OpenMode::Read)?;
+        let own = |found| found == generation(file.id) || found < RECYCLED_GENERATION_MIN;
+        Reader::any_record(opened, salt(&self.store), file.length, own)
     }
 
     /// Keeps a segment out of the index; its file stays.
@@ -228,8 +258,12 @@ impl<D: Disk> Segments<D> {
             return Ok(());
         };
         self.readers.retain(|(reader, _)| *reader != id);
-        let file = self.disk.open(&segment_name(id), OpenMode::ReadWrite)?;
-        self.open = Some(Open { id, file });
+        match self.disk.open(&segment_name(id), OpenMode::ReadWrite) {
+            Ok(file) => self.open = Some(Open { id, file }),
+            Err(error) if says_nothing_of_the_file(&error) => return Err(error),
+            // The next batch begins the next segment.
+            Err(_unwritable) => {}
+        }
         Ok(())
     }
 
@@ -271,7 +305,7 @@ impl<D: Disk> Segments<D> {
             match made {
                 Ok(file) => return Ok(file),
                 // A spare is worth no error: it goes, under whichever name it has.
-                Err(_unusable) => drop(self.disk.remove(&spare_name(spare.id))),
+                Err(_unusable) => self.spares.give_up(spare.id),
             }
         }
         let file = self.disk.open(&name, OpenMode::Create)?;
@@ -382,36 +416,48 @@ impl<D: Disk> Segments<D> {
     }
 
     /// Makes spares of the files of retired segments, or removes them; their rows are forgotten once that is
-    /// durable. Returns the bytes they took.
+    /// durable. Returns the bytes they took. One that can not go now stays retired; an error says that none could.
     pub(crate) fn free_retired(&mut self) -> io::Result<u64> {
         let retired: Vec<(u32, Segment)> =
             self.iter().filter(|(_, s)| s.row.retired).map(|(id, segment)| (id, *segment)).collect();
-        let (mut freed, mut spared) = (0, 0);
-        for (id, segment) in &retired {
-            self.keep_end_of_previous(*id)?;
-            self.readers.retain(|(reader, _)| reader != id);
-            let recycled = segment.row.generation >= RECYCLED_GENERATION_MIN
-                && self.spares.want(segment.disk_bytes, spared);
-            let freeing = if recycled {
-                spared += 1;
-                self.disk.rename(&segment_name(*id), &spare_name(*id))
-            } else {
-                self.disk.remove(&segment_name(*id))
-            };
-            match freeing {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => freed += segment.disk_bytes,
+        let (mut freed, mut spared, mut gone, mut failure) = (0, 0, Vec::new(), None);
+        for (id, segment) in retired {
+            match self.free(id, &segment, spared) {
+                Ok(is_spare) => {
+                    spared += usize::from(is_spare);
+                    freed += segment.disk_bytes;
+                    gone.push(id);
+                }
+                Err(error) => failure = Some(error),
             }
         }
-        if !retired.is_empty() {
-            self.disk.sync_dir()?;
+        if gone.is_empty() {
+            return failure.map_or(Ok(0), Err);
         }
-        for (id, _) in retired {
+        self.disk.sync_dir()?;
+        for id in gone {
             self.all.remove(&id);
             self.forgotten.push(id);
             self.spares.add(id);
         }
         Ok(freed)
+    }
+
+    /// Whether its file is a spare now, of which so many more are coming.
+    fn free(&mut self, id: u32, segment: &Segment, coming: usize) -> io::Result<bool> {
+        self.keep_end_of_previous(id)?;
+        self.readers.retain(|(reader, _)| *reader != id);
+        let recycled =
+            segment.row.generation >= RECYCLED_GENERATION_MIN && self.spares.want(segment.disk_bytes, coming);
+        let freed = if recycled {
+            self.disk.rename(&segment_name(id), &spare_name(id))
+        } else {
+            self.disk.remove(&segment_name(id))
+        };
+        match freed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(recycled),
+        }
     }
 
     /// A header tells where the segment before it ended. Before it goes, that length must be durable.

@@ -14,6 +14,8 @@ use std::sync::Arc;
 pub(crate) struct Spare {
     pub(crate) id: u32,
     pub(crate) disk_bytes: u64,
+    /// It could be neither opened nor removed; it is there, and counts as a whole segment.
+    is_stuck: bool,
 }
 
 /// The spares of a store.
@@ -65,17 +67,24 @@ impl<D: Disk> Spares<D> {
     /// Takes over a file that has its spare's name already, if it is there.
     pub(crate) fn add(&mut self, id: u32) {
         let opened = self.disk.open(&spare_name(id), OpenMode::Read);
-        let Ok(disk_bytes) = opened.and_then(|file| file.bytes_on_disk()) else { return };
+        let Ok(disk_bytes) = opened.and_then(|file| file.bytes_on_disk()) else { return self.give_up(id) };
         let wanted = self.want(disk_bytes, 0);
-        self.held.push(Spare { id, disk_bytes });
+        self.held.push(Spare { id, disk_bytes, is_stuck: false });
         if !wanted {
             self.remove_last();
         }
     }
 
+    /// Removes a file that is good for nothing.
+    pub(crate) fn give_up(&mut self, id: u32) {
+        if !self.is_removed(id) {
+            self.held.insert(0, Spare { id, disk_bytes: self.segment_bytes, is_stuck: true });
+        }
+    }
+
     /// What the next segment would be made of: the spare that needs least appending.
     pub(crate) fn best(&self) -> Option<Spare> {
-        self.held.iter().copied().max_by_key(|spare| spare.disk_bytes)
+        self.held.iter().filter(|spare| !spare.is_stuck).copied().max_by_key(|spare| spare.disk_bytes)
     }
 
     /// Opens a spare to make a segment of it; it is none any more.
@@ -93,12 +102,15 @@ impl<D: Disk> Spares<D> {
 
     /// A spare that can not be removed still counts.
     fn remove_last(&mut self) -> bool {
-        let Some(spare) = self.held.last() else { return false };
-        let removed = self.disk.remove(&spare_name(spare.id));
-        let gone = removed.is_ok() || removed.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let gone = self.held.last().is_some_and(|spare| self.is_removed(spare.id));
         if gone {
             self.held.pop();
         }
         gone
+    }
+
+    fn is_removed(&self, id: u32) -> bool {
+        let removed = self.disk.remove(&spare_name(id));
+        removed.is_ok() || removed.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 }

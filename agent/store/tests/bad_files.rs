@@ -5,7 +5,7 @@ mod common;
 
 use common::faults::FaultDisk;
 use common::*;
-use larder_store::{OpenError, Store};
+use larder_store::{MaintainError, OpenError, Store};
 use std::sync::atomic::Ordering::SeqCst;
 
 /// A closed store of several segments on a disk that can fail.
@@ -38,4 +38,75 @@ fn a_superblock_that_can_not_be_read_is_no_reason_to_begin_anew() {
     assert!(matches!(error, OpenError::Io { .. } | OpenError::Unrecognised { .. }), "{error}");
     disk.faults.allow_all();
     assert_eq!(there(&mut Store::open(disk, options()).unwrap().0), 200);
+}
+
+#[test]
+fn a_segment_that_does_not_open_costs_its_own_blocks_and_comes_back() {
+    let (directory, disk) = filled();
+    disk.faults.refuse("segment-00000001");
+    let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert!(report.clean && report.index_rebuilt.is_none(), "{report:?}");
+    assert_eq!(there(&mut store), 160);
+    store.commit(puts(300..310, 5000)).unwrap();
+    store.clean_begin();
+    while !store.clean_step(1 << 20).unwrap().done {}
+    drop(store);
+    disk.faults.allow_all();
+    assert!(directory.path().join("segment-00000001").exists());
+}
+
+#[test]
+fn a_segment_that_the_index_does_not_know_and_that_does_not_open_stops_writes_until_it_opens() {
+    let (directory, disk) = filled();
+    std::fs::remove_file(directory.path().join("index.redb")).unwrap();
+    disk.faults.refuse("segment-00000001");
+    let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert_eq!(report.unreadable_files, ["segment-00000001"]);
+    assert_eq!(there(&mut store), 160);
+    let error = store.commit(puts(300..310, 5000)).unwrap_err();
+    assert!(error.to_string().contains("segment-00000001 could not be read"), "{error}");
+    drop(store);
+    disk.faults.allow_all();
+    let (mut store, _) = Store::open(disk, options()).unwrap();
+    assert_eq!(there(&mut store), 200);
+    store.commit(puts(300..310, 5000)).unwrap();
+}
+
+#[test]
+fn an_emptied_segment_that_can_not_be_freed_is_freed_later() {
+    let (directory, disk) = filled();
+    let (mut store, _) = Store::open(disk.clone(), options()).unwrap();
+    disk.faults.keeps_segments.store(true, SeqCst);
+    store.clean_begin();
+    let error = loop {
+        match store.clean_step(1 << 20) {
+            Ok(progress) => assert!(!progress.done),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, MaintainError::Io { .. }), "{error}");
+    drop(store);
+    let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert!(report.index_rebuilt.is_none(), "{report:?}");
+    store.commit(puts(300..310, 5000)).unwrap();
+    let before = segments(directory.path()).len();
+    disk.faults.keeps_segments.store(false, SeqCst);
+    store.clean_begin();
+    while !store.clean_step(1 << 20).unwrap().done {}
+    assert!(segments(directory.path()).len() < before);
+}
+
+#[test]
+fn an_index_that_fails_to_open_once_is_not_made_again() {
+    let (_directory, disk) = filled();
+    disk.faults.index_opens.lock().unwrap().push(5);
+    let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert!(report.clean && report.index_rebuilt.is_none(), "{report:?}");
+    assert_eq!(there(&mut store), 200);
+    drop(store);
+    disk.faults.index_opens.lock().unwrap().extend([24, 24, 24]);
+    let error = Store::open(disk.clone(), options()).unwrap_err();
+    assert!(matches!(error, OpenError::Index { .. }), "{error}");
+    disk.faults.index_opens.lock().unwrap().clear();
+    assert!(Store::open(disk, options()).unwrap().1.index_rebuilt.is_none());
 }

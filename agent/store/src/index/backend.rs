@@ -7,8 +7,8 @@ use crate::disk::DiskFile;
 use crate::error::is_full;
 use redb::StorageBackend;
 use std::io::{self, IoSlice};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Clones share the file and the counters.
 #[derive(Debug)]
@@ -18,7 +18,8 @@ pub(crate) struct Backend<F> {
 
 #[derive(Debug)]
 struct Shared<F> {
-    file: F,
+    /// None when it was given up.
+    file: RwLock<Option<F>>,
     bytes: AtomicU64,
     syncs: AtomicU64,
     full: AtomicBool,
@@ -33,7 +34,17 @@ impl<F: DiskFile> Backend<F> {
     pub(crate) fn new(file: F) -> Self {
         let (bytes, syncs, full) = Default::default();
         let disk_bytes = AtomicU64::new(UNKNOWN);
-        Self { shared: Arc::new(Shared { file, bytes, syncs, full, disk_bytes }) }
+        Self { shared: Arc::new(Shared { file: RwLock::new(Some(file)), bytes, syncs, full, disk_bytes }) }
+    }
+
+    /// Lets go of the file, whoever else still holds a clone.
+    pub(crate) fn give_up(&self) {
+        *self.shared.file.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&F) -> io::Result<T>) -> io::Result<T> {
+        let file = self.shared.file.read().unwrap_or_else(PoisonError::into_inner);
+        file.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), act)
     }
 
     pub(crate) fn bytes_on_disk(&self) -> u64 {
@@ -41,7 +52,7 @@ impl<F: DiskFile> Backend<F> {
         if known != UNKNOWN {
             return known;
         }
-        let found = self.shared.file.bytes_on_disk();
+        let found = self.with(DiskFile::bytes_on_disk);
         self.shared.disk_bytes.store(*found.as_ref().unwrap_or(&UNKNOWN), Relaxed);
         found.unwrap_or(0)
     }
@@ -72,24 +83,24 @@ impl<F> Clone for Backend<F> {
 
 impl<F: DiskFile> StorageBackend for Backend<F> {
     fn len(&self) -> io::Result<u64> {
-        self.shared.file.len()
+        self.with(DiskFile::len)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.shared.file.read_at(out, offset)
+        self.with(|file| file.read_at(out, offset))
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.noted(self.shared.file.set_len(length))
+        self.noted(self.with(|file| file.set_len(length)))
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.shared.syncs.fetch_add(1, Relaxed);
-        self.noted(self.shared.file.sync_data())
+        self.noted(self.with(DiskFile::sync_data))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.shared.bytes.fetch_add(data.len() as u64, Relaxed);
-        self.noted(self.shared.file.write_gathered(&[IoSlice::new(data)], offset))
+        self.noted(self.with(|file| file.write_gathered(&[IoSlice::new(data)], offset)))
     }
 }

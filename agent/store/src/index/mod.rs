@@ -34,6 +34,7 @@ use runs::Runs;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const ROW_BYTES: usize = 33;
@@ -53,6 +54,8 @@ const RUNS: &str = "runs";
 pub(crate) enum IndexError {
     /// The device is full.
     Full,
+    /// The process or the machine lacks something; the index may be well.
+    Passing(String),
     /// Anything else; the words are redb's or the operating system's.
     Failed(String),
 }
@@ -61,7 +64,7 @@ impl IndexError {
     pub(crate) fn reason(self) -> String {
         match self {
             Self::Full => "the device is full".to_owned(),
-            Self::Failed(reason) => reason,
+            Self::Passing(reason) | Self::Failed(reason) => reason,
         }
     }
 }
@@ -141,17 +144,22 @@ impl<D: Disk> Index<D> {
         };
         let backend = Backend::new(file.map_err(failed)?);
         let handle = backend.clone();
-        let (database, opened) = guarded(|| {
+        let opened = guarded(|| {
             let mut database = Database::builder();
             let database = database.set_cache_size(cache_bytes).create_with_backend(handle)?;
+            let database = ManuallyDrop::new(database);
             let opened = read_opening(&database, level, store)?;
             Ok((database, opened))
-        })
-        .map_err(|error| if backend.met_full() { IndexError::Full } else { error })?;
+        });
+        let (database, opened) = opened.map_err(|error| {
+            let full = backend.met_full();
+            backend.give_up();
+            if full { IndexError::Full } else { error }
+        })?;
+        let database = Some(ManuallyDrop::into_inner(database));
         let (runs, opened) =
             opened.ok_or_else(|| IndexError::Failed("it belongs to another store or layout".into()))?;
         let commit_entries = cache_bytes as u64 / 2 / (2 * INDEX_BYTES_PER_BLOCK);
-        let database = Some(database);
         Ok((Self { database, runs, commit_entries, pages: None, failed: false, backend }, opened))
     }
 
@@ -264,6 +272,13 @@ impl<D: Disk> Index<D> {
         // A database that failed before may panic while it closes; its content is in the log anyway.
         let database = self.database.take();
         let _closed = catch_unwind(AssertUnwindSafe(|| drop(database)));
+    }
+
+    /// Lets go of an index that is damaged. redb would end the process while it closes one: it panics at a page, and
+    /// once more while that panic is on its way. So its memory is not given back.
+    pub(crate) fn give_up(&mut self) {
+        std::mem::forget((self.pages.take(), self.database.take()));
+        self.backend.give_up();
     }
 
     pub(crate) fn is_shut(&self) -> bool {
@@ -409,7 +424,13 @@ fn encode_fields(fields: &[u64], mark: bool) -> Vec<u8> {
 }
 
 fn failed(error: io::Error) -> IndexError {
-    if crate::error::is_full(&error) { IndexError::Full } else { IndexError::Failed(error.to_string()) }
+    if crate::error::is_full(&error) {
+        IndexError::Full
+    } else if crate::error::lacks_means(&error) {
+        IndexError::Passing(error.to_string())
+    } else {
+        IndexError::Failed(error.to_string())
+    }
 }
 
 /// Runs an operation of redb; an error or a panic of it becomes an [`IndexError`].

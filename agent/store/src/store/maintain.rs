@@ -80,6 +80,7 @@ impl<D: Disk> Store<D> {
                 }
                 return Err(self.full().into());
             }
+            Err(IndexError::Passing(reason)) => return Err(MaintainError::Index { reason }),
             Err(IndexError::Failed(reason)) => {
                 self.heal_index(reason).map_err(|error| MaintainError::Index { reason: error.reason() })?;
             }
@@ -165,6 +166,7 @@ impl<D: Disk> Store<D> {
                 }
                 return Err(self.full());
             }
+            Err(IndexError::Passing(reason)) => return Err(CommitError::Index { reason }),
             Err(IndexError::Failed(reason)) => {
                 self.heal_index(reason).map_err(|error| CommitError::Index { reason: error.reason() })?;
             }
@@ -196,9 +198,10 @@ impl<D: Disk> Store<D> {
         if self.index.is_shut() && self.reopen_index() {
             return Ok(());
         }
-        self.index.shut();
+        self.index.give_up();
         self.index_incomplete = true;
         self.index = fresh_index(self.disk.as_ref(), &self.options, &self.id)?;
+        self.other_bytes = other_bytes(self.disk.as_ref());
         self.counters.index_rebuilt = Some(reason);
         if let Err(error) = self.replay_everything() {
             // Half of the log must answer nothing: what it lacks would pass for never stored.
@@ -207,8 +210,24 @@ impl<D: Disk> Store<D> {
             return Err(error);
         }
         self.index_incomplete = false;
+        self.make_room_for_reserve();
         self.cleaning.iter_mut().for_each(super::clean::Cleaning::give_up);
         Ok(())
+    }
+}
+
+impl<D: Disk> Store<D> {
+    /// What was set aside is for a look, and goes where it takes what the reserve is for.
+    pub(super) fn make_room_for_reserve(&mut self) {
+        if self.used_bytes() + self.options.reserve_bytes > self.options.quota_bytes {
+            for file in self.disk.list().unwrap_or_default() {
+                if file.name.starts_with(SET_ASIDE_PREFIX) {
+                    // What can not be removed counts.
+                    let _kept = self.disk.remove(&file.name);
+                }
+            }
+            self.other_bytes = other_bytes(self.disk.as_ref());
+        }
     }
 }
 

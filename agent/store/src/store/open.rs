@@ -114,7 +114,8 @@ impl<D: Disk> Store<D> {
     /// Goes on where the log ends. What a torn batch left there is written over; cutting it off would take
     /// away what was prepared, or is recycled.
     fn resume(&mut self) -> io::Result<()> {
-        self.segments.free_retired()?;
+        // What can not be freed now is freed with the next cleaning.
+        let _put_off = self.segments.free_retired();
         self.segments.resume(self.options.segment_bytes)
     }
 }
@@ -149,7 +150,8 @@ fn open_once<D: Disk>(
     let id = identify(disk.as_ref(), &listed, &files, options.create, &mut report)?;
     let set_aside = if report.created { set_aside(disk.as_ref(), &listed, &mut files)? } else { Vec::new() };
     for file in listed.iter().filter(|file| OBSOLETE_NAMES.contains(&file.name.as_str())) {
-        disk.remove(&file.name).map_err(failed("removing the filter of an earlier version"))?;
+        // If it stays, it goes the next time.
+        let _put_off = disk.remove(&file.name);
     }
     let (index, opened, rebuilt) = fitting_index(disk.as_ref(), options, &id, &files, &listed, rebuild)?;
     report.index_rebuilt = rebuilt;
@@ -167,10 +169,16 @@ fn open_once<D: Disk>(
             store.heal_index(reason.clone()).map_err(|error| index_error(disk.as_ref(), error))?;
             report.index_rebuilt = Some(reason);
         }
-        Err(IndexError::Full) => return Err(index_error(disk.as_ref(), IndexError::Full)),
+        Err(error @ (IndexError::Full | IndexError::Passing(_))) => {
+            return Err(index_error(disk.as_ref(), error));
+        }
     }
     if !report.unreadable_files.is_empty() {
         store.skip_numbers();
+    }
+    // It may hold what is newer than anything that is known.
+    if let Some(file) = files.iter().find(|file| !file.opens && store.segments.get(file.id).is_none()) {
+        store.stopped.get_or_insert_with(|| format!("{} could not be read", segment_name(file.id)));
     }
     store.resume().map_err(failed("opening the newest segment"))?;
     store.counters.index_rebuilt = report.index_rebuilt.clone();
@@ -178,6 +186,9 @@ fn open_once<D: Disk>(
     if report.index_rebuilt.is_some() || store.needs_checkpoint() {
         // Without room for it the log is read again at the next start.
         let _tried = store.checkpoint();
+    }
+    if report.index_rebuilt.is_some() {
+        store.make_room_for_reserve();
     }
     Ok((store, report))
 }
@@ -342,7 +353,11 @@ fn fitting_index<D: Disk>(
     let found = match rebuild {
         Some(reason) => Err(IndexError::Failed(reason.into())),
         None if missing => Err(IndexError::Failed(format!("{INDEX_NAME} was missing or empty"))),
-        None => open_index(disk, options, id),
+        // A device that failed once may read again what is whole.
+        None => match open_index(disk, options, id) {
+            Err(IndexError::Failed(_)) => open_index(disk, options, id),
+            found => found,
+        },
     };
     let reason = match found {
         Ok((index, opened)) => match misfit(&opened, files) {
@@ -350,7 +365,7 @@ fn fitting_index<D: Disk>(
             Some(reason) => reason,
         },
         Err(IndexError::Failed(reason)) => reason,
-        Err(full @ IndexError::Full) => return Err(index_error(disk, full)),
+        Err(error @ (IndexError::Full | IndexError::Passing(_))) => return Err(index_error(disk, error)),
     };
     let index = fresh_index(disk, options, id).map_err(|error| index_error(disk, error))?;
     Ok((index, Opened::default(), Some(reason)))
@@ -391,7 +406,9 @@ fn index_error<D: Disk>(disk: &D, error: IndexError) -> OpenError {
             let full = "the device is full; make room on it, then start again";
             io_error(disk, "making the index")(io::Error::new(io::ErrorKind::StorageFull, full))
         }
-        IndexError::Failed(reason) => OpenError::Index { directory: disk.location(), reason },
+        IndexError::Passing(reason) | IndexError::Failed(reason) => {
+            OpenError::Index { directory: disk.location(), reason }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::Store;
 use super::names::read_error;
 use crate::Hash;
 use crate::disk::{Disk, DiskFile};
-use crate::error::ReadError;
+use crate::error::{ReadError, says_nothing_of_the_file};
 use crate::format::{RECORD_HEADER_BYTES, segment_name};
 use crate::index::{Place, Prefix, prefix_of};
 use crate::limits::VALUE_BYTES_MAX;
@@ -94,7 +94,7 @@ impl<D: Disk> Store<D> {
                 self.release(hash);
                 Ok(bytes)
             }
-            Err(source) if says_nothing_of_the_block(&source) => {
+            Err(source) if says_nothing_of_the_file(&source) => {
                 Err(ReadError::Io { file: segment_name(place.segment), source })
             }
             Ok(_) | Err(_) => {
@@ -132,11 +132,4 @@ impl<D: Disk> Store<D> {
 
 fn damaged(hash: &Hash, place: &Place) -> ReadError {
     ReadError::Damaged { hash: *hash, file: segment_name(place.segment), offset: u64::from(place.offset) }
-}
-
-/// Errors of the process or the mount rather than of the sectors asked for. `EMFILE` and `ENFILE` are 24 and
-/// 23 on every Linux.
-fn says_nothing_of_the_block(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::OutOfMemory)
-        || matches!(error.raw_os_error(), Some(23 | 24))
 }

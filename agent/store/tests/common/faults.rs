@@ -28,6 +28,10 @@ pub(crate) struct Faults {
     pub(crate) bad_reads: AtomicU64,
     /// The read of a segment from now on that answers a wrong bit; 0 for none.
     pub(crate) wrong_read: AtomicU64,
+    /// `EIO` for removing or renaming segments.
+    pub(crate) keeps_segments: AtomicBool,
+    /// Errors that opening the index answers with from now on, the last first.
+    pub(crate) index_opens: Mutex<Vec<i32>>,
     /// `EIO` for opening, removing or renaming files whose names begin so.
     refused: Mutex<Vec<String>>,
 }
@@ -59,6 +63,14 @@ impl Faults {
     fn reaches(&self, name: &str) -> io::Result<()> {
         let refused = self.refused.lock().unwrap().iter().any(|refused| name.starts_with(refused));
         if refused { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+
+    fn lets_go(&self, name: &str) -> io::Result<()> {
+        self.changes()?;
+        if self.keeps_segments.load(SeqCst) && name.starts_with("segment-") {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.reaches(name)
     }
 
     fn changes(&self) -> io::Result<()> {
@@ -100,6 +112,9 @@ impl Disk for FaultDisk {
             self.faults.changes()?;
         }
         self.faults.reaches(name)?;
+        if let Some(errno) = self.faults.index_opens.lock().unwrap().pop_if(|_| name == "index.redb") {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         let inner = self.inner.open(name, mode)?;
         let (is_segment, is_index) = (name.starts_with("segment-"), name == "index.redb");
         Ok(FaultFile { inner, is_segment, is_index, faults: Arc::clone(&self.faults) })
@@ -110,8 +125,7 @@ impl Disk for FaultDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.faults.changes()?;
-        self.faults.reaches(name)?;
+        self.faults.lets_go(name)?;
         let given_back = self.inner.open(name, OpenMode::Read).and_then(|file| file.len()).unwrap_or(0);
         if self.faults.room.load(SeqCst) >= 0 {
             self.faults.room.fetch_add(given_back as i64, SeqCst);
@@ -123,8 +137,7 @@ impl Disk for FaultDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.faults.changes()?;
-        self.faults.reaches(from)?;
+        self.faults.lets_go(from)?;
         self.inner.rename(from, to)
     }
 

@@ -1,0 +1,137 @@
+//! What is left when there is hardly room: the reserve, what counts as used, and segments of another size.
+#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
+mod common;
+
+use common::faults::FaultDisk;
+use common::*;
+use larder_store::{CommitError, Disk, Hash, Op, Options, Prepare, Store};
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+fn used(directory: &Path) -> u64 {
+    let files = fs::read_dir(directory).unwrap();
+    files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+}
+
+fn clean<D: Disk>(store: &mut Store<D>, marked: impl Iterator<Item = (u64, usize)>) {
+    store.clean_begin();
+    let marked: Vec<Hash> = marked.map(|(number, length)| hash(&content(number, length))).collect();
+    store.clean_mark(&marked).unwrap();
+    while !store.clean_step(1 << 20).unwrap().done {}
+}
+
+#[test]
+fn binding_names_to_the_last_byte_leaves_room_to_take_away_and_to_clean() {
+    for prepare in [Prepare::None, Prepare::Allocate] {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options { quota_bytes: 6 << 20, reserve_bytes: 2 << 20, prepare, ..options() };
+        let (mut store, _) = Store::open(disk(directory.path()), options.clone()).unwrap();
+        let mut blocks = 0;
+        while store.commit(puts(blocks..blocks + 5, 8000)).is_ok() {
+            blocks += 5;
+        }
+        let mut bound = 0;
+        let error = loop {
+            match store.commit(vec![bind(&format!("name{bound}"), "value")]) {
+                Ok(_) => bound += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, CommitError::Full { .. }), "{error}");
+        assert!(bound > 50, "{bound} names");
+        store.commit(vec![unbind("name1")]).unwrap();
+        let gone = (0..blocks).filter(|number| number % 5 > 1);
+        store.commit(gone.map(|number| Op::Delete { hash: hash(&content(number, 8000)) }).collect()).unwrap();
+        clean(&mut store, (0..blocks).filter(|number| number % 5 < 2).map(|number| (number, 8000)));
+        assert!(used(directory.path()) <= options.quota_bytes);
+        store.commit(vec![bind("one more", "value")]).unwrap();
+        store.commit(puts(1000..1005, 8000)).unwrap();
+    }
+}
+
+#[test]
+fn what_was_written_to_longer_segments_is_cleaned_into_shorter_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = |segment_bytes| Options { segment_bytes, ..options() };
+    let (mut store, _) = Store::open(disk(directory.path()), options(4 << 20)).unwrap();
+    store.commit(puts(0..30, 100_000)).unwrap();
+    store.commit(puts(100..140, 100_000)).unwrap();
+    store.close().unwrap();
+    let (mut store, _) = Store::open(disk(directory.path()), options(64 << 10)).unwrap();
+    store.commit(puts(200..201, 100)).unwrap();
+    let long = segments(directory.path()).remove(0);
+    clean(&mut store, (0..10).chain(100..140).map(|number| (number, 100_000)));
+    assert!(!long.exists());
+    store.close().unwrap();
+    for _ in 0..2 {
+        let (mut store, _) = Store::open(disk(directory.path()), options(64 << 10)).unwrap();
+        assert_all_there(&mut store, 0..10, 100_000);
+        assert_all_there(&mut store, 200..201, 100);
+        drop(store);
+        larder_store::rebuild_index(disk(directory.path()), options(64 << 10)).unwrap();
+    }
+    let (mut store, _) = Store::open(disk(directory.path()), options(64 << 10)).unwrap();
+    assert!(matches!(store.commit(puts(300..301, 100_000)), Err(CommitError::TooLarge { .. })));
+}
+
+#[test]
+fn long_names_are_moved_in_batches_that_fit() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 64 << 10, ..options() };
+    let (mut store, _) = Store::open(disk(directory.path()), options).unwrap();
+    let name = |number: u64| format!("{number:06}{}", "x".repeat(2000));
+    for first in (0..60).step_by(10) {
+        let binds = (first..first + 10).map(|number| bind(&name(number), "v"));
+        store.commit(binds.chain(puts(first..first + 1, 9000)).collect()).unwrap();
+    }
+    clean(&mut store, std::iter::empty());
+    for number in 0..60 {
+        assert_eq!(&store.binding(&name(number)).unwrap().unwrap().value[..], b"v");
+    }
+}
+
+#[test]
+fn an_index_that_was_set_aside_in_use_counts_and_goes_where_its_room_is_needed() {
+    for (room, stays) in [(64 << 20, true), (128 << 10, false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let options =
+            |quota_bytes| Options { index_cache_bytes: 0, cache_bytes: 0, quota_bytes, ..options() };
+        let (mut store, _) = Store::open(disk(directory.path()), options(1 << 30)).unwrap();
+        for batch in 0..10 {
+            store.commit(puts(batch * 500..batch * 500 + 500, 64)).unwrap();
+        }
+        store.close().unwrap();
+        let quota_bytes = used(directory.path()) + options(0).reserve_bytes + room;
+        let (mut store, _) = Store::open(disk(directory.path()), options(quota_bytes)).unwrap();
+        let index = directory.path().join("index.redb");
+        let length = fs::metadata(&index).unwrap().len();
+        let file = fs::OpenOptions::new().write(true).open(&index).unwrap();
+        file.write_all_at(&content(1, length as usize - 8192), 8192).unwrap();
+        assert_all_there(&mut store, 0..5000, 64);
+        assert!(store.status().index_rebuilt.is_some());
+        assert_eq!(directory.path().join("index.damaged-1").exists(), stays);
+        assert!(used(directory.path()).abs_diff(store.status().used_bytes) <= 8192);
+    }
+}
+
+#[test]
+fn a_spare_that_can_be_neither_opened_nor_removed_counts_and_stops_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { spare_segments_max: 4, prepare: Prepare::Allocate, ..options() };
+    let (mut store, _) = Store::open(disk(directory.path()), options.clone()).unwrap();
+    for first in (0..100).step_by(5) {
+        store.commit(puts(first..first + 5, 5000)).unwrap();
+    }
+    clean(&mut store, std::iter::empty());
+    let spares = store.status().spare_segments;
+    assert!(spares > 0);
+    store.close().unwrap();
+    let faulty = FaultDisk::new(disk(directory.path()));
+    faulty.faults.refuse("spare-");
+    let (mut store, _) = Store::open(faulty, options).unwrap();
+    assert_eq!(store.status().spare_segments, spares);
+    assert!(used(directory.path()) <= store.status().used_bytes + 8192);
+    store.commit(puts(200..210, 5000)).unwrap();
+}
