@@ -1,12 +1,14 @@
 //! The real disk: the only file of the store that does real I/O.
 //!
 //! Duty: map each operation of [`Disk`] to its system call and count writes, syncs and bytes. It refuses
-//! names with a slash. A gathered write longer than the kernel's limit of buffers takes several calls.
+//! names with a slash. A gathered write longer than the kernel's limit of buffers takes several calls; a long one
+//! is begun to be written out before all of it is handed over, so that the device works while the kernel copies.
 
 use super::{Disk, DiskFile, Listed, OpenMode, Space};
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Buffers the kernel takes in one call (`UIO_MAXIOV`).
 const BUFFERS_PER_CALL: usize = 1024;
+/// No call crosses a multiple of this offset, so that the kernel's cache holds the file in pages no larger: a small
+/// write into a large one is slow, and one that is being written out while it is filled is written twice.
+const PIECE_BYTES: u64 = 256 << 10;
+/// What is worth being written out early, and what must be left to copy meanwhile.
+const EARLY_BYTES: u64 = 64 << 10;
 
 /// A directory of the operating system. Clones share their counters.
 #[derive(Clone, Debug)]
@@ -172,6 +179,52 @@ impl OsFile {
             }
         }
     }
+
+    /// All of these buffers, however often the kernel stops; their length.
+    fn write_piece(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<u64> {
+        let length: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let mut written = if length > 0 { self.write_some(buffers, offset)? } else { 0 };
+        if written < length {
+            let mut rest = buffers.to_vec();
+            let mut rest = rest.as_mut_slice();
+            IoSlice::advance_slices(&mut rest, written);
+            while !rest.is_empty() {
+                let more = self.write_some(rest, offset + written as u64)?;
+                if more == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                written += more;
+                IoSlice::advance_slices(&mut rest, more);
+            }
+        }
+        Ok(length as u64)
+    }
+
+    /// Has the kernel write out what it holds of a range, without waiting; its errors are the next sync's. Linux
+    /// does that for whom says that he needs the range no more, and keeps pages that are under way.
+    fn begin_writing_out(&self, from: u64, to: u64) {
+        // A file system that can not do it writes at the sync.
+        let _begun = rustix::fs::fadvise(&self.file, from, NonZeroU64::new(to - from), Advice::DontNeed);
+    }
+}
+
+/// The buffers in pieces that end at multiples of [`PIECE_BYTES`] in the file, or where a call takes no more.
+fn pieces<'a>(buffers: &'a [IoSlice<'_>], offset: u64) -> Vec<Vec<IoSlice<'a>>> {
+    let (mut pieces, mut piece, mut at) = (Vec::new(), Vec::with_capacity(buffers.len()), offset);
+    for buffer in buffers {
+        let mut rest: &[u8] = buffer;
+        while !rest.is_empty() {
+            let room = PIECE_BYTES - at % PIECE_BYTES;
+            let (part, behind) = rest.split_at(rest.len().min(room as usize));
+            piece.push(IoSlice::new(part));
+            (at, rest) = (at + part.len() as u64, behind);
+            if at % PIECE_BYTES == 0 || piece.len() == BUFFERS_PER_CALL {
+                pieces.push(std::mem::take(&mut piece));
+            }
+        }
+    }
+    pieces.push(piece);
+    pieces
 }
 
 impl DiskFile for OsFile {
@@ -180,24 +233,14 @@ impl DiskFile for OsFile {
     }
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let mut offset = offset;
-        for buffers in buffers.chunks(BUFFERS_PER_CALL) {
-            let length: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-            let mut written = self.write_some(buffers, offset)?;
-            if written < length {
-                let mut rest = buffers.to_vec();
-                let mut rest = rest.as_mut_slice();
-                IoSlice::advance_slices(&mut rest, written);
-                while !rest.is_empty() {
-                    let more = self.write_some(rest, offset + written as u64)?;
-                    if more == 0 {
-                        return Err(io::ErrorKind::WriteZero.into());
-                    }
-                    written += more;
-                    IoSlice::advance_slices(&mut rest, more);
-                }
+        let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        let (mut at, mut begun) = (offset, offset);
+        for piece in pieces(buffers, offset) {
+            at += self.write_piece(&piece, at)?;
+            if at % PIECE_BYTES == 0 && at - begun >= EARLY_BYTES && end - at >= EARLY_BYTES {
+                self.begin_writing_out(begun, at);
+                begun = at;
             }
-            offset += length as u64;
         }
         Ok(())
     }
