@@ -41,6 +41,7 @@ pub(super) fn store_options(config: &Config, effective: &Effective) -> Options {
         },
         spare_segments_max: effective.spare_segments_max.value,
         kernels: config.kernels.value,
+        reads_back: config.role.value.defaults().reads_back,
         create: true,
     }
 }

@@ -289,6 +289,13 @@ impl<D: Disk> Segments<D> {
         open.file.write_gathered(buffers, end)
     }
 
+    /// The last bytes of the log, so many, are durable and will not be read soon.
+    pub(crate) fn forget_last(&self, bytes: u64) {
+        if let (Some(open), Some((_, _, end))) = (&self.open, self.open_segment()) {
+            open.file.forget(end.saturating_sub(bytes), bytes);
+        }
+    }
+
     /// Syncs the open segment.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.open.as_ref().map_or(Ok(()), |open| open.file.sync_data())

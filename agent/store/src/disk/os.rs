@@ -258,6 +258,11 @@ impl DiskFile for OsFile {
         self.file.sync_data()
     }
 
+    fn forget(&self, offset: u64, length: u64) {
+        // A file system that can not do it keeps the pages until it needs their room.
+        let _hint = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
+    }
+
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
         Ok(rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length)?)
     }

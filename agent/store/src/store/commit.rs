@@ -26,6 +26,9 @@ const INDEX_LEAF_BYTES: u64 = 4608;
 /// What a checkpoint may need whatever it holds.
 const INDEX_BYTES_MIN: u64 = 64 << 10;
 
+/// The shortest batch that is worth a call to forget it.
+const FORGOTTEN_BYTES_MIN: u64 = 256 << 10;
+
 /// One change. The store does not look into values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -140,6 +143,9 @@ impl<D: Disk> Store<D> {
             return Err(CommitError::Stopped { reason: "no segment is open".into() });
         };
         self.segments.acknowledge(encoded.length);
+        if !self.options.reads_back && encoded.length >= FORGOTTEN_BYTES_MIN {
+            self.segments.forget_last(encoded.length);
+        }
         self.next_seq = commit_seq + 1;
         self.counters.batches += 1;
         self.counters.log_bytes_written += encoded.length;
