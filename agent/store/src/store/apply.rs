@@ -7,6 +7,7 @@
 //! moved copy, and the later place wins. So any part of the log may be applied again, up to its end.
 
 use super::Store;
+use super::commit::UnknownAt;
 use crate::Hash;
 use crate::batch::{Key, Record};
 use crate::disk::Disk;
@@ -15,10 +16,15 @@ use crate::index::{Entry, IndexError, Place, prefix_of};
 
 impl<D: Disk> Store<D> {
     /// Applies one record that lies at `place`.
-    pub(super) fn apply(&mut self, record: &Record, place: Place) -> Result<(), IndexError> {
+    pub(super) fn apply(
+        &mut self,
+        record: &Record,
+        place: Place,
+        unknown_at: UnknownAt,
+    ) -> Result<(), IndexError> {
         let seq = record.seq;
         match (&record.key, record.kind) {
-            (Key::Hash(hash), Kind::Block) => self.apply_block(hash, place),
+            (Key::Hash(hash), Kind::Block) => self.apply_block(hash, place, unknown_at),
             (Key::Hash(hash), Kind::Delete) => self.apply_delete(hash),
             (Key::Text(name), Kind::Bind) => {
                 self.apply_name(name, seq, Some(Entry { seq, place, value: record.value.clone() }))
@@ -41,8 +47,12 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn apply_block(&mut self, hash: &Hash, place: Place) -> Result<(), IndexError> {
-        let old = self.find_block(hash)?;
+    fn apply_block(&mut self, hash: &Hash, place: Place, unknown_at: UnknownAt) -> Result<(), IndexError> {
+        let old = if unknown_at == Some(self.counters.checkpoints) {
+            self.table.block(&prefix_of(hash)).flatten()
+        } else {
+            self.find_block(hash)?
+        };
         match old {
             Some(old) if old == place => return Ok(()),
             Some(old) => self.account(32, &old, false),
