@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Buffers the kernel takes in one call (`UIO_MAXIOV`).
 const BUFFERS_PER_CALL: usize = 1024;
-/// No call crosses a multiple of this offset, so that the kernel's cache holds the file in pages no larger: a small
-/// write into a large one is slow, and one that is being written out while it is filled is written twice.
+/// A longer write takes several calls, none of which crosses a multiple of this: the kernel's cache then holds the
+/// file in pages no larger. A small write into a large one is slow, and one that is being written out while it is filled
+/// is written twice.
 const PIECE_BYTES: u64 = 256 << 10;
 /// From how many bytes on a write is begun to be written out before all of it is copied: over what was written before,
 /// and in new room, where each beginning changes the file system's tables once more.
-const EARLY_BYTES: u64 = 256 << 10;
+const EARLY_BYTES: u64 = PIECE_BYTES;
 const EARLY_BYTES_IN_NEW_ROOM: u64 = 1 << 20;
 /// What is worth a beginning, and must be left to copy meanwhile.
 const EARLY_BYTES_MIN: u64 = 64 << 10;
@@ -241,6 +242,9 @@ impl DiskFile for OsFile {
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        if end - offset <= PIECE_BYTES && buffers.len() <= BUFFERS_PER_CALL {
+            return self.write_piece(buffers, offset).map(drop);
+        }
         let is_long = end - offset >= self.early_bytes;
         let (mut at, mut begun) = (offset, offset);
         for piece in pieces(buffers, offset) {

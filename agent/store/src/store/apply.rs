@@ -48,18 +48,15 @@ impl<D: Disk> Store<D> {
     }
 
     fn apply_block(&mut self, hash: &Hash, place: Place, unknown_at: UnknownAt) -> Result<(), IndexError> {
-        let old = if unknown_at == Some(self.counters.checkpoints) {
-            self.table.block(&prefix_of(hash)).flatten()
-        } else {
-            self.find_block(hash)?
-        };
+        let indexed =
+            if unknown_at == Some(self.counters.checkpoints) { None } else { self.find_block(hash)? };
+        let old = self.table.put_block(prefix_of(hash), Some(place)).unwrap_or(indexed);
         match old {
             Some(old) if old == place => return Ok(()),
             Some(old) => self.account(32, &old, false),
             None => self.blocks += 1,
         }
         self.account(32, &place, true);
-        self.put_block(hash, Some(place));
         if old.is_some() {
             self.release(hash);
         }
@@ -77,13 +74,9 @@ impl<D: Disk> Store<D> {
     pub(super) fn forget_block(&mut self, hash: &Hash, old: &Place) {
         self.account(32, old, false);
         self.blocks = self.blocks.saturating_sub(1);
-        self.put_block(hash, None);
+        self.table.put_block(prefix_of(hash), None);
         self.cache.remove(hash);
         self.release(hash);
-    }
-
-    fn put_block(&mut self, hash: &Hash, place: Option<Place>) {
-        self.table.put_block(prefix_of(hash), place);
     }
 
     fn apply_name(&mut self, name: &str, seq: u64, entry: Option<Entry>) -> Result<(), IndexError> {
