@@ -16,11 +16,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Buffers the kernel takes in one call (`UIO_MAXIOV`).
 const BUFFERS_PER_CALL: usize = 1024;
-/// No call crosses a multiple of this offset, so that the kernel's cache holds the file in pages no larger: a small
-/// write into a large one is slow, and one that is being written out while it is filled is written twice.
+/// A longer write takes several calls, none of which crosses a multiple of this: the kernel's cache then holds the
+/// file in pages no larger. A small write into a large one is slow, and one that is being written out while it is filled
+/// is written twice.
 const PIECE_BYTES: u64 = 256 << 10;
-/// What is worth being written out early, and what must be left to copy meanwhile.
-const EARLY_BYTES: u64 = 64 << 10;
+/// From how many bytes on a write is begun to be written out before all of it is copied: over what was written before,
+/// and in new room, where each beginning changes the file system's tables once more.
+const EARLY_BYTES: u64 = PIECE_BYTES;
+const EARLY_BYTES_IN_NEW_ROOM: u64 = 1 << 20;
+/// What is worth a beginning, and must be left to copy meanwhile.
+const EARLY_BYTES_MIN: u64 = 64 << 10;
 
 /// A directory of the operating system. Clones share their counters.
 #[derive(Clone, Debug)]
@@ -86,8 +91,8 @@ impl OsDisk {
         Ok(self.directory.join(name))
     }
 
-    fn file(&self, file: File) -> OsFile {
-        OsFile { file, counters: Arc::clone(&self.counters) }
+    fn file(&self, file: File, early_bytes: u64) -> OsFile {
+        OsFile { file, early_bytes, counters: Arc::clone(&self.counters) }
     }
 }
 
@@ -97,16 +102,18 @@ impl Disk for OsDisk {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<OsFile> {
         let mut options = OpenOptions::new();
         options.read(true);
-        match mode {
-            OpenMode::Read => {}
+        let early_bytes = match mode {
+            OpenMode::Read => EARLY_BYTES,
             OpenMode::ReadWrite => {
                 options.write(true);
+                EARLY_BYTES
             }
             OpenMode::Create => {
                 options.write(true).create(true).truncate(true);
+                EARLY_BYTES_IN_NEW_ROOM
             }
-        }
-        Ok(self.file(options.open(self.path(name)?)?))
+        };
+        Ok(self.file(options.open(self.path(name)?)?, early_bytes))
     }
 
     fn list(&self) -> io::Result<Vec<Listed>> {
@@ -141,7 +148,7 @@ impl Disk for OsDisk {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.path(name)?)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(self.file(file))
+        Ok(self.file(file, EARLY_BYTES))
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -161,6 +168,7 @@ impl Disk for OsDisk {
 #[derive(Debug)]
 pub struct OsFile {
     file: File,
+    early_bytes: u64,
     counters: Arc<Counters>,
 }
 
@@ -234,10 +242,15 @@ impl DiskFile for OsFile {
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        if end - offset <= PIECE_BYTES && buffers.len() <= BUFFERS_PER_CALL {
+            return self.write_piece(buffers, offset).map(drop);
+        }
+        let is_long = end - offset >= self.early_bytes;
         let (mut at, mut begun) = (offset, offset);
         for piece in pieces(buffers, offset) {
             at += self.write_piece(&piece, at)?;
-            if at % PIECE_BYTES == 0 && at - begun >= EARLY_BYTES && end - at >= EARLY_BYTES {
+            let is_worth_it = at - begun >= EARLY_BYTES_MIN && end - at >= EARLY_BYTES_MIN;
+            if is_long && is_worth_it && at % PIECE_BYTES == 0 {
                 self.begin_writing_out(begun, at);
                 begun = at;
             }
