@@ -20,7 +20,7 @@ pub const IN_GROUPS_MAX: usize = 32;
 /// Reads a sender has under way for one announcement, each of one message's blocks.
 pub const SERVE_READS_MAX: usize = 4;
 
-/// Blocks of one message.
+/// Blocks of one message. One with more is dropped, counted, by the receiver.
 pub const MESSAGE_BLOCKS_MAX: usize = 64;
 
 /// Peers in the configuration. A configuration with more is refused.

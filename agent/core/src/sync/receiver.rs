@@ -84,7 +84,7 @@ impl Sync {
         bytes: Bytes,
         out: &mut Effects,
     ) {
-        if !group.expected.remove(&id) {
+        if !group.credit.allows() || !group.expected.remove(&id) {
             self.wires.numbers.blocks_unasked += 1;
             return;
         }
