@@ -14,7 +14,7 @@ use crate::limits::IN_GROUPS_MAX;
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question};
 use crate::name::Name;
 use crate::note::Note;
-use crate::object::manifest::Manifest;
+use crate::object::manifest::{Child, Manifest};
 use crate::request::FailureKind;
 use crate::role::{Role, may_announce};
 use crate::time::Time;
@@ -84,14 +84,13 @@ impl Sync {
         bytes: Bytes,
         out: &mut Effects,
     ) {
-        if !group.credit.allows() || !group.expected.remove(&id) {
+        if !group.credit.allows() || !group.came(id, bytes.len() as u64) {
             self.wires.numbers.blocks_unasked += 1;
             return;
         }
         self.wires.numbers.blocks_received += 1;
         self.wires.numbers.bytes_received += bytes.len() as u64;
         group.credit.received(Amount::block(bytes.len()));
-        group.compare(id, bytes.len() as u64);
         let length = u32::try_from(bytes.len()).expect("a message bounds its blocks");
         let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put(length) };
         self.asked.write(purpose, Change::Put { id, bytes }, Haste::Bulk, out);
@@ -151,7 +150,7 @@ impl Sync {
             (Step::Roots, Answer::Has(here)) => {
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
-                group.expect(roots.into_iter().zip(here));
+                group.expect_roots(roots.into_iter().zip(here));
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -262,7 +261,7 @@ impl Sync {
         match group.node.take() {
             None => self.roots_here(key, group, out),
             Some((node, children)) if node.level == 1 => {
-                group.came = children;
+                group.before = children;
                 self.next_node(key, group, out)
             }
             Some(inner) if group.is_writing() => {
@@ -348,13 +347,13 @@ impl Sync {
             group.refuse_walked(Refusal::Content);
             return self.next_node(key, group, out);
         };
-        let children = manifest.into_children();
-        let came = std::mem::take(&mut group.came);
-        let came: BTreeMap<BlockId, u64> = came.into_iter().map(|child| (child.id, child.bytes)).collect();
-        let came = |id: &BlockId| came.get(id).and_then(|bytes| u32::try_from(*bytes).ok());
-        let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
-        group.node = Some((node, children));
-        group.expect(ids.into_iter().zip(here).map(|(id, here)| (id, here.or_else(|| came(&id)))));
+        let before = std::mem::take(&mut group.before);
+        let before: BTreeMap<BlockId, u64> =
+            before.into_iter().map(|child| (child.id, child.bytes)).collect();
+        let came = |id: &BlockId| before.get(id).and_then(|bytes| u32::try_from(*bytes).ok());
+        let child = |(child, here): (Child, Option<u32>)| (child, here.or_else(|| came(&child.id)));
+        let children = manifest.into_children().into_iter().zip(here).map(child);
+        group.expect_children(node, children.collect());
         self.want(key, group, out);
         if let (Ahead::Unknown, Some(next)) = (&group.ahead, group.nodes.last()) {
             group.ahead = Ahead::Asked(next.id);
@@ -452,7 +451,7 @@ impl Sync {
         let key = (from.clone(), group_id);
         let Some(mut group) = self.incoming.remove(&key) else { return };
         let mut result = Ok(());
-        if group.round == round && group.expected.remove(&id)
+        if group.round == round && group.expected.remove(&id).is_some()
             || group.node.as_ref().is_some_and(|n| n.0.id == id)
         {
             if group.walking.is_some() {
