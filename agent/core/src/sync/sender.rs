@@ -21,7 +21,7 @@ use crate::name::Name;
 use crate::note::Note;
 use crate::object::BLOCK_BYTES_MAX;
 use crate::object::manifest::{Child, Manifest};
-use crate::request::FailureKind;
+use crate::request::{Failure, FailureKind};
 use crate::role::may_announce;
 use crate::time::Time;
 use bytes::Bytes;
@@ -178,8 +178,9 @@ impl Sync {
         let Some(Wanted::Children { manifest, missing }) = serving.wanted.take() else { return };
         let node = match answer {
             Answer::Block(Some(bytes)) => Manifest::decode(&bytes).ok(),
-            Answer::Failed(failure) if failure.kind == FailureKind::Busy => {
-                return self.stop_serving(name, group);
+            // A disk that can not be read now may be read when it is wanted again.
+            Answer::Failed(failure) if failure.kind != FailureKind::Damaged => {
+                return self.stop_serving(name, group, &failure, out);
             }
             _ => None,
         };
@@ -265,7 +266,8 @@ impl Sync {
         serving.reads -= 1;
         let blocks = match answer {
             Answer::Blocks(blocks) => blocks,
-            _ => return self.stop_serving(name, group),
+            Answer::Failed(failure) => return self.stop_serving(name, group, &failure, out),
+            _ => return,
         };
         let (mut pack, mut bytes) = (Vec::new(), BLOCKS_HEAD);
         for (id, block) in ids.iter().zip(blocks) {
@@ -285,8 +287,11 @@ impl Sync {
         self.serve(name, group, out);
     }
 
-    /// The store has no time: what is still wanted will be wanted again.
-    fn stop_serving(&mut self, name: &NodeName, group: u32) {
+    /// The store has no time, or the disk fails: what is still wanted will be wanted again.
+    fn stop_serving(&mut self, name: &NodeName, group: u32, failure: &Failure, out: &mut Effects) {
+        if failure.kind != FailureKind::Busy {
+            out.note(Note::Store { what: failure.message.clone() });
+        }
         if let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group)) {
             group.serving = None;
         }

@@ -104,6 +104,25 @@ fn blocks_beyond_the_credit_are_not_taken() {
     assert_crumbs_arrive(&mut world, master, &blocks);
 }
 
+#[test]
+fn a_disk_that_can_not_be_read_for_a_moment_refuses_nothing() {
+    for kind in [FailureKind::Disk, FailureKind::Busy] {
+        let (mut world, master, worker) = World::pair(7);
+        world.cut(worker, 0);
+        world.put_now(worker, "film", noise(1, 2 << 20));
+        world.run_ms(1_000);
+        world.mend(worker);
+        world.run_until(10_000, "it is announced", |world| world.judge.announcements > 0);
+        for _ in 0..4 {
+            world.machines[worker].engine.failing_reads.push_back(kind);
+        }
+        world.run_until(900_000, "it is there", |world| are_alike(world, master, worker));
+        let refused = |note: &Note| matches!(note, Note::Refused { .. });
+        assert!(!world.machines[worker].notes.iter().any(refused), "{kind:?}");
+        assert!(world.machines[worker].engine.failing_reads.is_empty());
+    }
+}
+
 /// A worker whose master is an impostor, in a session.
 fn below_an_impostor(seed: u64) -> (World, usize) {
     let mut world = World::new(seed);
