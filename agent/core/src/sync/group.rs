@@ -3,6 +3,7 @@
 //! Plain state with no way to send; `receiver` drives it. Bounded by the announcement's entries, one
 //! manifest per level of the object being walked, and the window of blocks.
 
+use super::RETRY_MS;
 use super::credit::Credit;
 use super::wire::{Outcome, Refusal, Wanted};
 use crate::binding::{Binding, Content};
@@ -109,6 +110,8 @@ pub(super) enum Ahead {
 
 /// An announcement being taken in.
 pub(super) struct InGroup {
+    /// No other has it: a late answer of the store to an earlier one of the same number is not for this one.
+    pub(super) life: u64,
     pub(super) request: Option<u32>,
     pub(super) entries: Vec<InEntry>,
     /// Counts the wants.
@@ -136,9 +139,10 @@ pub(super) struct InGroup {
 }
 
 impl InGroup {
-    pub(super) fn new(request: Option<u32>, entries: Vec<(Name, Binding)>) -> Self {
+    pub(super) fn new(life: u64, request: Option<u32>, entries: Vec<(Name, Binding)>) -> Self {
         let entry = |(name, incoming)| InEntry { name, incoming, plan: Plan::Unknown, content_here: false };
         InGroup {
+            life,
             request,
             entries: entries.into_iter().map(entry).collect(),
             round: 0,
@@ -269,6 +273,11 @@ impl InGroup {
     /// Blocks handed to the store and not durable yet.
     pub(super) fn is_writing(&self) -> bool {
         self.credit.held().blocks > 0
+    }
+
+    /// The sender has not sent what was asked for since it was asked for again.
+    pub(super) fn is_silent(&self) -> bool {
+        self.retry_wait_ms > RETRY_MS && !self.expected.is_empty()
     }
 
     /// What is still expected of the present round, as a want says it, and the lengths in that order.

@@ -149,7 +149,9 @@ impl Sync {
             return;
         }
         group.touch(now);
-        let mut serving = Serving::new(want.round, want.limit);
+        self.lives += 1;
+        let life = self.lives;
+        let mut serving = Serving::new(life, want.round, want.limit);
         match want.blocks {
             Wanted::Roots(indices) => {
                 let root = |index: u16| group.entries.get(usize::from(index)).and_then(OutEntry::root);
@@ -160,7 +162,7 @@ impl Sync {
             Wanted::Children { manifest, missing } => {
                 serving.wanted = Some(Wanted::Children { manifest, missing });
                 group.serving = Some(serving);
-                let purpose = Purpose::Manifest { peer: from.clone(), group: want.group, round: want.round };
+                let purpose = Purpose::Manifest { peer: from.clone(), group: want.group, life };
                 self.asked.ask(purpose, Question::Read(manifest), out);
             }
         }
@@ -170,11 +172,13 @@ impl Sync {
         &mut self,
         name: &NodeName,
         group: u32,
-        round: u32,
+        life: u64,
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        let Some(serving) = self.serving_mut(name, group).filter(|serving| serving.life == life) else {
+            return;
+        };
         let Some(Wanted::Children { manifest, missing }) = serving.wanted.take() else { return };
         let node = match answer {
             Answer::Block(Some(bytes)) => Manifest::decode(&bytes).ok(),
@@ -185,7 +189,7 @@ impl Sync {
             _ => None,
         };
         let Some(node) = node else {
-            let message = SyncMessage::Missing { group, round, id: manifest };
+            let message = SyncMessage::Missing { group, round: serving.round, id: manifest };
             return self.wires.post(name, &message, out);
         };
         let is_set = |index: usize| missing.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
@@ -204,7 +208,9 @@ impl Sync {
         limit: u32,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(from, group, round) else { return };
+        let Some(serving) = self.serving_mut(from, group).filter(|serving| serving.round == round) else {
+            return;
+        };
         serving.limit = serving.limit.max(limit);
         self.serve(from, group, out);
     }
@@ -238,12 +244,8 @@ impl Sync {
         while room && serving.may_read() {
             let ids = serving.next_message();
             serving.reads += 1;
-            let purpose = Purpose::Blocks {
-                peer: name.clone(),
-                group: group_id,
-                round: serving.round,
-                ids: ids.clone(),
-            };
+            let purpose =
+                Purpose::Blocks { peer: name.clone(), group: group_id, life: serving.life, ids: ids.clone() };
             self.asked.ask(purpose, Question::ReadMany(ids), out);
         }
         if serving.may_read() {
@@ -257,13 +259,16 @@ impl Sync {
         now: Time,
         name: &NodeName,
         group: u32,
-        round: u32,
+        life: u64,
         ids: &[BlockId],
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        let Some(serving) = self.serving_mut(name, group).filter(|serving| serving.life == life) else {
+            return;
+        };
         serving.reads -= 1;
+        let round = serving.round;
         let blocks = match answer {
             Answer::Blocks(blocks) => blocks,
             Answer::Failed(failure) => return self.stop_serving(name, group, &failure, out),
@@ -310,9 +315,8 @@ impl Sync {
         self.wires.send(name, Channel::Blocks, Bytes::from(message), out);
     }
 
-    fn serving_mut(&mut self, name: &NodeName, group: u32, round: u32) -> Option<&mut Serving> {
-        let group = self.peers.get_mut(name)?.out.group(group)?;
-        group.serving.as_mut().filter(|serving| serving.round == round)
+    fn serving_mut(&mut self, name: &NodeName, group: u32) -> Option<&mut Serving> {
+        self.peers.get_mut(name)?.out.group(group)?.serving.as_mut()
     }
 
     pub(super) fn acknowledged(
@@ -527,8 +531,8 @@ impl OutEntry {
 }
 
 impl Serving {
-    fn new(round: u32, limit: u32) -> Self {
-        Serving { round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
+    fn new(life: u64, round: u32, limit: u32) -> Self {
+        Serving { life, round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
     }
 
     /// Whether there is anything left to do when there is room.
