@@ -10,4 +10,5 @@ mod peers;
 mod power;
 mod sim;
 mod storm;
+mod strain;
 mod transfer;

@@ -6,6 +6,7 @@
 pub(crate) mod client;
 pub(crate) mod engine;
 pub(crate) mod folder;
+pub(crate) mod impostor;
 pub(crate) mod judge;
 pub(crate) mod net;
 pub(crate) mod random;
