@@ -326,7 +326,10 @@ impl Ingest {
     fn fail(&mut self, now: Time, number: u32, failure: Failure, out: &mut Effects) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
         stream.phase = Phase::Failed;
-        stream.finished.get_or_insert(Finished::Failed(failure));
+        // what was found unchanged or bound is not whole without the block whose write has failed
+        if !matches!(stream.finished, Some(Finished::Failed(_))) {
+            stream.finished = Some(Finished::Failed(failure));
+        }
         self.finish_if_written(now, number, out);
     }
 
