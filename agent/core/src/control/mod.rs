@@ -276,9 +276,7 @@ impl Control {
     fn find(&mut self, wish: Wish, after: Option<Name>, out: &mut Effects) {
         let busy = self.clients.get(&wish.caller.client).is_none_or(|client| client.export.is_some());
         if busy {
-            let why = "this connection is being sent an object already; use another";
-            let failure = Failure::new(FailureKind::Busy, why);
-            return self.respond(Origin::Local(wish.caller), Err(failure), out);
+            return self.respond(Origin::Local(wish.caller), Err(exports_already()), out);
         }
         let question = match &wish.target {
             Target::Name(name) => Question::Lookup(vec![name.clone()]),
@@ -346,6 +344,10 @@ impl Control {
 
     fn export(&mut self, wish: Wish, object: Listed, depth: u8, out: &mut Effects) {
         let Some(client) = self.clients.get_mut(&wish.caller.client) else { return };
+        if client.export.is_some() {
+            // another get of this connection was found first
+            return self.respond(Origin::Local(wish.caller), Err(exports_already()), out);
+        }
         let export = Export::new(&object, depth, wish.offset, wish.length);
         client.export = Some((wish.caller, export));
         let response = Box::new(Response::Object { object });
@@ -601,6 +603,10 @@ impl Control {
         self.asked.insert(self.next_ticket, purpose);
         Ticket { actor: Actor::Control, number: self.next_ticket }
     }
+}
+
+fn exports_already() -> Failure {
+    Failure::new(FailureKind::Busy, "this connection is being sent an object already; use another")
 }
 
 fn decode(bound: &Bound) -> Option<Binding> {

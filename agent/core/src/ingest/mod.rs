@@ -145,6 +145,7 @@ impl Ingest {
                 self.finish_if_written(now, number, out);
             }
         }
+        self.release(now, out);
     }
 
     fn open(&mut self, source: Source, name: Name, meta: Meta) -> u32 {
@@ -222,6 +223,7 @@ impl Ingest {
         self.unwritten < self.window && self.ending < INGESTS_ENDING_MAX && self.streams.len() <= INGESTS_MAX
     }
 
+    /// Reads on whatever was held, after anything that may have made room: a write, an answer, a connection's end.
     fn release(&mut self, now: Time, out: &mut Effects) {
         if self.unwritten <= self.window / 2 && self.ending < INGESTS_ENDING_MAX {
             for client in std::mem::take(&mut self.held) {
@@ -245,6 +247,7 @@ impl Ingest {
             (Some(Purpose::Page(page)), _) => self.folders.scan_later(now, page.watch),
             (Some(Purpose::Put { .. } | Purpose::Bind { .. }) | None, _) => {}
         }
+        self.release(now, out);
     }
 
     /// The name's present binding is known: bind it, unless it says the same already.
@@ -323,7 +326,10 @@ impl Ingest {
     fn fail(&mut self, now: Time, number: u32, failure: Failure, out: &mut Effects) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
         stream.phase = Phase::Failed;
-        stream.finished.get_or_insert(Finished::Failed(failure));
+        // what was found unchanged or bound is not whole without the block whose write has failed
+        if !matches!(stream.finished, Some(Finished::Failed(_))) {
+            stream.finished = Some(Finished::Failed(failure));
+        }
         self.finish_if_written(now, number, out);
     }
 
@@ -362,6 +368,7 @@ impl Ingest {
     /// A file operation is finished.
     pub fn file_done(&mut self, now: Time, file: FileId, done: FileDone, out: &mut Effects) {
         self.folder_file_done(now, file, done, out);
+        self.release(now, out);
     }
 
     /// A deadline has come.

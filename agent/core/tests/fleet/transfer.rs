@@ -3,7 +3,7 @@
 use crate::sim::World;
 use crate::sim::net::Faults;
 use crate::sim::random::Random;
-use larder_core::request::{Request, Response, Target};
+use larder_core::request::{FailureKind, Request, Response, Target};
 
 /// Bytes that no two seeds share.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -379,4 +379,24 @@ fn an_idle_fleet_sleeps() {
     world.run_ms(1_800_000);
     let after = wakes(&world, master) + wakes(&world, worker);
     assert!(after - before <= 2, "{}", world.describe());
+}
+
+#[test]
+fn of_two_gets_at_once_on_one_connection_one_is_served_and_the_other_told_so() {
+    let (mut world, _, worker) = World::pair(31);
+    world.put_now(worker, "a", noise(1, 300_000));
+    world.put_now(worker, "b", noise(2, 300_000));
+    world.machines[worker].job_ms_max = 200;
+    let get = |name| Request::Get { target: by_name(name), offset: 0, length: None };
+    let calls = [get("a"), get("b")].map(|get| world.ask_as(worker, 7, get));
+    let is_over = |response: &Response| !matches!(response, Response::Object { .. });
+    for call in calls {
+        world.run_until(10_000, "each get ends", |world| world.heard(call).iter().any(is_over));
+    }
+    let refused = world.heard(calls[1]);
+    assert!(
+        matches!(refused, [Response::Error(failure)] if failure.kind == FailureKind::Busy),
+        "{refused:?}"
+    );
+    assert!(world.data[&(worker, 7, calls[0].number)] == noise(1, 300_000));
 }
