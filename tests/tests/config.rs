@@ -221,12 +221,12 @@ fn each_role_has_its_own_defaults() {
 const PROFILE: &str = "name = \"own\"\nsummary = \"A profile of one's own.\"\ntick_ms = 20\nflush_age_ms = 60000\n\
     flush_bytes = 1048576\nsend_age_ms = 10\nsend_bytes = 262144\nkeep_alive_s = 77\ncache_bytes = 262144\n\
     table_entries = 1024\nquota_share_percent = 50\nwindow_blocks = 8\nclean_step_bytes = 1048576\ncheckpoint_age_s = 30\n\
-    verify_step_bytes = 1048576\nstep_rest_ms = 100\nsense_s = 60\ncalm_s = 60\ntelemetry_s = 600\ntimer_slack_us = 50\n\
+    verify_step_bytes = 1048576\nstep_rest_ms = 100\nscrub_period_s = 0\nscrub_rest_ms = 0\nsense_s = 60\ncalm_s = 60\ntelemetry_s = 600\ntimer_slack_us = 50\n\
     battery_low_percent = 20\nbattery_ok_percent = 30\nflash_worn_percent = 80\nsync_every_s = 0\nsync_hours = []\n";
 
 const BOARD: &str = "name = \"shed\"\nsummary = \"A board of one's own.\"\nmemory_bytes = 536870912\npage_bytes = 4096\n\
     segment_bytes = 3145728\nprepare = \"zero\"\nspare_segments_max = 3\nindex_cache_bytes = 2097152\ncache_bytes_max = 1048576\n\
-    storage_share_percent = 90\ndefault_profile = \"low-power\"\nhot_celsius = 80\ncool_celsius = 70\n";
+    storage_share_percent = 90\nkernels = []\ndefault_profile = \"low-power\"\nhot_celsius = 80\ncool_celsius = 70\n";
 
 fn own(role: &str) -> Node {
     let node = Node::new("cam", role);

@@ -191,7 +191,7 @@ impl Node {
     fn start(&mut self, now: Time, out: &mut Effects) {
         self.started_ms = now.mono_ms;
         self.control.start(out);
-        self.keeper.start(now);
+        self.keeper.start(now, out);
         self.power.start(now, out);
         self.ingest.wake(now, out);
     }
@@ -277,6 +277,7 @@ impl Node {
             peers: self.sync.peer_statuses(),
             ingest: self.ingest.numbers().clone(),
             sync: self.sync.numbers().clone(),
+            scrub: self.keeper.scrub_numbers(now),
             power,
             ..Status::default()
         };
