@@ -288,6 +288,31 @@ fn a_board_of_ones_own_decides_how_segments_lie_on_the_disk() {
 }
 
 #[test]
+fn a_board_says_which_instructions_are_used_and_status_notes_a_machine_without_them() {
+    let known = Node::new("any", "worker").run(["--kernels", "quantum", "status"]).expect(2).stderr;
+    let (_, native) = known.split_once("it has ").unwrap();
+    let native = native.split(';').next().unwrap().rsplit(", ").next().unwrap();
+    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    let with = |kernels: &str| {
+        let node = own("worker");
+        let board = BOARD.replace("kernels = []", &format!("kernels = {kernels}"));
+        fs::write(node.path("shed.toml"), board).unwrap();
+        node
+    };
+    let by_board = |level: &str| (level.to_owned(), "board shed".to_owned());
+    assert_eq!(setting(&with("[]"), "kernels"), by_board("portable"));
+    let node = with("[\"neon\", \"avx2\", \"avx512\"]");
+    assert_eq!(setting(&node, "kernels"), by_board(native));
+    node.set("node", "kernels", "\"portable\"");
+    assert_eq!(setting(&node, "kernels").0, "portable", "what is forced is obeyed");
+    let node = with(&format!("[\"{foreign}\"]"));
+    assert_eq!(setting(&node, "kernels"), by_board("portable"));
+    assert!(setting(&node, "note").0.contains(&format!("usually has the instructions {foreign}")));
+    let mut node = with("[\"sse9\"]");
+    refused(&mut node, &["shed.toml:", "kernels", "portable, neon, avx2, avx512"]);
+}
+
+#[test]
 fn a_profile_of_ones_own_decides_on_quota_cache_and_how_long_a_write_waits() {
     let mut node = own("worker");
     node.start();

@@ -37,6 +37,10 @@ pub enum Request {
         name: Name,
         /// Modification time and mode; the size is counted.
         meta: Meta,
+        /// Neither this put nor what its connection says next is in a hurry: the profile's flush age may pass
+        /// before either is looked at.
+        #[serde(default)]
+        patient: bool,
     },
     /// Make everything handed over so far durable now, without waiting for the profile's age.
     Flush,

@@ -225,7 +225,9 @@ fn kernels(layers: &Layers, board: &Board, notes: &mut Vec<String>) -> Result<So
             let level = board.level();
             if level == Level::PORTABLE && !board.kernels.is_empty() {
                 let (name, usual) = (&board.name, board.kernels.join(" or "));
-                notes.push(format!("board {name} usually has the instructions {usual}, this machine does not"));
+                notes.push(format!(
+                    "board {name} usually has the instructions {usual}, this machine does not"
+                ));
             }
             Ok(Sourced::new(level, Origin::Board(board.name.clone())))
         }

@@ -400,6 +400,7 @@ impl Agent {
             }
             Effect::Presence(presence) => return self.wire.as_mut()?.presence(presence),
             Effect::Pull(client) => self.server.pull(client),
+            Effect::PullIfThere(client) => self.server.pull_if_there(client),
             Effect::Reply { caller, response } => self.server.answer(caller, Frame::Message(*response)),
             Effect::ReplyData { caller, bytes } => self.server.answer(caller, Frame::Data(bytes)),
             Effect::ReplyDataEnd { caller } => self.server.answer(caller, Frame::End),
