@@ -172,7 +172,7 @@ impl Node {
             Input::ClientAsked { caller, request } => self.control.client_asked(now, caller, request, out),
             Input::ClientData { caller, bytes } => self.control.client_data(now, caller, Some(bytes), out),
             Input::ClientDataEnd { caller } => self.control.client_data(now, caller, None, out),
-            Input::ClientSilent(client) => self.control.client_silent(client, out),
+            Input::ClientSilent(client) => self.control.client_silent(now, client, out),
             Input::ClientReady(client) => self.control.client_ready(client, out),
             Input::ClientGone(client) => self.control.client_gone(client, out),
             Input::Measured(process) => self.measured(now, &process, out),

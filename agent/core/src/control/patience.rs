@@ -43,10 +43,13 @@ impl Control {
     /// The data of a put is complete.
     pub(super) fn put_ended(&mut self, now: Time, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id).filter(|client| client.patient) else { return };
-        if client.reading == Reading::Listening {
-            client.reading = Reading::Draining;
+        match client.reading {
+            Reading::Waking => {} // it goes with all that was said meanwhile
+            Reading::Listening | Reading::Draining | Reading::Resting => {
+                client.reading = Reading::Draining;
+                self.rest_ms.get_or_insert(now.mono_ms);
+            }
         }
-        self.rest_ms.get_or_insert(now.mono_ms);
     }
 
     /// Reads a connection on, if there is room for what it may say.
@@ -68,14 +71,14 @@ impl Control {
     }
 
     /// A connection has said all for now.
-    pub fn client_silent(&mut self, id: ClientId, out: &mut Effects) {
+    pub fn client_silent(&mut self, now: Time, id: ClientId, out: &mut Effects) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.pulled = false;
-        client.reading = match client.reading {
-            Reading::Draining => Reading::Resting,
-            Reading::Listening | Reading::Resting | Reading::Waking => Reading::Listening,
-        };
-        if client.reading == Reading::Listening {
+        if client.reading == Reading::Draining {
+            client.reading = Reading::Resting;
+            self.rest_ms.get_or_insert(now.mono_ms);
+        } else {
+            client.reading = Reading::Listening;
             self.pull(id, out);
             self.go_when_all_are_read(out);
         }
@@ -84,7 +87,7 @@ impl Control {
     /// The last of those that have rested is silent, or gone.
     pub(super) fn go_when_all_are_read(&mut self, out: &mut Effects) {
         let is_waking = |client: &Client| client.reading == Reading::Waking;
-        if self.rest_ms.is_none() && !self.clients.values().any(is_waking) {
+        if !self.clients.values().any(is_waking) {
             out.tell(Message::PutsGo);
         }
     }

@@ -20,7 +20,7 @@ const FIRST_MS: u64 = 3_600_000;
 /// A scrub that failed begins again after this.
 const FAILED_MS: u64 = 3_600_000;
 /// Questions about names between two rests.
-const NAMES_STEP: u32 = 64;
+const NAMES_STEP: u32 = 1_024;
 
 /// The schedule, and the scrub that is set aside.
 #[derive(Default)]
