@@ -8,6 +8,7 @@ mod folders;
 mod keeping;
 mod peers;
 mod power;
+mod scrub;
 mod sim;
 mod storm;
 mod strain;
