@@ -74,7 +74,7 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
 
 #[test]
 fn a_level_that_the_machine_lacks_is_refused_by_naming_those_it_has() {
-    let mut node = Node::new("cam", "worker");
+    let node = Node::new("cam", "worker");
     node.set("node", "kernels", "\"neon\"");
     // the agent's machine, which need not be this test's; none has both
     let foreign = if node.run(["status"]).code == 0 { "avx2" } else { "neon" };
