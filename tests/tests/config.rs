@@ -73,14 +73,21 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
 }
 
 #[test]
+fn a_level_that_the_machine_lacks_is_refused_by_naming_those_it_has() {
+    let node = Node::new("cam", "worker");
+    node.set("node", "kernels", "\"neon\"");
+    // the agent's machine, which need not be this test's; none has both
+    let foreign = if node.run(["status"]).code == 0 { "avx2" } else { "neon" };
+    let lacks = format!("this machine has no level `{foreign}`; it has portable");
+    refused_line("node", "kernels", &format!("\"{foreign}\""), &["[node] kernels", &lacks]);
+}
+
+#[test]
 fn an_impossible_value_is_refused_with_what_is_possible() {
     refused_line("node", "role", "\"boss\"", &["\"boss\"", "\"master\", \"worker\" or \"leecher\""]);
     refused_line("node", "name", "\"No Spaces\"", &["[node] name", "1 to 64 characters"]);
     refused_line("node", "profile", "\"low_power\"", &["did you mean \"low-power\"?"]);
     refused_line("node", "board", "\"raspberry-pi-6\"", &["did you mean \"raspberry-pi-"]);
-    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
-    let lacks = format!("this machine has no level `{foreign}`; it has portable");
-    refused_line("node", "kernels", &format!("\"{foreign}\""), &["[node] kernels", &lacks]);
     refused_line("node", "kernels", "\"fast\"", &["`fast` is no level; it has portable"]);
     refused_line("storage", "limit", "\"1 MB\"", &["a size of at least \"16 MB\""]);
     refused_line("storage", "limit", "\"ten GB\"", &["[storage] limit"]);
