@@ -145,6 +145,8 @@ fn run(
             if done.blocking_send(input).is_err() {
                 return keeper.close();
             }
+            // Nobody's answer waits for it: what was answered is in the log.
+            keeper.checkpoint_if_due();
         }
     }
     keeper.close()
@@ -304,11 +306,13 @@ impl StoreKeeper {
             let seq = self.seq(&name)?.unwrap_or_default();
             done[index] = ChangeDone::Bound { seq };
         }
-        let store = self.store()?;
-        if store.needs_checkpoint() {
+        Ok(done)
+    }
+
+    fn checkpoint_if_due(&mut self) {
+        if let Some(store) = self.store.as_mut().filter(|store| store.needs_checkpoint()) {
             store.checkpoint().unwrap_or_else(|error| tracing::warn!("checkpoint put off: {error}"));
         }
-        Ok(done)
     }
 
     fn seq(&mut self, name: &str) -> Result<Option<u64>, Failure> {
