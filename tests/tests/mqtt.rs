@@ -352,10 +352,10 @@ async fn certificates_decide_who_may_publish(kind: Kind) {
     .await;
 
     let reason = down(&mut with_tls(port, "nobody", &[], &ours, None)).await;
-    assert!(reason.contains("TLS") && reason.contains("mqtt.tls.certificate"), "{reason}");
+    assert!(reason.contains("TLS") && reason.contains("[mqtt] certificate"), "{reason}");
     let theirs = Certificates::new();
     let reason = down(&mut with_tls(port, "cam", &[], &theirs, Some(ours.node("cam")))).await;
-    assert!(reason.contains("mqtt.tls.ca"), "{reason}");
+    assert!(reason.contains("[mqtt] ca"), "{reason}");
     let reason = down(&mut with_tls(port, "cam", &[], &ours, Some(theirs.node("cam")))).await;
     assert!(reason.contains("does not accept this node's certificate"), "{reason}");
 }
@@ -569,14 +569,19 @@ fn plain_tcp_to_another_machine_is_refused() {
     options.host = "192.0.2.1".to_owned();
     let refused = Plan::new(options).expect_err("that would be in the clear");
     assert!(matches!(refused, LinkOptionsError::PlainBeyondLoopback { .. }));
-    assert!(refused.to_string().contains("set mqtt.tls.ca"), "{refused}");
+    assert!(refused.to_string().contains("set [mqtt] ca"), "{refused}");
 }
 
 #[tokio::test]
 async fn the_embedded_broker_refuses_plain_tcp_beyond_loopback() {
     let listen = "0.0.0.0:0".parse().expect("this is an address");
     let refused = Embedded::start(EmbeddedOptions { listen, tls: None, login: None }).await;
-    assert!(refused.expect_err("that would be in the clear").to_string().contains("broker.tls.ca"));
+    assert!(
+        refused
+            .expect_err("that would be in the clear")
+            .to_string()
+            .contains("ca, certificate and key of [mqtt]")
+    );
 }
 
 #[tokio::test]
