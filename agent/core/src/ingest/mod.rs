@@ -240,7 +240,7 @@ impl Ingest {
             (Some(Purpose::Lookup { stream }), Answer::Bindings(found)) => {
                 self.looked_up(now, stream, found.into_iter().next().flatten(), out);
             }
-            (Some(Purpose::Lookup { stream }), answer) => self.fail(now, stream, failure_of(answer), out),
+            (Some(Purpose::Lookup { stream }), answer) => self.fail(now, stream, answer.failure(), out),
             (Some(Purpose::Page(page)), Answer::Bindings(found)) => {
                 self.page_looked_up(now, page, found, out);
             }
@@ -408,11 +408,4 @@ fn response(stream: Stream, finished: Finished) -> Result<Response, Failure> {
 
 fn gone_failure() -> Failure {
     Failure::new(FailureKind::Invalid, "the connection ended before the object's data did")
-}
-
-fn failure_of(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        _ => Failure::new(FailureKind::Disk, "the store gave an answer to another question"),
-    }
 }
