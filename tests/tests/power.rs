@@ -3,9 +3,10 @@
 
 use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{Fleet, connect, put, settled};
-use larder_tests::node::{Node, wait_for};
+use larder_tests::node::{Node, noise, wait_for};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -239,6 +240,45 @@ fn impossible_values_of_a_profile_are_refused_by_line_key_and_range() {
         "{}",
         said.stderr
     );
+}
+
+/// Flips one bit of the only place in the store's log that holds these bytes.
+fn damage(node: &Node, bytes: &[u8]) {
+    for entry in fs::read_dir(node.store()).expect("the store is a folder").flatten() {
+        let mut content = fs::read(entry.path()).expect("its files can be read");
+        if let Some(at) = content.windows(bytes.len()).position(|window| window == bytes) {
+            content[at] ^= 0x10;
+            let file =
+                fs::OpenOptions::new().write(true).open(entry.path()).expect("its files can be written");
+            return file.write_all_at(&content[at..=at], at as u64).expect("its files can be written");
+        }
+    }
+    panic!("the bytes are in the log");
+}
+
+#[test]
+fn damage_is_found_by_the_profiles_own_scrub_and_healed_by_a_new_put() {
+    let mut node = Node::new("cam", "worker");
+    own_profile(&node, "performance", &[("scrub_period_s", "1"), ("scrub_rest_ms", "50")], "");
+    node.start();
+    let (good, bad) = (noise(20_000, "good"), noise(20_000, "bad"));
+    put(&node, "good", &good);
+    put(&node, "bad", &bad);
+    node.wait_status("a scrub", |status| (status["scrub"]["ended"].as_u64()? > 0).then_some(()));
+    damage(&node, &bad[10_000..10_064]);
+    let scrub = node.wait_status("the damage is found", |status| {
+        Some(status["scrub"].clone()).filter(|scrub| scrub["damaged"] == 1)
+    });
+    assert_eq!(scrub["incomplete"], serde_json::json!(["bad"]));
+    assert_eq!(node.status()["store"]["damaged"], 1, "it is quarantined");
+    assert_eq!(node.run(["get", "bad", "-o", "-"]).code, 4);
+    assert_eq!(node.get("good"), Some(good));
+    let text = node.run(["status"]).expect(0).text();
+    assert!(text.contains("1 damaged") && text.contains("incomplete: bad"), "{text}");
+    assert!(node.log().contains("bad is incomplete"), "{}", node.log());
+    put(&node, "bad", &bad);
+    node.wait_status("it is healed", |status| (status["scrub"]["damaged"] == 0).then_some(()));
+    assert_eq!(node.get("bad"), Some(bad));
 }
 
 #[test]

@@ -14,13 +14,17 @@ pub const ANNOUNCE_BYTES_MAX: usize = 96 * 1024;
 /// Announcements on their way to one peer. Further changes wait in the log.
 pub const OUT_GROUPS_MAX: usize = 4;
 
-/// Announcements taken in at once from all peers. A further one is answered with `Busy`.
+/// Announcements taken in at once from all peers. A further one takes the place of one whose sender has been
+/// silent; where there is none it is answered with `Busy`.
 pub const IN_GROUPS_MAX: usize = 32;
+
+/// Announcements taken in at once from one peer, answers to fetches aside. A further one is answered with `Busy`.
+pub const IN_GROUPS_PEER_MAX: usize = OUT_GROUPS_MAX;
 
 /// Reads a sender has under way for one announcement, each of one message's blocks.
 pub const SERVE_READS_MAX: usize = 4;
 
-/// Blocks of one message.
+/// Blocks of one message. One with more is dropped, counted, by the receiver.
 pub const MESSAGE_BLOCKS_MAX: usize = 64;
 
 /// Peers in the configuration. A configuration with more is refused.
@@ -98,3 +102,6 @@ pub const COMMAND_SKEW_MS: i64 = 5 * 60 * 1000;
 
 /// Names of conflicts kept for `status`. Older ones leave the list; the copies themselves stay.
 pub const CONFLICTS_SHOWN: usize = 16;
+
+/// Names of incomplete objects the last verification has found, kept for `status`. Further ones are in the log.
+pub const SCRUB_NAMES_SHOWN: usize = 16;

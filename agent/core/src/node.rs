@@ -170,8 +170,9 @@ impl Node {
             Input::Wire { from, channel, payload } => self.sync.wire(now, &from, channel, payload, out),
             Input::ClientCame(client) => self.control.client_came(client, out),
             Input::ClientAsked { caller, request } => self.control.client_asked(now, caller, request, out),
-            Input::ClientData { caller, bytes } => self.control.client_data(caller, Some(bytes), out),
-            Input::ClientDataEnd { caller } => self.control.client_data(caller, None, out),
+            Input::ClientData { caller, bytes } => self.control.client_data(now, caller, Some(bytes), out),
+            Input::ClientDataEnd { caller } => self.control.client_data(now, caller, None, out),
+            Input::ClientSilent(client) => self.control.client_silent(now, client, out),
             Input::ClientReady(client) => self.control.client_ready(client, out),
             Input::ClientGone(client) => self.control.client_gone(client, out),
             Input::Measured(process) => self.measured(now, &process, out),
@@ -183,6 +184,7 @@ impl Node {
             Input::Stop => {
                 self.stopping = true;
                 self.sync.save_cursors(now, true, out);
+                out.tell(Message::PutsGo);
                 out.tell(Message::FlushNow);
             }
         }
@@ -191,7 +193,7 @@ impl Node {
     fn start(&mut self, now: Time, out: &mut Effects) {
         self.started_ms = now.mono_ms;
         self.control.start(out);
-        self.keeper.start(now);
+        self.keeper.start(now, out);
         self.power.start(now, out);
         self.ingest.wake(now, out);
     }
@@ -233,10 +235,13 @@ impl Node {
                 self.keeper.delivered(seq);
             }
             Message::Undelivered { name, is_lost } => self.ingest.undelivered(now, &name, is_lost),
-            Message::PutBegin { caller, name, meta } => self.ingest.put_begin(caller, name, meta, out),
+            Message::PutBegin { caller, name, meta, patient } => {
+                self.ingest.put_begin(caller, name, meta, patient, out);
+            }
             Message::PutData { caller, bytes } => self.ingest.put_data(caller, bytes, out),
             Message::PutEnd { caller } => self.ingest.put_end(caller, out),
-            Message::PutsHurry(client) => self.ingest.puts_hurry(client),
+            Message::PutsHurry(client) => self.ingest.puts_hurry(client, out),
+            Message::PutsGo => self.ingest.puts_go(out),
             Message::PutsGone(client) => self.ingest.puts_gone(now, client, out),
             Message::PutReady(client) => self.control.put_ready(client, out),
             Message::PutDone { caller, done } => self.control.put_done(caller, done, out),
@@ -277,6 +282,7 @@ impl Node {
             peers: self.sync.peer_statuses(),
             ingest: self.ingest.numbers().clone(),
             sync: self.sync.numbers().clone(),
+            scrub: self.keeper.scrub_numbers(now),
             power,
             ..Status::default()
         };

@@ -1,6 +1,6 @@
 //! Typed events of the core that people may want to read.
 
-use crate::id::NodeName;
+use crate::id::{BlockId, NodeName};
 use crate::name::Name;
 
 /// Things worth a line in the log. The shell writes them; tests assert on them.
@@ -52,6 +52,15 @@ pub enum Note {
     Cleaned {
         /// Bytes given back.
         bytes: u64,
+    },
+    /// The node has verified everything by itself.
+    Scrubbed {
+        /// Blocks read.
+        blocks: u64,
+        /// Those that are not what their name says.
+        damaged: Vec<BlockId>,
+        /// Objects that need a damaged or missing block.
+        incomplete: Vec<Name>,
     },
     /// Another profile is in force.
     Profile {

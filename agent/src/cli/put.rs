@@ -245,7 +245,8 @@ impl Upload<'_> {
         while self.open.len() >= WINDOW {
             self.wait().await?;
         }
-        let number = self.connection.send(Request::Put { name: name.clone(), meta }).await?;
+        let number =
+            self.connection.send(Request::Put { name: name.clone(), meta, patient: self.patient }).await?;
         self.open.insert(number, Open { name, is_named });
         self.unflushed += 1;
         Ok(number)

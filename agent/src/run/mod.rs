@@ -166,6 +166,8 @@ pub struct Agent {
     service: Service,
     sensors: Reader,
     timer: Timer,
+    /// How often the loop had slept when it was last asked.
+    sleeps: u64,
     /// What the link shall have at the end of the turn, when all that was to be sent is.
     keep_alive: Option<Duration>,
     disk: OsDisk,
@@ -229,6 +231,7 @@ impl Agent {
             service,
             sensors: Reader::start(config).map_err(RunError::Start)?,
             timer: Timer::new().map_err(RunError::Start)?,
+            sleeps: 0,
             keep_alive: None,
             disk: opened.disk,
             orders,
@@ -274,7 +277,8 @@ impl Agent {
                 },
                 () = self.timer.until(at) => (Input::Wake, Woken::Timer(deadline.map_or("", |(_, why)| why))),
             };
-            self.turn(input, Some(woken));
+            let woken = self.has_slept().then_some(woken);
+            self.turn(input, woken);
             self.service.turned();
             // What is there already needs no waiting; a few at a time, lest others starve.
             for _ in 0..INPUTS_AT_ONCE {
@@ -291,6 +295,12 @@ impl Agent {
         self.server.close().await;
         self.engine.close()?;
         Ok(())
+    }
+
+    /// Whether what comes now has ended a sleep, or was there already.
+    fn has_slept(&mut self) -> bool {
+        let sleeps = tokio::runtime::Handle::current().metrics().worker_park_count(0);
+        std::mem::replace(&mut self.sleeps, sleeps) < sleeps
     }
 
     async fn obey(&mut self, order: Order) -> Option<Input> {
@@ -401,6 +411,7 @@ impl Agent {
             }
             Effect::Presence(presence) => return self.wire.as_mut()?.presence(presence),
             Effect::Pull(client) => self.server.pull(client),
+            Effect::PullIfThere(client) => self.server.pull_if_there(client),
             Effect::Reply { caller, response } => self.server.answer(caller, Frame::Message(*response)),
             Effect::ReplyData { caller, bytes } => self.server.answer(caller, Frame::Data(bytes)),
             Effect::ReplyDataEnd { caller } => self.server.answer(caller, Frame::End),

@@ -11,11 +11,12 @@
 
 mod command;
 mod export;
+mod patience;
 pub mod remote;
 
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::{BlockId, NodeName};
-use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_PER_CLIENT_MAX};
+use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX};
 use crate::message::{
     Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effect, Effects, FetchDone, Haste, Message,
     Question, Ticket,
@@ -31,6 +32,7 @@ use crate::time::Time;
 use bytes::Bytes;
 use command::{Sent, read_counters};
 use export::{Export, Next, listed};
+use patience::Reading;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who is to be answered.
@@ -89,12 +91,17 @@ struct Client {
     pulled: bool,
     /// Ingest has said that it can take no more for now.
     held: bool,
+    /// Its last request was a put that can wait.
+    patient: bool,
+    reading: Reading,
 }
 
 /// The actor.
 pub struct Control {
     settings: Settings,
     clients: BTreeMap<ClientId, Client>,
+    /// Since when somebody's patient put waits.
+    rest_ms: Option<u64>,
     asked: BTreeMap<u32, Purpose>,
     next_ticket: u32,
     /// Statuses that wait for the store's and the process's numbers.
@@ -113,6 +120,7 @@ impl Control {
         Control {
             settings: settings.clone(),
             clients: BTreeMap::new(),
+            rest_ms: None,
             asked: BTreeMap::new(),
             next_ticket: 0,
             statuses: Vec::new(),
@@ -147,14 +155,22 @@ impl Control {
 
     /// A connection is gone.
     pub fn client_gone(&mut self, client: ClientId, out: &mut Effects) {
-        self.clients.remove(&client);
+        let gone = self.clients.remove(&client);
         out.tell(Message::PutsGone(client));
+        if gone.is_some_and(|gone| gone.reading == Reading::Waking) {
+            self.go_when_all_are_read(out);
+        }
     }
 
     /// A request of a connection.
     pub fn client_asked(&mut self, now: Time, caller: Caller, request: Request, out: &mut Effects) {
+        let patient = self.is_patient(&request);
         let Some(client) = self.clients.get_mut(&caller.client) else { return };
         client.pulled = false;
+        client.patient = patient;
+        if !patient && client.reading == Reading::Draining {
+            client.reading = Reading::Listening;
+        }
         if !client.open.insert(caller.number) {
             let failure = Failure::new(FailureKind::Invalid, "a request with this number is still open");
             let response = Box::new(Response::Error(failure));
@@ -165,10 +181,13 @@ impl Control {
     }
 
     /// Data of a put, or its end.
-    pub fn client_data(&mut self, caller: Caller, bytes: Option<Bytes>, out: &mut Effects) {
+    pub fn client_data(&mut self, now: Time, caller: Caller, bytes: Option<Bytes>, out: &mut Effects) {
         let Some(client) = self.clients.get_mut(&caller.client) else { return };
         client.pulled = false;
         client.held = true;
+        if bytes.is_none() {
+            self.put_ended(now, caller.client);
+        }
         out.tell(match bytes {
             Some(bytes) => Message::PutData { caller, bytes },
             None => Message::PutEnd { caller },
@@ -183,17 +202,12 @@ impl Control {
         self.pull(client, out);
     }
 
-    fn pull(&mut self, id: ClientId, out: &mut Effects) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        if !client.pulled && !client.held && client.open.len() < REQUESTS_PER_CLIENT_MAX {
-            client.pulled = true;
-            out.emit(Effect::Pull(id));
-        }
-    }
-
     fn request(&mut self, now: Time, origin: Origin, request: Request, out: &mut Effects) {
         match (request, &origin) {
-            (Request::Put { name, meta }, Origin::Local(caller)) => self.put(*caller, name, meta, out),
+            (Request::Put { name, meta, patient }, Origin::Local(caller)) => {
+                let patient = patient && self.rests();
+                self.put(*caller, name, meta, patient, out);
+            }
             (Request::Get { target, offset, length }, Origin::Local(caller)) => {
                 self.find(Wish { caller: *caller, target, offset, length, fetched: false }, None, out);
             }
@@ -258,13 +272,13 @@ impl Control {
         }
     }
 
-    fn put(&mut self, caller: Caller, name: Name, meta: Meta, out: &mut Effects) {
+    fn put(&mut self, caller: Caller, name: Name, meta: Meta, patient: bool, out: &mut Effects) {
         if self.settings.role == Role::Leecher {
             let why = "a leecher keeps nothing of its own: put on a worker or on the master";
             let failure = Failure::new(FailureKind::Forbidden, why);
             return self.respond(Origin::Local(caller), Err(failure), out);
         }
-        out.tell(Message::PutBegin { caller, name, meta });
+        out.tell(Message::PutBegin { caller, name, meta, patient });
     }
 
     /// A put is finished.

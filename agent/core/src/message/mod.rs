@@ -133,6 +133,8 @@ pub enum Input {
         /// Which put.
         caller: Caller,
     },
+    /// The connection has said nothing that was not read: the answer to `PullIfThere`.
+    ClientSilent(ClientId),
     /// The connection has taken the last data frame.
     ClientReady(ClientId),
     /// The connection is gone.
@@ -177,6 +179,8 @@ pub enum Effect {
     Presence(Presence),
     /// Read the next frame of this connection.
     Pull(ClientId),
+    /// Read its next frame if it is there already; else say `ClientSilent`, and do not be woken by it.
+    PullIfThere(ClientId),
     /// Write an answer.
     Reply {
         /// To which request.
@@ -279,6 +283,8 @@ pub enum Message {
     },
     /// To Ingest: what this connection has put shall not wait.
     PutsHurry(ClientId),
+    /// To Ingest: patient puts have waited long enough.
+    PutsGo,
     /// To Store: a question.
     Ask {
         /// For the reply.
@@ -325,6 +331,8 @@ pub enum Message {
         name: Name,
         /// Its metadata.
         meta: crate::binding::Meta,
+        /// It waits for `PutsGo`.
+        patient: bool,
     },
     /// To Ingest: data of a local put.
     PutData {

@@ -148,7 +148,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
         #[test]
         fn the_cuts_are_those_of_the_whole_whatever_the_pushes(
             stream in stream(), pushes in prop::collection::vec(1usize..200_000, 1..5), small in 500usize..9000,

@@ -93,6 +93,11 @@ impl Fetches {
         }
     }
 
+    /// Whether the answer to this request is waited for.
+    pub(super) fn is_open(&self, request: u32) -> bool {
+        self.open.contains_key(&request)
+    }
+
     /// There is a sign of the object.
     pub(super) fn moves(&mut self, now: Time, group: &InGroup) {
         if let Some(open) = group.request.and_then(|request| self.open.get_mut(&request)) {

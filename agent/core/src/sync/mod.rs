@@ -63,15 +63,15 @@ enum Purpose {
     /// A binding that upstream refused, and then the mark on it.
     Refused { peer: NodeName, group: u32, entry: u16 },
     /// The manifest a peer wants children of.
-    Manifest { peer: NodeName, group: u32, round: u32 },
-    /// A block a peer wants.
-    Blocks { peer: NodeName, group: u32, round: u32, ids: Vec<BlockId> },
+    Manifest { peer: NodeName, group: u32, life: u64 },
+    /// Blocks a peer wants.
+    Blocks { peer: NodeName, group: u32, life: u64, ids: Vec<BlockId> },
     /// What a peer wants to fetch.
     Find { peer: NodeName, request: u32, target: Target },
     /// The bare block a peer wants to fetch.
     FindBlock { peer: NodeName, request: u32, root: BlockId },
     /// A step of a transfer to this node.
-    Receive { peer: NodeName, group: u32, step: group::Step },
+    Receive { peer: NodeName, group: u32, life: u64, step: group::Step },
 }
 
 /// A node this one knows by its configuration.
@@ -176,6 +176,8 @@ pub struct Sync {
     kernels: Level,
     /// Transfers to this node, by peer and the peer's number.
     incoming: BTreeMap<(NodeName, u32), InGroup>,
+    /// Counts transfers, in both directions: the last one's `life`.
+    lives: u64,
     /// Peers that are being sent blocks: the next message freed serves them in turn.
     serving: BTreeSet<NodeName>,
     /// News for peers, waiting for bytes, age or an awake radio.
@@ -212,6 +214,7 @@ impl Sync {
             window_blocks: 0,
             kernels: settings.kernels,
             incoming: BTreeMap::new(),
+            lives: 0,
             serving: BTreeSet::new(),
             news: LowPowerBatcher::new(news_limits(settings)),
             fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
@@ -404,18 +407,18 @@ impl Sync {
             Purpose::Refused { peer, group, entry } => {
                 self.refused_found(now, &peer, group, entry, answer, out);
             }
-            Purpose::Manifest { peer, group, round } => {
-                self.manifest_read(&peer, group, round, answer, out);
+            Purpose::Manifest { peer, group, life } => {
+                self.manifest_read(&peer, group, life, answer, out);
             }
-            Purpose::Blocks { peer, group, round, ids } => {
-                self.blocks_read(now, &peer, group, round, &ids, answer, out);
+            Purpose::Blocks { peer, group, life, ids } => {
+                self.blocks_read(now, &peer, group, life, &ids, answer, out);
             }
             Purpose::Find { peer, request, target } => self.found(now, &peer, request, target, answer, out),
             Purpose::FindBlock { peer, request, root } => {
                 self.found_block(now, &peer, request, root, answer, out);
             }
-            Purpose::Receive { peer, group, step } => {
-                self.receive_step(now, &peer, group, step, group::News::Answer(answer), out);
+            Purpose::Receive { peer, group, life, step } => {
+                self.receive_step(now, (&peer, group, life), step, group::News::Answer(answer), out);
             }
             Purpose::CursorSaved { .. } => {}
         }
@@ -432,8 +435,8 @@ impl Sync {
             Some(Purpose::Refused { peer, group, entry }) if done.is_ok() => {
                 self.refusal_kept(now, &peer, group, entry, out);
             }
-            Some(Purpose::Receive { peer, group, step }) => {
-                self.receive_step(now, &peer, group, step, group::News::Written(done), out);
+            Some(Purpose::Receive { peer, group, life, step }) => {
+                self.receive_step(now, (&peer, group, life), step, group::News::Written(done), out);
             }
             Some(_) | None => {}
         }

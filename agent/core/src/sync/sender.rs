@@ -21,7 +21,7 @@ use crate::name::Name;
 use crate::note::Note;
 use crate::object::BLOCK_BYTES_MAX;
 use crate::object::manifest::{Child, Manifest};
-use crate::request::FailureKind;
+use crate::request::{Failure, FailureKind};
 use crate::role::may_announce;
 use crate::time::Time;
 use bytes::Bytes;
@@ -149,7 +149,9 @@ impl Sync {
             return;
         }
         group.touch(now);
-        let mut serving = Serving::new(want.round, want.limit);
+        self.lives += 1;
+        let life = self.lives;
+        let mut serving = Serving::new(life, want.round, want.limit);
         match want.blocks {
             Wanted::Roots(indices) => {
                 let root = |index: u16| group.entries.get(usize::from(index)).and_then(OutEntry::root);
@@ -160,7 +162,7 @@ impl Sync {
             Wanted::Children { manifest, missing } => {
                 serving.wanted = Some(Wanted::Children { manifest, missing });
                 group.serving = Some(serving);
-                let purpose = Purpose::Manifest { peer: from.clone(), group: want.group, round: want.round };
+                let purpose = Purpose::Manifest { peer: from.clone(), group: want.group, life };
                 self.asked.ask(purpose, Question::Read(manifest), out);
             }
         }
@@ -170,21 +172,24 @@ impl Sync {
         &mut self,
         name: &NodeName,
         group: u32,
-        round: u32,
+        life: u64,
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        let Some(serving) = self.serving_mut(name, group).filter(|serving| serving.life == life) else {
+            return;
+        };
         let Some(Wanted::Children { manifest, missing }) = serving.wanted.take() else { return };
         let node = match answer {
             Answer::Block(Some(bytes)) => Manifest::decode(&bytes).ok(),
-            Answer::Failed(failure) if failure.kind == FailureKind::Busy => {
-                return self.stop_serving(name, group);
+            // A disk that can not be read now may be read when it is wanted again.
+            Answer::Failed(failure) if failure.kind != FailureKind::Damaged => {
+                return self.stop_serving(name, group, &failure, out);
             }
             _ => None,
         };
         let Some(node) = node else {
-            let message = SyncMessage::Missing { group, round, id: manifest };
+            let message = SyncMessage::Missing { group, round: serving.round, id: manifest };
             return self.wires.post(name, &message, out);
         };
         let is_set = |index: usize| missing.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
@@ -203,7 +208,9 @@ impl Sync {
         limit: u32,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(from, group, round) else { return };
+        let Some(serving) = self.serving_mut(from, group).filter(|serving| serving.round == round) else {
+            return;
+        };
         serving.limit = serving.limit.max(limit);
         self.serve(from, group, out);
     }
@@ -237,12 +244,8 @@ impl Sync {
         while room && serving.may_read() {
             let ids = serving.next_message();
             serving.reads += 1;
-            let purpose = Purpose::Blocks {
-                peer: name.clone(),
-                group: group_id,
-                round: serving.round,
-                ids: ids.clone(),
-            };
+            let purpose =
+                Purpose::Blocks { peer: name.clone(), group: group_id, life: serving.life, ids: ids.clone() };
             self.asked.ask(purpose, Question::ReadMany(ids), out);
         }
         if serving.may_read() {
@@ -256,16 +259,20 @@ impl Sync {
         now: Time,
         name: &NodeName,
         group: u32,
-        round: u32,
+        life: u64,
         ids: &[BlockId],
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        let Some(serving) = self.serving_mut(name, group).filter(|serving| serving.life == life) else {
+            return;
+        };
         serving.reads -= 1;
+        let round = serving.round;
         let blocks = match answer {
             Answer::Blocks(blocks) => blocks,
-            _ => return self.stop_serving(name, group),
+            Answer::Failed(failure) => return self.stop_serving(name, group, &failure, out),
+            _ => return,
         };
         let (mut pack, mut bytes) = (Vec::new(), BLOCKS_HEAD);
         for (id, block) in ids.iter().zip(blocks) {
@@ -285,8 +292,11 @@ impl Sync {
         self.serve(name, group, out);
     }
 
-    /// The store has no time: what is still wanted will be wanted again.
-    fn stop_serving(&mut self, name: &NodeName, group: u32) {
+    /// The store has no time, or the disk fails: what is still wanted will be wanted again.
+    fn stop_serving(&mut self, name: &NodeName, group: u32, failure: &Failure, out: &mut Effects) {
+        if failure.kind != FailureKind::Busy {
+            out.note(Note::Store { what: failure.message.clone() });
+        }
         if let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group)) {
             group.serving = None;
         }
@@ -305,9 +315,8 @@ impl Sync {
         self.wires.send(name, Channel::Blocks, Bytes::from(message), out);
     }
 
-    fn serving_mut(&mut self, name: &NodeName, group: u32, round: u32) -> Option<&mut Serving> {
-        let group = self.peers.get_mut(name)?.out.group(group)?;
-        group.serving.as_mut().filter(|serving| serving.round == round)
+    fn serving_mut(&mut self, name: &NodeName, group: u32) -> Option<&mut Serving> {
+        self.peers.get_mut(name)?.out.group(group)?.serving.as_mut()
     }
 
     pub(super) fn acknowledged(
@@ -522,8 +531,8 @@ impl OutEntry {
 }
 
 impl Serving {
-    fn new(round: u32, limit: u32) -> Self {
-        Serving { round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
+    fn new(life: u64, round: u32, limit: u32) -> Self {
+        Serving { life, round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
     }
 
     /// Whether there is anything left to do when there is room.

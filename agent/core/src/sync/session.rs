@@ -11,6 +11,7 @@
     reason = "an answer of another kind is one case, however many kinds there are"
 )]
 
+use super::group::InGroup;
 use super::wire::{Hello, SyncMessage};
 use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::id::NodeName;
@@ -162,7 +163,9 @@ impl Sync {
             return true;
         }
         let is_idle = |other: &NodeName, peer: &Peer| {
-            peer.out.is_empty() && !self.incoming.keys().any(|(from, _)| from == other)
+            let works =
+                |((from, _), group): (&(NodeName, u32), &InGroup)| from == other && !group.is_silent();
+            peer.out.is_empty() && !self.incoming.iter().any(works)
         };
         let idle = others.filter(|(other, peer)| is_idle(other, peer)).min_by_key(|(_, peer)| peer.begun);
         let Some(idle) = idle.map(|(other, _)| other.clone()) else { return false };

@@ -5,7 +5,7 @@
 
 use crate::binding::Binding;
 use crate::id::BlockId;
-use crate::limits::{ANNOUNCE_ENTRIES_MAX, MESSAGE_BYTES_MAX};
+use crate::limits::{ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX};
 use crate::name::Name;
 use crate::request::Target;
 use crate::role::Role;
@@ -204,7 +204,8 @@ fn decode_all<'b, T: Deserialize<'b>>(bytes: &'b [u8]) -> Result<T, WireError> {
     }
 }
 
-/// Blocks for one announcement: the group, then each block behind its length, all little-endian `u32`.
+/// Up to [`MESSAGE_BLOCKS_MAX`] blocks for one announcement: the group, then each block behind its length, all
+/// little-endian `u32`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
     /// The announcement.
@@ -253,6 +254,9 @@ impl Blocks {
             let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
             if length == 0 || length > bytes.len() {
                 return Err(WireError::Malformed);
+            }
+            if blocks.len() == MESSAGE_BLOCKS_MAX {
+                return Err(WireError::Long);
             }
             blocks.push(bytes.split_to(length));
         }

@@ -8,6 +8,8 @@ mod folders;
 mod keeping;
 mod peers;
 mod power;
+mod scrub;
 mod sim;
 mod storm;
+mod strain;
 mod transfer;

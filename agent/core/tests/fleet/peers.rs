@@ -1,11 +1,12 @@
 //! Who gets what, who may do what, and what happens to the rest.
 
 use crate::sim::World;
+use crate::sim::impostor::{self, sealed};
 use crate::sim::net::Message;
 use crate::sim::setup::{FLEET, below_settings, key, master_settings, name, peer, settings};
 use crate::transfer::{are_alike, by_name, is_whole, noise};
 use bytes::Bytes;
-use larder_core::binding::{Binding, Content, Meta};
+use larder_core::binding::Content;
 use larder_core::id::BlockId;
 use larder_core::message::{Channel, Input};
 use larder_core::note::Note;
@@ -13,8 +14,7 @@ use larder_core::request::{FailureKind, Request, Response, Target};
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
 use larder_core::settings::{Peer, Settings};
-use larder_core::sync::wire::{Announce, Blocks, Hello, SyncMessage, Want, Wanted};
-use larder_core::version::Version;
+use larder_core::sync::wire::{Announce, Blocks, SyncMessage, Want, Wanted};
 
 fn names(world: &World, node: usize) -> Vec<String> {
     world.machines[node].engine.table().into_keys().collect()
@@ -154,25 +154,12 @@ fn a_conflict_of_worker_and_master_keeps_both_versions() {
     });
 }
 
-/// A message sealed as `from` would seal it with `signer`'s key.
-fn sealed(from: &str, to: &str, signer: &str, message: &SyncMessage) -> Message {
-    let (from, to) = (name(from), name(to));
-    let between = Between { fleet: FLEET, from: &from, to: &to, channel: Channel::Sync };
-    let payload = Bytes::from(seal(&key(signer), between, &message.encode()));
-    Message { from, to, channel: Channel::Sync, payload }
-}
-
 fn hello(role: Role) -> SyncMessage {
-    let subscriptions = Vec::new();
-    SyncMessage::Hello(Hello { epoch: 9, session: 1, store: 9, role, subscriptions, answers: None })
+    impostor::hello(role, 1, None)
 }
 
 fn announcement(writer: &str, size: u64, content: Content) -> SyncMessage {
-    let mut version = Version::default();
-    version.bump(&name(writer)).unwrap();
-    let meta = Meta { size, mtime_ms: 0, mode: 0o644 };
-    let binding = Binding { version, content, meta, origin: name(writer), conflict_of: None };
-    let entries = vec![("evil".parse().unwrap(), binding)];
+    let entries = vec![("evil".parse().unwrap(), impostor::binding(writer, size, content))];
     SyncMessage::Announce(Announce { group: 1, request: None, entries })
 }
 

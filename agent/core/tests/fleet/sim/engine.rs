@@ -11,7 +11,7 @@ use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::object::reach::{Page, Reach};
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const FIND_PAGE: usize = 256;
 
@@ -32,6 +32,8 @@ pub(crate) struct Engine {
     pub(crate) failing_commits: u32,
     /// The next so many questions for settings fail.
     pub(crate) failing_settings: u32,
+    /// The next readings of blocks fail like this.
+    pub(crate) failing_reads: VecDeque<FailureKind>,
     by_seq: BTreeMap<u64, Name>,
     last_seq: u64,
     used_bytes: u64,
@@ -137,6 +139,10 @@ impl Engine {
     }
 
     fn answer(&mut self, question: Question) -> Answer {
+        let reads = matches!(question, Question::Read(_) | Question::Children(_) | Question::ReadMany(_));
+        if reads && let Some(kind) = self.failing_reads.pop_front() {
+            return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
+        }
         match question {
             Question::Read(id) | Question::Children(id) if self.damaged.contains(&id) => {
                 Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
