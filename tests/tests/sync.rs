@@ -6,6 +6,7 @@ use larder_tests::fleet::{
     write_files,
 };
 use larder_tests::node::{Node, noise, wait_for};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -494,4 +495,87 @@ fn the_job_is_done_over_the_masters_embedded_broker() {
     for node in fleet.nodes() {
         wait_for_bytes(node, "maps/late", b"late");
     }
+}
+
+#[test]
+fn the_job_is_done_over_the_masters_embedded_broker_with_tls_on_every_address() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let mut fleet = Fleet::without_broker();
+    for node in fleet.nodes() {
+        connect_by_tls(node, port, &certificates);
+    }
+    // over the same files: one certificate for both ends
+    certificates.node_with_broker(fleet.master.name());
+    fleet.master.set("mqtt", "embedded_broker", "true");
+    fleet.master.set("mqtt", "listen", &format!("\"0.0.0.0:{port}\""));
+    do_the_job(&mut fleet);
+    let plain = Node::new("van", "worker");
+    befriend(&fleet.master, &plain);
+    connect(&plain, port);
+    put(&plain, "maps/plain", b"without TLS");
+    let mut plain = plain;
+    plain.start();
+    plain.wait_status("it is told why", |status| {
+        (status["link"]["reason"].as_str()? != "not connected yet").then_some(())
+    });
+    assert_eq!(number(&plain.status(), "link", "connects"), 0);
+}
+
+#[test]
+fn a_worker_fetches_what_it_subscribes_to_and_other_prefixes_after_sighup() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.worker.set("node", "subscribe", "[\"photos/\"]");
+    fleet.start();
+    for name in ["photos/a", "docs/b", "photographs"] {
+        put(&fleet.master, name, name.as_bytes());
+    }
+    wait_for("what it subscribes to comes", || {
+        fleet.worker.names("").contains(&"photos/a".into()).then_some(())
+    });
+    fleet.settled();
+    assert_holds(&fleet.worker, &contents([("photos/a", b"photos/a".to_vec())]));
+    fleet.worker.set("node", "subscribe", "[\"docs/\"]");
+    fleet.worker.signal(Signal::HUP);
+    wait_for("the other prefix comes", || fleet.worker.names("").contains(&"docs/b".into()).then_some(()));
+    put(&fleet.master, "photos/c", b"no longer wanted");
+    fleet.settled();
+    let held = contents([("photos/a", b"photos/a".to_vec()), ("docs/b", b"docs/b".to_vec())]);
+    assert_holds(&fleet.worker, &held);
+}
+
+/// Has a node trust another one instead.
+fn trust_instead(node: &Node, one: &Node, other: &Node) {
+    let text = fs::read_to_string(node.config()).unwrap();
+    assert!(text.contains(one.stanza()), "{text}");
+    fs::write(node.config(), text.replace(one.stanza(), other.stanza())).unwrap();
+    node.signal(Signal::HUP);
+}
+
+#[test]
+fn a_master_of_another_key_or_name_is_followed_by_sighup_without_a_restart() {
+    let broker = Mosquitto::start(Config { lines: vec!["log_type all"], ..Config::default() });
+    let mut worker = Node::new("cam", "worker");
+    let [before, mut rekeyed, mut renamed] = ["hub", "hub", "attic"].map(|name| Node::new(name, "master"));
+    connect(&worker, broker.port());
+    worker.trust(&before);
+    for master in [&rekeyed, &renamed] {
+        connect(master, broker.port());
+        master.trust(&worker);
+    }
+    rekeyed.start();
+    worker.start();
+    put(&worker, "kept", b"here all the time");
+    worker.wait_status("a hello went out", |status| {
+        (number(status, "sync", "messages_sent") > 0).then_some(())
+    });
+    trust_instead(&worker, &before, &rekeyed);
+    wait_for_bytes(&rekeyed, "kept", b"here all the time");
+    assert_eq!(rekeyed.stop(), 0);
+    trust_instead(&worker, &rekeyed, &renamed);
+    wait_for("its state is subscribed to", || {
+        broker.log().contains("larder/1/home/attic/state").then_some(())
+    });
+    renamed.start();
+    wait_for_bytes(&renamed, "kept", b"here all the time");
 }

@@ -453,7 +453,7 @@ impl Control {
             Some(Purpose::Rebuild(origin)) => {
                 let done = match answer {
                     Answer::Rebuilt { blocks, names } => Ok(Response::Rebuilt { blocks, names }),
-                    answer => Err(failure_of(answer)),
+                    answer => Err(answer.failure()),
                 };
                 self.respond(origin, done, out);
             }
@@ -523,7 +523,7 @@ impl Control {
     fn list_read(&mut self, origin: Origin, answer: Answer, out: &mut Effects) {
         let page = match answer {
             Answer::Page(page) => page,
-            answer => return self.respond(origin, Err(failure_of(answer)), out),
+            answer => return self.respond(origin, Err(answer.failure()), out),
         };
         let limit = if matches!(origin, Origin::Local(_)) { LIST_PAGE } else { LIST_PAGE / 4 };
         let next = if page.len() >= limit { page.last().map(|(name, _)| name.clone()) } else { None };
@@ -551,7 +551,7 @@ impl Control {
             }
             (Some(index), answer) => {
                 let (origin, _) = self.statuses.remove(index);
-                self.respond(origin, Err(failure_of(answer)), out);
+                self.respond(origin, Err(answer.failure()), out);
             }
             (None, _) => {}
         }
@@ -625,11 +625,4 @@ fn exports_already() -> Failure {
 
 fn decode(bound: &Bound) -> Option<Binding> {
     Stored::decode(&bound.value).ok().map(|stored| stored.binding)
-}
-
-fn failure_of(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        _ => Failure::new(FailureKind::Disk, "the store gave an answer to another question"),
-    }
 }

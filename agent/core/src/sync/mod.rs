@@ -170,6 +170,8 @@ pub struct Sync {
     subscriptions: Vec<String>,
     sessions_max: usize,
     sessions_begun: u64,
+    /// No peer that was forgotten had a session of this number or a later one.
+    session_numbers_used: u64,
     window_blocks: u32,
     kernels: Level,
     /// Transfers to this node, by peer and the peer's number.
@@ -208,6 +210,7 @@ impl Sync {
             subscriptions: Vec::new(),
             sessions_max: 0,
             sessions_begun: 0,
+            session_numbers_used: 0,
             window_blocks: 0,
             kernels: settings.kernels,
             incoming: BTreeMap::new(),
@@ -223,24 +226,49 @@ impl Sync {
     /// Takes over new settings; identity and store are those of the start.
     pub fn reload(&mut self, settings: &Settings) {
         self.wires.in_flight_max = settings.in_flight_max as usize;
-        self.upstream = settings.upstream().map(|peer| peer.name.clone());
-        self.subscriptions.clone_from(&settings.subscriptions);
         self.sessions_max = settings.sessions_max;
         self.window_blocks = settings.window_blocks;
         self.kernels = settings.kernels;
         self.news.set_limits(news_limits(settings));
         self.fetches.resize(settings.offline_requests_max);
-        let known = |name: &NodeName, peer: &Peer| {
-            settings.peers.iter().any(|p| p.name == *name && p.role == peer.role && p.key == peer.key)
+        self.reload_peers(&settings.peers);
+        let upstream = settings.upstream().map(|peer| peer.name.clone());
+        let wants_others = self.subscriptions != settings.subscriptions;
+        self.subscriptions.clone_from(&settings.subscriptions);
+        self.upstream = upstream;
+        // Only a hello tells a master of us, and what we subscribe to.
+        if let Some(upstream) = self.upstream.clone()
+            && let Some(peer) = self.peers.get(&upstream)
+            && (wants_others || !peer.is_active())
+        {
+            self.end_session(&upstream);
+            if self.wires.up
+                && let Some(peer) = self.peers.get_mut(&upstream)
+            {
+                peer.hello_at_ms = Some(0);
+            }
+        }
+    }
+
+    /// A peer of another role or key is another peer: whatever was under way with the old one is forgotten.
+    fn reload_peers(&mut self, peers: &[PeerSettings]) {
+        let configured: BTreeMap<&NodeName, &PeerSettings> =
+            peers.iter().map(|peer| (&peer.name, peer)).collect();
+        let is_known = |name: &NodeName, peer: &mut Peer| {
+            configured.get(name).is_some_and(|p| p.role == peer.role && p.key == peer.key)
         };
-        self.peers.retain(|name, peer| known(name, peer));
-        for PeerSettings { name, role, key } in &settings.peers {
-            let epoch = self.wires.epoch;
-            self.peers.entry(name.clone()).or_insert_with(|| Peer::new(*role, *key, epoch));
+        for (_, gone) in self.peers.extract_if(.., |name, peer| !is_known(name, peer)) {
+            self.session_numbers_used = self.session_numbers_used.max(gone.session_number + 1);
         }
         let peers = &self.peers;
         self.incoming.retain(|(peer, _), _| peers.contains_key(peer));
         self.serving.retain(|peer| peers.contains_key(peer));
+        for (name, PeerSettings { role, key, .. }) in configured {
+            if !self.peers.contains_key(name) {
+                let peer = Peer::new(*role, *key, self.wires.epoch, self.session_numbers_used);
+                self.peers.insert(name.clone(), peer);
+            }
+        }
     }
 
     /// The link is up: say hello to the master, who answers with its own.
@@ -520,12 +548,12 @@ impl Sync {
 }
 
 impl Peer {
-    fn new(role: Role, key: ed25519_dalek::VerifyingKey, epoch: u64) -> Self {
+    fn new(role: Role, key: ed25519_dalek::VerifyingKey, epoch: u64, session_number: u64) -> Self {
         Peer {
             role,
             key,
             session: None,
-            session_number: 0,
+            session_number,
             begun: 0,
             out: Outbox::new(epoch),
             hello_at_ms: None,
