@@ -181,6 +181,8 @@ pub struct Sync {
     /// News for peers, waiting for bytes, age or an awake radio.
     news: LowPowerBatcher<()>,
     fetches: Fetches,
+    /// Peers whose cursors are not saved yet, when the process ends.
+    unsaved: Vec<NodeName>,
 }
 
 impl Sync {
@@ -215,6 +217,7 @@ impl Sync {
             serving: BTreeSet::new(),
             news: LowPowerBatcher::new(news_limits(settings)),
             fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
+            unsaved: Vec::new(),
         };
         sync.reload(settings);
         sync
@@ -424,7 +427,7 @@ impl Sync {
             self.repeat_wants(now, out);
         }
         self.fetches.expire(now, out);
-        self.save_cursors(now, false, out);
+        self.save_cursors(now, out);
     }
 
     /// The earliest moment something here must be done.
