@@ -444,6 +444,31 @@ fn fetches_without_a_link_wait_up_to_the_bound_and_are_answered_later() {
     assert!(fleet.leecher.get("kept") == Some(kept), "after a start without a broker too");
 }
 
+#[test]
+fn rm_on_a_leecher_drops_its_copy_alone_which_can_be_had_again() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"maps/\"]");
+    fleet.start();
+    let (map, film) = (noise(50_000, "map"), noise(300_000, "film"));
+    put(&fleet.master, "maps/a", &map);
+    put(&fleet.master, "film", &film);
+    wait_for_bytes(&fleet.leecher, "maps/a", &map);
+    assert!(fleet.leecher.get("film").is_some_and(|got| got == film));
+    fleet.leecher.run(["rm", "maps/a", "film"]).expect(0);
+    assert_eq!(fleet.leecher.names(""), [""; 0]);
+    fleet.leecher.run(["rm", "film"]).expect(3);
+    fleet.leecher.restart();
+    fleet.settled();
+    assert_eq!(fleet.master.names(""), ["film", "maps/a"], "what others have stays");
+    assert!(fleet.leecher.get("film").is_some_and(|got| got == film));
+    fleet.leecher.run(["fetch", "maps/a"]).expect(0);
+    assert_eq!(fleet.leecher.names(""), ["film", "maps/a"]);
+    let newer = noise(60_000, "newer");
+    put(&fleet.master, "maps/a", &newer);
+    wait_for_bytes(&fleet.leecher, "maps/a", &newer);
+}
+
 /// The whole job once, over whatever the nodes are joined by.
 fn do_the_job(fleet: &mut Fleet) {
     fleet.leecher.set("node", "subscribe", "[\"maps/\"]");
