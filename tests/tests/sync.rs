@@ -445,6 +445,28 @@ fn fetches_without_a_link_wait_up_to_the_bound_and_are_answered_later() {
 }
 
 #[test]
+fn fetches_that_wait_for_a_master_that_is_down_are_all_answered() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.start();
+    let names: Vec<String> = (0..100).map(|index| format!("own/{index:02}")).collect();
+    let files: Contents = names.iter().map(|name| (name.clone(), noise(9_000, name))).collect();
+    write_files(fleet.master.folder(), &files);
+    fleet.master.run(["put", "own"]).expect(0);
+    assert_eq!(fleet.master.stop(), 0);
+    fleet.leecher.wait_status("the session is over", |status| {
+        let peers = status["peers"].as_array()?;
+        peers.iter().all(|peer| peer["session"] == false).then_some(())
+    });
+    let fetch = std::iter::once("fetch").chain(names.iter().map(String::as_str));
+    let said = fleet.leecher.run(fetch).expect(0).text();
+    assert!(said.contains("100 requests waiting"), "{said}");
+    fleet.master.start();
+    wait_for("all have come", || (fleet.leecher.names("").len() == names.len()).then_some(()));
+    assert_holds(&fleet.leecher, &files);
+}
+
+#[test]
 fn rm_on_a_leecher_drops_its_copy_alone_which_can_be_had_again() {
     let broker = mosquitto();
     let mut fleet = Fleet::new(broker.port());
