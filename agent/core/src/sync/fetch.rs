@@ -262,11 +262,11 @@ impl Sync {
                 out,
             );
         };
-        if self.fetches.count() as usize >= FETCHES_MAX {
-            let why = format!("{FETCHES_MAX} fetches are under way already; try again");
-            return fail(ticket, FailureKind::Busy, why, out);
-        }
         if self.has_upstream_session() {
+            if self.fetches.count() as usize >= FETCHES_MAX {
+                let why = format!("{FETCHES_MAX} fetches are under way already; try again");
+                return fail(ticket, FailureKind::Busy, why, out);
+            }
             self.fetches.push(Fetch { ticket: Some(ticket), target, wait, tries: 0 });
             return self.ask_fetches(now, out);
         }
@@ -277,7 +277,8 @@ impl Sync {
             );
             return fail(ticket, FailureKind::Unreachable, why, out);
         }
-        if self.fetches.waiting.len() >= self.fetches.waiting_max {
+        // without a session all of them wait
+        if self.fetches.count() as usize >= self.fetches.waiting_max.min(FETCHES_MAX) {
             let why =
                 format!("{} requests wait for a link already, no more are kept", self.fetches.waiting_max);
             return fail(ticket, FailureKind::Busy, why, out);
