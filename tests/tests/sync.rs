@@ -445,6 +445,53 @@ fn fetches_without_a_link_wait_up_to_the_bound_and_are_answered_later() {
     assert!(fleet.leecher.get("kept") == Some(kept), "after a start without a broker too");
 }
 
+#[test]
+fn fetches_that_wait_for_a_master_that_is_down_are_all_answered() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.start();
+    let names: Vec<String> = (0..100).map(|index| format!("own/{index:02}")).collect();
+    let files: Contents = names.iter().map(|name| (name.clone(), noise(9_000, name))).collect();
+    write_files(fleet.master.folder(), &files);
+    fleet.master.run(["put", "own"]).expect(0);
+    assert_eq!(fleet.master.stop(), 0);
+    fleet.leecher.wait_status("the session is over", |status| {
+        let peers = status["peers"].as_array()?;
+        peers.iter().all(|peer| peer["session"] == false).then_some(())
+    });
+    let fetch = std::iter::once("fetch").chain(names.iter().map(String::as_str));
+    let said = fleet.leecher.run(fetch).expect(0).text();
+    assert!(said.contains("100 requests waiting"), "{said}");
+    fleet.master.start();
+    wait_for("all have come", || (fleet.leecher.names("").len() == names.len()).then_some(()));
+    assert_holds(&fleet.leecher, &files);
+}
+
+#[test]
+fn rm_on_a_leecher_drops_its_copy_alone_which_can_be_had_again() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"maps/\"]");
+    fleet.start();
+    let (map, film) = (noise(50_000, "map"), noise(300_000, "film"));
+    put(&fleet.master, "maps/a", &map);
+    put(&fleet.master, "film", &film);
+    wait_for_bytes(&fleet.leecher, "maps/a", &map);
+    assert!(fleet.leecher.get("film").is_some_and(|got| got == film));
+    fleet.leecher.run(["rm", "maps/a", "film"]).expect(0);
+    assert_eq!(fleet.leecher.names(""), [""; 0]);
+    fleet.leecher.run(["rm", "film"]).expect(3);
+    fleet.leecher.restart();
+    fleet.settled();
+    assert_eq!(fleet.master.names(""), ["film", "maps/a"], "what others have stays");
+    assert!(fleet.leecher.get("film").is_some_and(|got| got == film));
+    fleet.leecher.run(["fetch", "maps/a"]).expect(0);
+    assert_eq!(fleet.leecher.names(""), ["film", "maps/a"]);
+    let newer = noise(60_000, "newer");
+    put(&fleet.master, "maps/a", &newer);
+    wait_for_bytes(&fleet.leecher, "maps/a", &newer);
+}
+
 /// The whole job once, over whatever the nodes are joined by.
 fn do_the_job(fleet: &mut Fleet) {
     fleet.leecher.set("node", "subscribe", "[\"maps/\"]");

@@ -111,6 +111,11 @@ impl Node {
         self.backlog = out.has_messages();
         self.dropped = out.dropped();
         if self.stopping && self.store.is_quiet() && !self.backlog {
+            if self.sync.save_last_cursors(now, out) {
+                out.tell(Message::FlushNow);
+                self.backlog = true;
+                return;
+            }
             self.stopping = false;
             out.emit(Effect::Presence(Presence::Offline));
             out.emit(Effect::Stopped);
@@ -183,7 +188,7 @@ impl Node {
             }
             Input::Stop => {
                 self.stopping = true;
-                self.sync.save_cursors(now, true, out);
+                self.sync.stop();
                 out.tell(Message::PutsGo);
                 out.tell(Message::FlushNow);
             }

@@ -183,6 +183,8 @@ pub struct Sync {
     /// News for peers, waiting for bytes, age or an awake radio.
     news: LowPowerBatcher<()>,
     fetches: Fetches,
+    /// Peers whose cursors are not saved yet, when the process ends.
+    unsaved: Vec<NodeName>,
 }
 
 impl Sync {
@@ -218,6 +220,7 @@ impl Sync {
             serving: BTreeSet::new(),
             news: LowPowerBatcher::new(news_limits(settings)),
             fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
+            unsaved: Vec::new(),
         };
         sync.reload(settings);
         sync
@@ -288,9 +291,9 @@ impl Sync {
         self.wires.in_flight.clear();
         let names: Vec<NodeName> = self.peers.keys().cloned().collect();
         for name in names {
-            self.end_session(&name);
+            self.end_session(now, &name);
         }
-        self.fetches.link_down(now, out);
+        self.fetches.link_down(out);
     }
 
     /// The broker has taken a message: there is room for another.
@@ -327,7 +330,7 @@ impl Sync {
             || !self.incoming.is_empty()
             || !self.wires.in_flight.is_empty()
             || !self.news.is_empty()
-            || self.fetches.expires_at_ms().is_some()
+            || self.fetches.deadline_ms(self.has_upstream_session()).is_some()
     }
 
     /// A message was not believed by Control.
@@ -354,6 +357,7 @@ impl Sync {
             Channel::State => self.peer_state(now, from, &payload, out),
             Channel::Command | Channel::Answer => {}
         }
+        self.ask_fetches(now, out);
         // The radio is awake now; what waits for it need not wait longer.
         self.spread_news(now, true, out);
     }
@@ -394,6 +398,7 @@ impl Sync {
             SyncMessage::Busy { group } => self.peer_is_busy(now, from, group),
             SyncMessage::Fetch { request, target } => self.fetch_asked(from, request, target, out),
             SyncMessage::NotFound { request } => self.fetches.not_found(request, out),
+            SyncMessage::Unable { request, why } => self.fetches.unable(now, request, why, out),
             SyncMessage::Missing { group, round, id } => self.missing(now, from, group, round, id, out),
         }
     }
@@ -422,6 +427,7 @@ impl Sync {
             }
             Purpose::CursorSaved { .. } => {}
         }
+        self.ask_fetches(now, out);
     }
 
     /// A write is durable, or failed.
@@ -440,6 +446,7 @@ impl Sync {
             }
             Some(_) | None => {}
         }
+        self.ask_fetches(now, out);
     }
 
     /// A deadline has come.
@@ -452,7 +459,8 @@ impl Sync {
             self.repeat_wants(now, out);
         }
         self.fetches.expire(now, out);
-        self.save_cursors(now, false, out);
+        self.ask_fetches(now, out);
+        self.save_cursors(now, out);
     }
 
     /// The earliest moment something here must be done.
@@ -474,7 +482,8 @@ impl Sync {
             }
             consider(self.incoming.values().map(|group| group.retry_at_ms).min(), "want again");
         }
-        consider(self.fetches.expires_at_ms(), "a fetch without an answer");
+        let in_session = self.has_upstream_session();
+        consider(self.fetches.deadline_ms(in_session), "a fetch without an answer");
         earliest
     }
 

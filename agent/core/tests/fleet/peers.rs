@@ -111,6 +111,29 @@ fn a_fetch_goes_on_after_the_link_or_the_master_failed() {
 }
 
 #[test]
+fn what_a_leecher_removes_is_gone_there_alone_and_can_be_had_again() {
+    let (mut world, [master, _, _, leecher]) = World::fleet(17);
+    world.put_now(master, "shared/a", noise(1, 50_000));
+    world.put_now(master, "film", noise(2, 50_000));
+    assert!(world.get(leecher, by_name("film")).is_some());
+    world.run_until(10_000, "it has both", |world| names(world, leecher).len() == 2);
+    for name in ["shared/a", "film"] {
+        let removed = world.request(leecher, Request::Remove { name: name.parse().unwrap() });
+        assert_eq!(removed, Response::Removed { name: name.parse().unwrap() });
+    }
+    let again = world.request(leecher, Request::Remove { name: "film".parse().unwrap() });
+    assert!(matches!(again, Response::Error(failure) if failure.kind == FailureKind::NotFound));
+    assert!(world.machines[leecher].engine.names.is_empty(), "no deletion is kept");
+    world.run_ms(60_000);
+    assert_eq!(names(&world, master), ["film", "shared/a"]);
+    assert_eq!(world.get(leecher, by_name("film")), Some(noise(2, 50_000)));
+    let fetched = world.request(leecher, Request::Fetch { target: by_name("shared/a") });
+    assert!(matches!(fetched, Response::Fetched { .. }), "{fetched:?}");
+    world.put_now(master, "shared/a", noise(3, 50_000));
+    world.run_until(10_000, "news still come", |world| are_alike(world, master, leecher));
+}
+
+#[test]
 fn a_conflict_of_two_workers_keeps_both_versions_everywhere_and_says_so() {
     let (mut world, [master, w1, w2, _]) = World::fleet(6);
     world.cut(w2, 0);
