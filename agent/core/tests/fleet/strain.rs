@@ -102,7 +102,7 @@ fn crumbs(count: u16) -> (Vec<Bytes>, Manifest) {
 fn a_message_of_more_blocks_than_allowed_is_dropped_and_counted() {
     let (mut world, master, _) = world_of(5, &["imp"]);
     let (blocks, manifest) = crumbs(2_048);
-    let root = Bytes::from(manifest.encode());
+    let root = manifest.encode();
     let content = Content::Object { root: BlockId::of(&root), depth: 1 };
     world.announce_as("imp", "master", 1, vec![("crumbs".into(), 4_096, content)]);
     world.send_blocks_as("imp", "master", 1, vec![root]);
@@ -130,7 +130,7 @@ fn assert_crumbs_arrive(world: &mut World, master: usize, blocks: &[Bytes]) {
 fn blocks_beyond_the_credit_are_not_taken() {
     let (mut world, master, _) = world_of(6, &["imp"]);
     let (blocks, manifest) = crumbs(640);
-    let root = Bytes::from(manifest.encode());
+    let root = manifest.encode();
     let content = Content::Object { root: BlockId::of(&root), depth: 1 };
     world.announce_as("imp", "master", 1, vec![("crumbs".into(), 1_280, content)]);
     world.send_blocks_as("imp", "master", 1, vec![root]);
@@ -208,7 +208,7 @@ fn a_write_of_an_earlier_transfer_is_not_taken_for_one_of_the_next_of_that_numbe
         let (mut world, master, _) = world_of(100 + seed, &["imp"]);
         let first = Bytes::from(noise(1, 30_000));
         let (blocks, manifest) = crumbs(3);
-        let root = Bytes::from(manifest.encode());
+        let root = manifest.encode();
         world.announce_as("imp", "master", 1, vec![("first".into(), 30_000, object(&first))]);
         world.machines[master].job_ms_max = 1_000;
         world.send_blocks_as("imp", "master", 1, vec![first]);
