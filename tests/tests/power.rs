@@ -128,7 +128,6 @@ fn a_machine_nobody_knows_is_served_by_its_architectures_board_and_noted() {
     };
     assert!(value("board").starts_with("generic"), "{settings}");
     assert!(value("note").contains("no board file knows who,knows-it"), "{settings}");
-    assert_eq!(power(&node)["readings"]["heat_milli_celsius"], 45_000, "its sensors are found all the same");
 }
 
 #[test]
