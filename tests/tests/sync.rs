@@ -593,9 +593,9 @@ fn a_worker_fetches_what_it_subscribes_to_and_other_prefixes_after_sighup() {
 
 /// Has a node trust another one instead.
 fn trust_instead(node: &Node, one: &Node, other: &Node) {
-    let text = fs::read_to_string(node.config()).unwrap();
+    let text = fs::read_to_string(node.config()).expect("a configuration");
     assert!(text.contains(one.stanza()), "{text}");
-    fs::write(node.config(), text.replace(one.stanza(), other.stanza())).unwrap();
+    fs::write(node.config(), text.replace(one.stanza(), other.stanza())).expect("a configuration");
     node.signal(Signal::HUP);
 }
 

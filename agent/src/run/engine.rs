@@ -603,11 +603,11 @@ mod tests {
             .unwrap();
         let (mut after, mut found) = (None, None);
         while found.is_none() {
-            match keeper.find(root, after).unwrap() {
-                Answer::Found { binding: Some((name, _)), .. } => found = Some(name),
-                Answer::Found { next: Some(next), .. } => after = Some(next),
-                other => panic!("{other:?}"),
-            }
+            let Answer::Found { binding, next } = keeper.find(root, after.take()).unwrap() else {
+                panic!("an answer to another question");
+            };
+            assert!(binding.is_some() || next.is_some(), "it is not found");
+            (found, after) = (binding.map(|(name, _)| name), next);
         }
         assert_eq!(found.unwrap().as_str(), "d");
         keeper.close().unwrap();

@@ -354,7 +354,7 @@ impl Agent {
             tracing::warn!("changed [[watch]] folders need a restart");
         }
         let new = Settings { watches: old.watches.clone(), ..new };
-        self.node.reload(&new);
+        self.node.reload(self.now(Instant::now()), &new);
         self.core = new;
         if let Some(steering) = self.node.steering().cloned() {
             self.follow(&steering);

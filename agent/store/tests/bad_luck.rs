@@ -283,7 +283,10 @@ fn a_range_of_a_damaged_block_is_an_error_even_where_its_bytes_are_whole_and_non
     let (mut store, _) = open(directory.path());
     for range in [0..10, 1230..1240, 4990..5000] {
         let error = store.read_range(&hash(&damaged), range).unwrap_err();
-        assert!(matches!(&error, ReadError::Damaged { hash: named, .. } if *named == hash(&damaged)), "{error}");
+        assert!(
+            matches!(&error, ReadError::Damaged { hash: named, .. } if *named == hash(&damaged)),
+            "{error}"
+        );
     }
     store.commit(vec![Op::Delete { hash: hash(&deleted) }]).unwrap();
     assert_eq!(store.read_range(&hash(&deleted), 0..10).unwrap(), None);

@@ -5,11 +5,6 @@
 //! however many there are. Refused: names that leave the root, objects on a leecher (Control says so).
 //! A file that vanishes, grows or can not be read is dropped without a trace and tried again.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "an answer of another kind is one case, however many kinds there are"
-)]
-
 mod folder;
 mod stream;
 

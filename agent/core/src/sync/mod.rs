@@ -222,12 +222,12 @@ impl Sync {
             fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
             unsaved: Vec::new(),
         };
-        sync.reload(settings);
+        sync.reload(Time { mono_ms: 0, wall_ms: 0 }, settings);
         sync
     }
 
     /// Takes over new settings; identity and store are those of the start.
-    pub fn reload(&mut self, settings: &Settings) {
+    pub fn reload(&mut self, now: Time, settings: &Settings) {
         self.wires.in_flight_max = settings.in_flight_max as usize;
         self.sessions_max = settings.sessions_max;
         self.window_blocks = settings.window_blocks;
@@ -239,16 +239,15 @@ impl Sync {
         let wants_others = self.subscriptions != settings.subscriptions;
         self.subscriptions.clone_from(&settings.subscriptions);
         self.upstream = upstream;
-        // Only a hello tells a master of us, and what we subscribe to.
-        if let Some(upstream) = self.upstream.clone()
+        // Only a hello tells a master of us, and what we subscribe to; without a link the next one does.
+        if self.wires.up
+            && let Some(upstream) = self.upstream.clone()
             && let Some(peer) = self.peers.get(&upstream)
             && (wants_others || !peer.is_active())
         {
-            self.end_session(&upstream);
-            if self.wires.up
-                && let Some(peer) = self.peers.get_mut(&upstream)
-            {
-                peer.hello_at_ms = Some(0);
+            self.end_session(now, &upstream);
+            if let Some(peer) = self.peers.get_mut(&upstream) {
+                peer.hello_at_ms = Some(now.mono_ms);
             }
         }
     }

@@ -386,9 +386,8 @@ fn a_node_of_another_fleet_is_not_believed() {
 
 /// As SIGHUP does.
 fn reload(world: &mut World, node: usize, change: impl FnOnce(&mut Settings)) {
-    let machine = &mut world.machines[node];
-    change(&mut machine.settings);
-    machine.node.as_mut().unwrap().reload(&machine.settings);
+    change(&mut world.machines[node].settings);
+    world.reload(node);
     world.input(node, Input::Wake);
 }
 

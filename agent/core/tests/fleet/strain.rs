@@ -8,6 +8,7 @@ use bytes::Bytes;
 use larder_core::binding::Content;
 use larder_core::id::BlockId;
 use larder_core::limits::MESSAGE_BLOCKS_MAX;
+use larder_core::message::Input;
 use larder_core::note::Note;
 use larder_core::object::manifest::{Child, Manifest};
 use larder_core::request::FailureKind;
