@@ -33,7 +33,10 @@ impl<D: Disk> Store<D> {
     }
 
     fn read_block(&mut self, hash: &Hash, keep: bool) -> Result<Option<Bytes>, ReadError> {
-        if let Some(bytes) = self.cache.get(hash) {
+        // What is in quarantine is looked for on the device: `has` would contradict the cache.
+        if !self.is_quarantined(hash)
+            && let Some(bytes) = self.cache.get(hash)
+        {
             self.counters.cache_hits += 1;
             return Ok(Some(bytes.clone()));
         }
