@@ -586,11 +586,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut keeper, _) = StoreKeeper::open(folder.path().to_owned(), Options::default()).unwrap();
         let root = BlockId([7; 32]);
+        let me = "cam".parse().unwrap();
+        let mut version = larder_core::version::Version::default();
+        version.write(&me, 1).unwrap();
         let binding = Binding {
-            version: Default::default(),
+            version,
             content: Content::Object { root, depth: 0 },
-            meta: Meta { size: 0, mtime_ms: 0, mode: 0 },
-            origin: "cam".parse().unwrap(),
+            meta: Meta { size: 1, mtime_ms: 0, mode: 0 },
+            origin: me,
             conflict_of: None,
         };
         let value = Bytes::from(Stored { binding, via: None, refused: false }.encode());
