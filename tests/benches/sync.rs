@@ -1,7 +1,7 @@
 //! What sync carries from a worker to a master through a local Mosquitto, as a ratio to what two plain
 //! rumqttc clients carry through the same broker with messages of the same size, in turns.
 //!
-//! `cargo bench -p larder-tests --bench sync`; `LARDER_BENCH_MIB` payload (default 192), `LARDER_BENCH_ROUNDS`
+//! `cargo bench -p larder-tests --bench sync`; `LARDER_BENCH_MIB` payload (default 512), `LARDER_BENCH_ROUNDS`
 //! (default 5), `LARDER_BENCH_AGENT` another binary to measure than the one of this build. The worker has taken
 //! its data in before the broker starts; the clock runs from the first byte the master has received until it
 //! has acknowledged everything from flash.
@@ -24,12 +24,12 @@ use tokio::net::UnixStream;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often the two are asked how far they are; each answer costs them about a millisecond.
-const LOOK: Duration = Duration::from_millis(25);
+const LOOK: Duration = Duration::from_millis(10);
 /// As many messages on their way as the agent's link allows.
 const IN_FLIGHT: u16 = 96;
 
 fn main() {
-    let mib = from_env("LARDER_BENCH_MIB", 192);
+    let mib = from_env("LARDER_BENCH_MIB", 512);
     let rounds = from_env("LARDER_BENCH_ROUNDS", 5);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let larder = std::env::var_os("LARDER_BENCH_AGENT").map_or_else(larder, PathBuf::from);

@@ -33,8 +33,21 @@ pub fn ask(stream: &mut UnixStream, number: u32, request: &Value) -> io::Result<
 /// # Errors
 /// The agent has hung up.
 pub fn put(stream: &mut UnixStream, number: u32, name: &str, bytes: &[u8]) -> io::Result<()> {
+    put_with(stream, number, name, bytes, false)
+}
+
+/// The same; neither the put nor what the connection says next is in a hurry.
+///
+/// # Errors
+/// The agent has hung up.
+pub fn put_patiently(stream: &mut UnixStream, number: u32, name: &str, bytes: &[u8]) -> io::Result<()> {
+    put_with(stream, number, name, bytes, true)
+}
+
+fn put_with(stream: &mut UnixStream, number: u32, name: &str, bytes: &[u8], patient: bool) -> io::Result<()> {
     let meta = serde_json::json!({"size": bytes.len(), "mtime_ms": 0, "mode": 0o644});
-    ask(stream, number, &serde_json::json!({"do": "put", "name": name, "meta": meta}))?;
+    let request = serde_json::json!({"do": "put", "name": name, "meta": meta, "patient": patient});
+    ask(stream, number, &request)?;
     for piece in bytes.chunks(256 << 10) {
         stream.write_all(&frame(DATA, number, piece))?;
     }

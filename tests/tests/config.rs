@@ -73,14 +73,21 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
 }
 
 #[test]
+fn a_level_that_the_machine_lacks_is_refused_by_naming_those_it_has() {
+    let node = Node::new("cam", "worker");
+    node.set("node", "kernels", "\"neon\"");
+    // the agent's machine, which need not be this test's; none has both
+    let foreign = if node.run(["status"]).code == 0 { "avx2" } else { "neon" };
+    let lacks = format!("this machine has no level `{foreign}`; it has portable");
+    refused_line("node", "kernels", &format!("\"{foreign}\""), &["[node] kernels", &lacks]);
+}
+
+#[test]
 fn an_impossible_value_is_refused_with_what_is_possible() {
     refused_line("node", "role", "\"boss\"", &["\"boss\"", "\"master\", \"worker\" or \"leecher\""]);
     refused_line("node", "name", "\"No Spaces\"", &["[node] name", "1 to 64 characters"]);
     refused_line("node", "profile", "\"low_power\"", &["did you mean \"low-power\"?"]);
     refused_line("node", "board", "\"raspberry-pi-6\"", &["did you mean \"raspberry-pi-"]);
-    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
-    let lacks = format!("this machine has no level `{foreign}`; it has portable");
-    refused_line("node", "kernels", &format!("\"{foreign}\""), &["[node] kernels", &lacks]);
     refused_line("node", "kernels", "\"fast\"", &["`fast` is no level; it has portable"]);
     refused_line("storage", "limit", "\"1 MB\"", &["a size of at least \"16 MB\""]);
     refused_line("storage", "limit", "\"ten GB\"", &["[storage] limit"]);
@@ -221,12 +228,12 @@ fn each_role_has_its_own_defaults() {
 const PROFILE: &str = "name = \"own\"\nsummary = \"A profile of one's own.\"\ntick_ms = 20\nflush_age_ms = 60000\n\
     flush_bytes = 1048576\nsend_age_ms = 10\nsend_bytes = 262144\nkeep_alive_s = 77\ncache_bytes = 262144\n\
     table_entries = 1024\nquota_share_percent = 50\nwindow_blocks = 8\nclean_step_bytes = 1048576\ncheckpoint_age_s = 30\n\
-    verify_step_bytes = 1048576\nstep_rest_ms = 100\nsense_s = 60\ncalm_s = 60\ntelemetry_s = 600\ntimer_slack_us = 50\n\
+    verify_step_bytes = 1048576\nstep_rest_ms = 100\nscrub_period_s = 0\nscrub_rest_ms = 0\nsense_s = 60\ncalm_s = 60\ntelemetry_s = 600\ntimer_slack_us = 50\n\
     battery_low_percent = 20\nbattery_ok_percent = 30\nflash_worn_percent = 80\nsync_every_s = 0\nsync_hours = []\n";
 
 const BOARD: &str = "name = \"shed\"\nsummary = \"A board of one's own.\"\nmemory_bytes = 536870912\npage_bytes = 4096\n\
     segment_bytes = 3145728\nprepare = \"zero\"\nspare_segments_max = 3\nindex_cache_bytes = 2097152\ncache_bytes_max = 1048576\n\
-    storage_share_percent = 90\ndefault_profile = \"low-power\"\nhot_celsius = 80\ncool_celsius = 70\n";
+    storage_share_percent = 90\nkernels = []\ndefault_profile = \"low-power\"\nhot_celsius = 80\ncool_celsius = 70\n";
 
 fn own(role: &str) -> Node {
     let node = Node::new("cam", role);
@@ -285,6 +292,31 @@ fn a_board_of_ones_own_decides_how_segments_lie_on_the_disk() {
     assert!(sizes.len() >= 3 && sizes.iter().all(|(length, _)| *length <= 3 << 20), "{sizes:?}");
     let open = sizes.iter().max().unwrap();
     assert!(open.0 == 3 << 20 && open.1 >= 3 << 20, "the open segment is there whole, in zeros: {sizes:?}");
+}
+
+#[test]
+fn a_board_says_which_instructions_are_used_and_status_notes_a_machine_without_them() {
+    let known = Node::new("any", "worker").run(["--kernels", "quantum", "status"]).expect(2).stderr;
+    let (_, native) = known.split_once("it has ").unwrap();
+    let native = native.split(';').next().unwrap().rsplit(", ").next().unwrap();
+    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    let with = |kernels: &str| {
+        let node = own("worker");
+        let board = BOARD.replace("kernels = []", &format!("kernels = {kernels}"));
+        fs::write(node.path("shed.toml"), board).unwrap();
+        node
+    };
+    let by_board = |level: &str| (level.to_owned(), "board shed".to_owned());
+    assert_eq!(setting(&with("[]"), "kernels"), by_board("portable"));
+    let node = with("[\"neon\", \"avx2\", \"avx512\"]");
+    assert_eq!(setting(&node, "kernels"), by_board(native));
+    node.set("node", "kernels", "\"portable\"");
+    assert_eq!(setting(&node, "kernels").0, "portable", "what is forced is obeyed");
+    let node = with(&format!("[\"{foreign}\"]"));
+    assert_eq!(setting(&node, "kernels"), by_board("portable"));
+    assert!(setting(&node, "note").0.contains(&format!("usually has the instructions {foreign}")));
+    let mut node = with("[\"sse9\"]");
+    refused(&mut node, &["shed.toml:", "kernels", "portable, neon, avx2, avx512"]);
 }
 
 #[test]
@@ -466,4 +498,20 @@ fn an_ordinary_user_has_everything_below_home() {
     run(&["put", ".config/larder/larder.toml", "--name", "mine"]);
     assert!(home.join(".local/share/larder/superblock").exists());
     assert_eq!(run(&["get", "mine", "-o", "-"]), fs::read(home.join(".config/larder/larder.toml")).unwrap());
+}
+
+#[test]
+fn a_batch_is_written_when_it_is_as_large_as_the_profile_says() {
+    let batches = |flush_bytes: &str| {
+        let mut node = own("worker");
+        let profile = PROFILE.replace("flush_bytes = 1048576", &format!("flush_bytes = {flush_bytes}"));
+        fs::write(node.path("own.toml"), profile).unwrap();
+        node.start();
+        let count = || node.status()["store"]["batches"].as_u64().unwrap();
+        let before = count();
+        node.run_with(["put", "--stdin", "large"], &noise(8 << 20, "large")).expect(0);
+        count() - before
+    };
+    let (large, small) = (batches("1048576"), batches("131072"));
+    assert!((2..16).contains(&large) && small > 32, "{large} batches of 1 MiB, {small} of 128 KiB");
 }

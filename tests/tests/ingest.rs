@@ -72,6 +72,20 @@ fn half_way(node: &Node, file: &str, length: usize) -> Child {
 }
 
 #[test]
+fn many_unchanged_files_put_by_several_commands_at_once_come_to_an_end() {
+    let node = running();
+    for index in 0..3_000 {
+        write(&node.path(format!("empty/{index}")), b"");
+    }
+    node.run(["put", "empty", "--quiet"]).expect(0);
+    let mut puts: Vec<Child> = (0..3).map(|_| spawn(&node, &["put", "empty", "--quiet"])).collect();
+    for put in &mut puts {
+        let status = wait_for("the put ends", || put.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[test]
 fn a_file_that_may_not_be_read_is_named_and_the_others_are_stored() {
     let mut node = worker();
     let folder = node.path("data");

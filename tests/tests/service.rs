@@ -118,6 +118,51 @@ fn the_watchdog_is_fed_by_the_loop_and_not_by_one_that_stands_still() {
     assert_eq!(node.stop(), 0);
 }
 
+/// Its other threads run and it answers signals: only the loop hangs, in a wait that does not return.
+#[test]
+fn a_loop_that_hangs_beside_living_threads_does_not_feed_the_watchdog() {
+    let name = "a_loop_that_hangs_beside_living_threads_does_not_feed_the_watchdog";
+    let mut node = Node::new("cam", "worker");
+    let mut systemd = Systemd::of(&mut node);
+    node.variable("WATCHDOG_USEC", "200000");
+    node.start();
+    systemd.wait("WATCHDOG=1");
+    // of the first thread alone, which is the loop's
+    let waits = "epoll_wait,epoll_pwait,epoll_pwait2";
+    let mut strace = Command::new("strace");
+    strace.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={waits}")]);
+    strace.args(["-e", &format!("inject={waits}:delay_enter=60000000"), "-p", &node.pid().to_string()]);
+    let Ok(mut strace) = strace.spawn() else { return skip(name, "there is no strace") };
+    let thread = |id: &str| {
+        let status = fs::read_to_string(format!("/proc/{}/task/{id}/status", node.pid())).unwrap();
+        (status.contains("State:\tt "), !status.contains("TracerPid:\t0\n"))
+    };
+    let loop_thread = node.pid().to_string();
+    let hangs = wait_for("that the loop hangs", || {
+        if strace.try_wait().unwrap().is_some() {
+            Some(false)
+        } else {
+            (thread(&loop_thread) == (true, true)).then_some(true)
+        }
+    });
+    if !hangs {
+        return skip(name, "strace may not trace");
+    }
+    systemd.socket.set_nonblocking(true).unwrap();
+    while systemd.socket.recv(&mut [0; 256]).is_ok() {}
+    systemd.socket.set_nonblocking(false).unwrap();
+    systemd.socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    assert!(systemd.socket.recv(&mut [0; 256]).is_err(), "a loop that hangs is alive");
+    let threads = fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap();
+    let mut others = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
+    assert!(others.any(|id| thread(&id) == (false, false)), "everything stands still");
+    strace.kill().unwrap();
+    strace.wait().unwrap();
+    systemd.socket.set_read_timeout(Some(SOON)).unwrap();
+    systemd.wait("WATCHDOG=1");
+    assert_eq!(node.stop(), 0);
+}
+
 #[test]
 fn a_turn_of_the_loop_that_takes_too_long_is_counted_and_shown() {
     let name = "a_turn_of_the_loop_that_takes_too_long_is_counted_and_shown";

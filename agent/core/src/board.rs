@@ -8,6 +8,7 @@
 
 use core::fmt;
 
+use larder_kernels::Level;
 use serde::{Deserialize, Serialize};
 
 /// How a fresh segment file is made ready before records go into it.
@@ -63,6 +64,8 @@ pub struct Board {
     pub cache_bytes_max: u64,
     /// Most of the disk, in percent, that the store may take here, whatever the limit says.
     pub storage_share_percent: u64,
+    /// Levels of the kernels its processor has beyond portable code; the best of them is used.
+    pub kernels: Vec<String>,
     /// Profile where none is configured.
     pub default_profile: String,
     /// Types of the thermal zones of its processor; every zone where none is named.
@@ -87,9 +90,9 @@ pub struct BoardError {
     /// The key in the board file.
     pub key: &'static str,
     /// What it says.
-    pub value: u64,
+    pub value: String,
     /// What it may say.
-    pub allowed: &'static str,
+    pub allowed: String,
 }
 
 impl Board {
@@ -151,10 +154,23 @@ impl Board {
                 "20 to 3 below hot_celsius",
             ),
         ];
-        match rules.into_iter().find(|&(_, _, holds, _)| !holds) {
-            Some((key, value, _, allowed)) => Err(BoardError { key, value, allowed }),
+        if let Some((key, value, _, allowed)) = rules.into_iter().find(|&(_, _, holds, _)| !holds) {
+            return Err(BoardError { key, value: value.to_string(), allowed: allowed.to_owned() });
+        }
+        match self.kernels.iter().find(|name| !Level::NAMES.contains(&name.as_str())) {
+            Some(name) => {
+                let allowed = format!("a list of {}", Level::NAMES.join(", "));
+                Err(BoardError { key: "kernels", value: format!("[… {name:?} …]"), allowed })
+            }
             None => Ok(()),
         }
+    }
+
+    /// The best level the machine has of those its board names; it is portable code where it has none.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        let named = |level: &Level| self.kernels.iter().any(|name| name == level.name());
+        Level::available().filter(named).max().unwrap_or(Level::PORTABLE)
     }
 }
 
@@ -230,6 +246,7 @@ mod tests {
             index_cache_bytes: 8 << 20,
             cache_bytes_max: 64 << 20,
             storage_share_percent: 80,
+            kernels: Vec::new(),
             default_profile: "balanced".to_owned(),
             thermal_zones: Vec::new(),
             power_rails: Vec::new(),
@@ -295,6 +312,18 @@ mod tests {
         assert_eq!(odd.check().unwrap_err().key, "cool_celsius");
         odd.hot_celsius = 999;
         assert_eq!(odd.check().unwrap_err().key, "hot_celsius");
+    }
+
+    #[test]
+    fn a_board_is_given_the_best_level_it_names_and_the_machine_has() {
+        let named = |names: &[&str]| Board { kernels: texts(names), ..board("some", &[], None) };
+        assert_eq!(named(&[]).level(), Level::PORTABLE, "one that names none has none");
+        let all = named(&Level::NAMES);
+        assert_eq!((all.check(), all.level()), (Ok(()), Level::detect()));
+        for level in Level::available() {
+            assert_eq!(named(&[level.name()]).level(), level, "a better one is left alone");
+        }
+        assert_eq!(named(&["neon", "sse9"]).check().unwrap_err().key, "kernels");
     }
 
     #[test]

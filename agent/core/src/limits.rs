@@ -14,13 +14,17 @@ pub const ANNOUNCE_BYTES_MAX: usize = 96 * 1024;
 /// Announcements on their way to one peer. Further changes wait in the log.
 pub const OUT_GROUPS_MAX: usize = 4;
 
-/// Announcements taken in at once from all peers. A further one is answered with `Busy`.
+/// Announcements taken in at once from all peers. A further one takes the place of one whose sender has been
+/// silent; where there is none it is answered with `Busy`.
 pub const IN_GROUPS_MAX: usize = 32;
+
+/// Announcements taken in at once from one peer, answers to fetches aside. A further one is answered with `Busy`.
+pub const IN_GROUPS_PEER_MAX: usize = OUT_GROUPS_MAX;
 
 /// Reads a sender has under way for one announcement, each of one message's blocks.
 pub const SERVE_READS_MAX: usize = 4;
 
-/// Blocks of one message.
+/// Blocks of one message. One with more is dropped, counted, by the receiver.
 pub const MESSAGE_BLOCKS_MAX: usize = 64;
 
 /// Peers in the configuration. A configuration with more is refused.
@@ -31,7 +35,8 @@ pub const PEERS_MAX: usize = 16_384;
 /// in tests.
 pub const EFFECTS_MAX: usize = 512;
 
-/// Effects that one input or one message between actors may have at the most.
+/// Effects that one input or one message between actors may have at the most. What could have more, such as
+/// repeating something to every peer, looks before each whether there is this room and goes on in the next call.
 pub const EFFECTS_ROOM: usize = 192;
 
 /// Messages between actors waiting inside one call, with the same policy.
@@ -52,8 +57,13 @@ pub const WRITES_MAX: usize = 2048;
 /// Writes of one batch. Further ones go with the next.
 pub const BATCH_WRITES_MAX: usize = 256;
 
-/// Fetches asked of the master and not answered. A further one is answered `Busy`.
+/// Fetches of this node that are not answered, those that wait for their turn or for a link included. A further
+/// one is answered `Busy`.
 pub const FETCHES_MAX: usize = 256;
+
+/// Fetches asked of the master at once; further ones wait for their turn. A master that answers so many of one
+/// peer's answers a further one `Busy`.
+pub const FETCHES_OPEN_MAX: usize = 16;
 
 /// Local connections at once. A further one is told so and closed.
 pub const CLIENTS_MAX: usize = 32;
@@ -98,3 +108,6 @@ pub const COMMAND_SKEW_MS: i64 = 5 * 60 * 1000;
 
 /// Names of conflicts kept for `status`. Older ones leave the list; the copies themselves stay.
 pub const CONFLICTS_SHOWN: usize = 16;
+
+/// Names of incomplete objects the last verification has found, kept for `status`. Further ones are in the log.
+pub const SCRUB_NAMES_SHOWN: usize = 16;

@@ -64,10 +64,10 @@ impl Node {
     }
 
     /// Takes over new settings; identity, store and watched folders are those of the start.
-    pub fn reload(&mut self, settings: &Settings) {
+    pub fn reload(&mut self, now: Time, settings: &Settings) {
         self.settings = settings.clone();
         self.power.reload(settings);
-        self.follow_profile();
+        self.follow_profile(now);
     }
 
     /// The profile in force, for the shell; none where the settings have no plan.
@@ -76,14 +76,14 @@ impl Node {
     }
 
     /// Puts what the profile in force steers into all actors.
-    fn follow_profile(&mut self) {
+    fn follow_profile(&mut self, now: Time) {
         let settings = match self.power.steering() {
             Some(steering) => self.settings.under(steering),
             None => self.settings.clone(),
         };
         self.ingest.reload(&settings);
         self.store.reload(&settings);
-        self.sync.reload(&settings);
+        self.sync.reload(now, &settings);
         self.control.reload(&settings);
         self.keeper.reload(&settings);
     }
@@ -104,13 +104,18 @@ impl Node {
         }
         let sync = &self.sync;
         if self.power.ride(now, || sync.is_busy(), out) {
-            self.follow_profile();
+            self.follow_profile(now);
         }
         let (messages, bytes) = out.take_sent();
         self.power.sent(messages, bytes);
         self.backlog = out.has_messages();
         self.dropped = out.dropped();
         if self.stopping && self.store.is_quiet() && !self.backlog {
+            if self.sync.save_last_cursors(now, out) {
+                out.tell(Message::FlushNow);
+                self.backlog = true;
+                return;
+            }
             self.stopping = false;
             out.emit(Effect::Presence(Presence::Offline));
             out.emit(Effect::Stopped);
@@ -170,19 +175,21 @@ impl Node {
             Input::Wire { from, channel, payload } => self.sync.wire(now, &from, channel, payload, out),
             Input::ClientCame(client) => self.control.client_came(client, out),
             Input::ClientAsked { caller, request } => self.control.client_asked(now, caller, request, out),
-            Input::ClientData { caller, bytes } => self.control.client_data(caller, Some(bytes), out),
-            Input::ClientDataEnd { caller } => self.control.client_data(caller, None, out),
+            Input::ClientData { caller, bytes } => self.control.client_data(now, caller, Some(bytes), out),
+            Input::ClientDataEnd { caller } => self.control.client_data(now, caller, None, out),
+            Input::ClientSilent(client) => self.control.client_silent(now, client, out),
             Input::ClientReady(client) => self.control.client_ready(client, out),
             Input::ClientGone(client) => self.control.client_gone(client, out),
             Input::Measured(process) => self.measured(now, &process, out),
             Input::Sensed(readings) => {
                 if self.power.sensed(now, readings, out) {
-                    self.follow_profile();
+                    self.follow_profile(now);
                 }
             }
             Input::Stop => {
                 self.stopping = true;
-                self.sync.save_cursors(now, true, out);
+                self.sync.stop();
+                out.tell(Message::PutsGo);
                 out.tell(Message::FlushNow);
             }
         }
@@ -191,7 +198,7 @@ impl Node {
     fn start(&mut self, now: Time, out: &mut Effects) {
         self.started_ms = now.mono_ms;
         self.control.start(out);
-        self.keeper.start(now);
+        self.keeper.start(now, out);
         self.power.start(now, out);
         self.ingest.wake(now, out);
     }
@@ -233,10 +240,13 @@ impl Node {
                 self.keeper.delivered(seq);
             }
             Message::Undelivered { name, is_lost } => self.ingest.undelivered(now, &name, is_lost),
-            Message::PutBegin { caller, name, meta } => self.ingest.put_begin(caller, name, meta, out),
+            Message::PutBegin { caller, name, meta, patient } => {
+                self.ingest.put_begin(caller, name, meta, patient, out);
+            }
             Message::PutData { caller, bytes } => self.ingest.put_data(caller, bytes, out),
             Message::PutEnd { caller } => self.ingest.put_end(caller, out),
-            Message::PutsHurry(client) => self.ingest.puts_hurry(client),
+            Message::PutsHurry(client) => self.ingest.puts_hurry(client, out),
+            Message::PutsGo => self.ingest.puts_go(out),
             Message::PutsGone(client) => self.ingest.puts_gone(now, client, out),
             Message::PutReady(client) => self.control.put_ready(client, out),
             Message::PutDone { caller, done } => self.control.put_done(caller, done, out),
@@ -245,7 +255,7 @@ impl Node {
             Message::Post { to, channel, payload } => self.post(&to, channel, payload, out),
             Message::Power { ticket, ask } => {
                 if self.power.asked(now, ticket, ask, out) {
-                    self.follow_profile();
+                    self.follow_profile(now);
                 }
             }
             Message::PowerNews { ticket, done } => self.control.power_news(ticket.number, done, out),
@@ -277,6 +287,7 @@ impl Node {
             peers: self.sync.peer_statuses(),
             ingest: self.ingest.numbers().clone(),
             sync: self.sync.numbers().clone(),
+            scrub: self.keeper.scrub_numbers(now),
             power,
             ..Status::default()
         };

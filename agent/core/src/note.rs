@@ -1,7 +1,8 @@
 //! Typed events of the core that people may want to read.
 
-use crate::id::NodeName;
+use crate::id::{BlockId, NodeName};
 use crate::name::Name;
+use crate::request::Target;
 
 /// Things worth a line in the log. The shell writes them; tests assert on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,13 @@ pub enum Note {
         /// What.
         what: String,
     },
+    /// A fetch of which nobody waits for the answer was given up.
+    Fetch {
+        /// What was asked for.
+        target: Target,
+        /// Why.
+        why: String,
+    },
     /// An object was taken from a peer.
     Received {
         /// The peer.
@@ -52,6 +60,15 @@ pub enum Note {
     Cleaned {
         /// Bytes given back.
         bytes: u64,
+    },
+    /// The node has verified everything by itself.
+    Scrubbed {
+        /// Blocks read.
+        blocks: u64,
+        /// Those that are not what their name says.
+        damaged: Vec<BlockId>,
+        /// Objects that need a damaged or missing block.
+        incomplete: Vec<Name>,
     },
     /// Another profile is in force.
     Profile {

@@ -52,6 +52,10 @@ pub struct Profile {
     pub verify_step_bytes: u64,
     /// Rest between two steps of cleaning, unless a full store waits.
     pub step_rest_ms: u64,
+    /// Everything is verified by itself so long after the last time; 0: never.
+    pub scrub_period_s: u64,
+    /// Rest between two steps of that.
+    pub scrub_rest_ms: u64,
     /// Longest time between two readings of the sensors.
     pub sense_s: u64,
     /// A reaction ends when its cause has not been seen for so long.
@@ -148,7 +152,7 @@ impl Profile {
 
     /// Every number with its range. The upper ends keep a typing error (a byte count where seconds
     /// belong) from being taken for a wish; keep-alive is 16 bits wide in MQTT.
-    fn values(&self) -> [(&'static str, u64, RangeInclusive<u64>); 22] {
+    fn values(&self) -> [(&'static str, u64, RangeInclusive<u64>); 24] {
         [
             ("tick_ms", self.tick_ms, 1..=60_000),
             ("flush_age_ms", self.flush_age_ms, 0..=60_000),
@@ -164,6 +168,8 @@ impl Profile {
             ("checkpoint_age_s", self.checkpoint_age_s, 1..=86_400),
             ("verify_step_bytes", self.verify_step_bytes, MESSAGE_BYTES..=1 << 30),
             ("step_rest_ms", self.step_rest_ms, 0..=60_000),
+            ("scrub_period_s", self.scrub_period_s, 0..=31_536_000),
+            ("scrub_rest_ms", self.scrub_rest_ms, 0..=3_600_000),
             ("sense_s", self.sense_s, 1..=3_600),
             ("calm_s", self.calm_s, 1..=86_400),
             ("telemetry_s", self.telemetry_s, 10..=86_400),
@@ -184,6 +190,7 @@ mod tests {
         "flush_bytes": 1048576, "send_age_ms": 5, "send_bytes": 262144, "keep_alive_s": 30,
         "cache_bytes": 1048576, "table_entries": 1024, "quota_share_percent": 100, "window_blocks": 16,
         "clean_step_bytes": 1048576, "checkpoint_age_s": 60, "verify_step_bytes": 1048576, "step_rest_ms": 0,
+        "scrub_period_s": 0, "scrub_rest_ms": 0,
         "sense_s": 10, "calm_s": 300, "telemetry_s": 300, "timer_slack_us": 50, "battery_low_percent": 20,
         "battery_ok_percent": 30, "flash_worn_percent": 80, "sync_every_s": 0, "sync_hours": []}"#;
 

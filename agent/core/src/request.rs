@@ -37,6 +37,10 @@ pub enum Request {
         name: Name,
         /// Modification time and mode; the size is counted.
         meta: Meta,
+        /// Neither this put nor what its connection says next is in a hurry: the profile's flush age may pass
+        /// before either is looked at.
+        #[serde(default)]
+        patient: bool,
     },
     /// Make everything handed over so far durable now, without waiting for the profile's age.
     Flush,
@@ -291,6 +295,9 @@ pub struct Status {
     pub ingest: IngestNumbers,
     /// Sync.
     pub sync: SyncNumbers,
+    /// The last verification, and the next one.
+    #[serde(default)]
+    pub scrub: ScrubNumbers,
     /// Power.
     pub power: PowerNumbers,
     /// The process, as the kernel counts it; absent where it does not say.
@@ -447,6 +454,30 @@ pub struct PowerNumbers {
     pub longest_turn_ms: u64,
     /// Effects or messages dropped at a bound; anything but 0 is a defect.
     pub dropped: u64,
+}
+
+/// Verifications of everything, asked for or by the profile's period.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubNumbers {
+    /// Those that came to their end since the start of the process.
+    pub ended: u64,
+    /// Blocks read and blocks in all, of the one under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under_way: Option<(u64, u64)>,
+    /// When the last one ended, in milliseconds since 1970 by the machine's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ms: Option<i64>,
+    /// Milliseconds until the next one; none: none is under way and none will begin by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_in_ms: Option<u64>,
+    /// Blocks the last one has read since this start.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks it has found damaged.
+    pub damaged: u64,
+    /// Some objects that need a damaged or missing block.
+    pub incomplete: Vec<Name>,
 }
 
 /// How often a deadline woke the loop.

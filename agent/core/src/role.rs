@@ -110,6 +110,9 @@ pub struct RoleDefaults {
     pub offline_requests_max: u16,
     /// What happens at the quota.
     pub evict: Evict,
+    /// What is stored in bulk is read again soon: a worker uploads it. What a peer sent is not, and the memory
+    /// it would take is left to others.
+    pub reads_back: bool,
 }
 
 const GIGABYTE: u64 = 1_000_000_000;
@@ -122,6 +125,7 @@ const MASTER: RoleDefaults = RoleDefaults {
     in_flight_max: 64,
     offline_requests_max: 0,
     evict: Evict::Never,
+    reads_back: false,
 };
 
 const WORKER: RoleDefaults = RoleDefaults {
@@ -132,6 +136,7 @@ const WORKER: RoleDefaults = RoleDefaults {
     in_flight_max: 32,
     offline_requests_max: 16,
     evict: Evict::Never,
+    reads_back: true,
 };
 
 const LEECHER: RoleDefaults = RoleDefaults {
@@ -142,6 +147,7 @@ const LEECHER: RoleDefaults = RoleDefaults {
     in_flight_max: 16,
     offline_requests_max: 256,
     evict: Evict::Oldest,
+    reads_back: false,
 };
 
 /// Who may tell whom of a new version of a name: (from, to).

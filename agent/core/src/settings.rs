@@ -91,6 +91,10 @@ pub struct Settings {
     pub verify_step_bytes: u64,
     /// Rest between two steps of cleaning or verification, in milliseconds.
     pub step_rest_ms: u64,
+    /// Everything is verified by itself so long after the last time; 0: never.
+    pub scrub_period_ms: u64,
+    /// Rest between two steps of that.
+    pub scrub_rest_ms: u64,
     /// The index follows the log at least this often, in milliseconds.
     pub checkpoint_age_ms: u64,
     /// The profiles this node moves between; those above are of the configured one.

@@ -12,7 +12,16 @@ pub struct Time {
     pub wall_ms: i64,
 }
 
+/// A clock before 2020 was never set.
+const CLOCK_UNSET_MS: i64 = 1_577_836_800_000;
+
 impl Time {
+    /// Whether the machine's clock can be taken for one that was set.
+    #[must_use]
+    pub fn clock_is_set(self) -> bool {
+        self.wall_ms >= CLOCK_UNSET_MS
+    }
+
     /// The moment `ms` later on both clocks.
     #[must_use]
     pub fn plus_ms(self, ms: u64) -> Time {

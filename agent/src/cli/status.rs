@@ -3,10 +3,10 @@
 //! Bound: what a node says of itself fits one answer. What a node does not know is left out, never shown as 0.
 
 use std::fmt::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{HumanCount, HumanDuration};
-use larder_core::request::{PeerStatus, Request, Response, Status};
+use larder_core::request::{PeerStatus, Request, Response, ScrubNumbers, Status};
 
 use super::client::Connection;
 use super::exit::{CommandError, Exit};
@@ -82,6 +82,7 @@ fn table(status: &Status) -> String {
     let mut table = Table::default();
     node(&mut table, status);
     store(&mut table, status);
+    scrub(&mut table, &status.scrub);
     traffic(&mut table, status);
     costs(&mut table, status);
     peers(&mut table, &status.peers);
@@ -153,6 +154,38 @@ fn store(table: &mut Table, status: &Status) {
     if store.damaged > 0 || store.quarantined > 0 {
         let (damaged, quarantined) = (HumanCount(store.damaged), HumanCount(store.quarantined));
         table.row("damage", format_args!("{damaged} blocks; {quarantined} records set aside at start"));
+    }
+}
+
+fn scrub(table: &mut Table, scrub: &ScrubNumbers) {
+    let duration = |ms: u64| HumanDuration(Duration::from_millis(ms));
+    let mut parts = Vec::new();
+    if let Some((done, total)) = scrub.under_way {
+        parts.push(format!("under way, {} of {}", HumanCount(done), number(total, "block")));
+    }
+    if let Some(last_ms) = scrub.last_ms {
+        parts.push(format!("ended last {}", ago(last_ms)));
+    }
+    if scrub.ended > 0 {
+        let (read, damaged) = (number(scrub.blocks, "block"), HumanCount(scrub.damaged));
+        parts.push(format!("{read} read, {damaged} damaged"));
+    }
+    if let Some(next_in_ms) = scrub.next_in_ms {
+        parts.push(format!("next in {}", duration(next_in_ms)));
+    }
+    table.row_unless_empty("scrub", &parts.join(", "));
+    for name in &scrub.incomplete {
+        table.row("", format_args!("incomplete: {}", name.as_str()));
+    }
+}
+
+/// How long a moment of the wall clock is past.
+fn ago(moment_ms: i64) -> String {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let since_ms = i128::try_from(now_ms).unwrap_or(i128::MAX) - i128::from(moment_ms);
+    match u64::try_from(since_ms) {
+        Ok(since_ms) => format!("{} ago", HumanDuration(Duration::from_millis(since_ms))),
+        Err(_) => "by a clock that was ahead".to_owned(),
     }
 }
 

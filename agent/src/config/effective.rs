@@ -177,6 +177,10 @@ effective! {
     verify_step_bytes: u64,
     /// Rest between two steps.
     step_rest_ms: u64,
+    /// How long after the last verification everything is verified by itself; 0: never.
+    scrub_period_s: u64,
+    /// Rest between two steps of that.
+    scrub_rest_ms: u64,
     /// Longest time between two readings of the sensors.
     sense_s: u64,
     /// How long a reaction's cause must be gone.
@@ -265,6 +269,8 @@ impl Config {
             clean_step_bytes: by_profile(profile.clean_step_bytes),
             verify_step_bytes: by_profile(profile.verify_step_bytes),
             step_rest_ms: by_profile(profile.step_rest_ms),
+            scrub_period_s: by_profile(profile.scrub_period_s),
+            scrub_rest_ms: by_profile(profile.scrub_rest_ms),
             sense_s: by_profile(profile.sense_s),
             calm_s: by_profile(profile.calm_s),
             telemetry_s: by_profile(profile.telemetry_s),

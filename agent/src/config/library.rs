@@ -60,7 +60,7 @@ pub(super) fn profile_names() -> impl Iterator<Item = &'static str> {
 /// The board that a name or a path means.
 pub(super) fn board(wish: &Sourced<String>) -> Result<Board, ConfigError> {
     load(wish, "board", &BOARDS, |board: &Board| {
-        board.check().map_err(|error| (error.key, error.value.to_string(), error.allowed.to_owned()))
+        board.check().map_err(|error| (error.key, error.value, error.allowed))
     })
 }
 

@@ -126,6 +126,7 @@ impl Config {
         let mut notes = Vec::new();
         let board = board(&layers, machine, &mut notes)?;
         let (profile, other_profiles) = with_others(profile(&layers, &board)?)?;
+        let kernels = kernels(&layers, &board.value, &mut notes)?;
         let role = layers.pick(|raw| raw.node.role.as_ref());
         let role = role.unwrap_or(Sourced::new(Role::Worker, Origin::Machine("default")));
         let name =
@@ -147,7 +148,7 @@ impl Config {
             mqtt: mqtt::check(&layers, environment)?,
             peers: peers(&layers, &name, role.value)?,
             watches: watches(&layers, &store)?,
-            kernels: kernels(&layers)?,
+            kernels,
             wishes: Wishes::check(&layers)?,
             log: overrides.log.clone().or_else(|| environment.variable("LARDER_LOG").map(str::to_owned)),
             machine_root: environment.machine_root(),
@@ -213,13 +214,23 @@ fn profile(layers: &Layers, board: &Sourced<Board>) -> Result<Sourced<Profile>, 
     library::profile(&wish).map(|profile| Sourced::new(profile, wish.from))
 }
 
-fn kernels(layers: &Layers) -> Result<Sourced<Level>, ConfigError> {
+/// The level that is forced, or the best of the board's.
+fn kernels(layers: &Layers, board: &Board, notes: &mut Vec<String>) -> Result<Sourced<Level>, ConfigError> {
     match layers.pick(|raw| raw.node.kernels.as_ref()) {
         Some(Sourced { value, from }) if value != "auto" => match value.parse() {
             Ok(level) => Ok(Sourced::new(level, from)),
             Err(reason) => Err(ConfigError::Level { from, reason }),
         },
-        Some(_) | None => Ok(Sourced::new(Level::detect(), Origin::Machine("detected"))),
+        Some(_) | None => {
+            let level = board.level();
+            if level == Level::PORTABLE && !board.kernels.is_empty() {
+                let (name, usual) = (&board.name, board.kernels.join(" or "));
+                notes.push(format!(
+                    "board {name} usually has the instructions {usual}, this machine does not"
+                ));
+            }
+            Ok(Sourced::new(level, Origin::Board(board.name.clone())))
+        }
     }
 }
 

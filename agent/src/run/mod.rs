@@ -166,6 +166,8 @@ pub struct Agent {
     service: Service,
     sensors: Reader,
     timer: Timer,
+    /// How often the loop had slept when it was last asked.
+    sleeps: u64,
     /// What the link shall have at the end of the turn, when all that was to be sent is.
     keep_alive: Option<Duration>,
     disk: OsDisk,
@@ -229,6 +231,7 @@ impl Agent {
             service,
             sensors: Reader::start(config).map_err(RunError::Start)?,
             timer: Timer::new().map_err(RunError::Start)?,
+            sleeps: 0,
             keep_alive: None,
             disk: opened.disk,
             orders,
@@ -274,7 +277,8 @@ impl Agent {
                 },
                 () = self.timer.until(at) => (Input::Wake, Woken::Timer(deadline.map_or("", |(_, why)| why))),
             };
-            self.turn(input, Some(woken));
+            let woken = self.has_slept().then_some(woken);
+            self.turn(input, woken);
             self.service.turned();
             // What is there already needs no waiting; a few at a time, lest others starve.
             for _ in 0..INPUTS_AT_ONCE {
@@ -293,15 +297,21 @@ impl Agent {
         Ok(())
     }
 
+    /// Whether what comes now has ended a sleep, or was there already.
+    fn has_slept(&mut self) -> bool {
+        let sleeps = tokio::runtime::Handle::current().metrics().worker_park_count(0);
+        std::mem::replace(&mut self.sleeps, sleeps) < sleeps
+    }
+
     async fn obey(&mut self, order: Order) -> Option<Input> {
         match order {
             Order::Stop => Some(Input::Stop),
             Order::Connect(stream) => Some(self.server.connect(stream)),
             Order::Reload(config) => {
                 self.service.reloading();
-                let is_reloaded = self.reload(&config);
+                let input = self.reload(&config);
                 self.service.ready();
-                is_reloaded.then_some(Input::Wake)
+                input
             }
             Order::CutBroker(done) => {
                 if let Some(broker) = &mut self.broker {
@@ -322,28 +332,29 @@ impl Agent {
         }
     }
 
-    /// Puts in force what may change while running; the rest waits for a restart.
-    fn reload(&mut self, config: &Config) -> bool {
+    /// Puts in force what may change while running, and says what the core is to hear then; the rest waits for a
+    /// restart.
+    fn reload(&mut self, config: &Config) -> Option<Input> {
         let resolved = settings::effective(config, &self.machine)
             .and_then(|effective| Ok((effective, settings::plan(config, &self.machine)?)));
         let (effective, plan) = match resolved {
             Ok(resolved) => resolved,
             Err(error) => {
                 tracing::error!("not reloaded: {error}");
-                return false;
+                return None;
             }
         };
         let old = &self.core;
         if config.name != old.me || config.fleet.as_str() != old.fleet || config.role.value != old.role {
             tracing::error!("not reloaded: name, fleet and role need a restart");
-            return false;
+            return None;
         }
         let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, old.store);
         if new.watches != old.watches {
             tracing::warn!("changed [[watch]] folders need a restart");
         }
         let new = Settings { watches: old.watches.clone(), ..new };
-        self.node.reload(&new);
+        self.node.reload(self.now(Instant::now()), &new);
         self.core = new;
         if let Some(steering) = self.node.steering().cloned() {
             self.follow(&steering);
@@ -351,7 +362,7 @@ impl Agent {
         tracing::info!(
             "the configuration was reloaded; store, broker and socket keep theirs until a restart"
         );
-        true
+        Some(self.wire.as_mut().and_then(|wire| wire.reload(config)).unwrap_or(Input::Wake))
     }
 
     /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience.
@@ -400,6 +411,7 @@ impl Agent {
             }
             Effect::Presence(presence) => return self.wire.as_mut()?.presence(presence),
             Effect::Pull(client) => self.server.pull(client),
+            Effect::PullIfThere(client) => self.server.pull_if_there(client),
             Effect::Reply { caller, response } => self.server.answer(caller, Frame::Message(*response)),
             Effect::ReplyData { caller, bytes } => self.server.answer(caller, Frame::Data(bytes)),
             Effect::ReplyDataEnd { caller } => self.server.answer(caller, Frame::End),

@@ -41,6 +41,7 @@ pub(super) fn store_options(config: &Config, effective: &Effective) -> Options {
         },
         spare_segments_max: effective.spare_segments_max.value,
         kernels: config.kernels.value,
+        reads_back: config.role.value.defaults().reads_back,
         create: true,
     }
 }
@@ -84,6 +85,8 @@ fn steering(
         clean_step_bytes: effective.clean_step_bytes.value,
         verify_step_bytes: effective.verify_step_bytes.value,
         step_rest_ms: effective.step_rest_ms.value,
+        scrub_period_ms: effective.scrub_period_s.value * 1000,
+        scrub_rest_ms: effective.scrub_rest_ms.value,
         checkpoint_age_ms: effective.checkpoint_age_s.value * 1000,
         windows: profile.windows(),
         sense_ms: effective.sense_s.value * 1000,
@@ -148,6 +151,8 @@ pub(super) fn core(
         clean_step_bytes: effective.clean_step_bytes.value,
         verify_step_bytes: effective.verify_step_bytes.value,
         step_rest_ms: effective.step_rest_ms.value,
+        scrub_period_ms: effective.scrub_period_s.value * 1000,
+        scrub_rest_ms: effective.scrub_rest_ms.value,
         checkpoint_age_ms: effective.checkpoint_age_s.value * 1000,
         power: plan,
         in_force: in_force(config, effective),

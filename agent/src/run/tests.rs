@@ -38,7 +38,7 @@ async fn answer(stream: &mut DuplexStream, number: u32) -> Response {
 
 async fn put(stream: &mut DuplexStream, number: u32, name: &str, bytes: &[u8]) -> Response {
     let meta = Meta { size: 0, mtime_ms: 1, mode: 0o644 };
-    let request = Request::Put { name: Name::parse(name).unwrap(), meta };
+    let request = Request::Put { name: Name::parse(name).unwrap(), meta, patient: false };
     write_request(stream, number, &Frame::Message(request)).await.unwrap();
     for piece in bytes.chunks(200_000) {
         write_request(stream, number, &Frame::Data(piece.to_vec().into())).await.unwrap();

@@ -6,6 +6,7 @@
 //! frame. A body over [`FRAME_BYTES_MAX`] ends the connection.
 
 pub mod client;
+mod quiet;
 pub mod server;
 
 use bytes::{Bytes, BytesMut};
@@ -57,10 +58,20 @@ pub enum FrameError {
 pub async fn read<M: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
 ) -> Result<Option<(u32, Frame<M>)>, FrameError> {
-    let mut head = [0; HEAD];
-    if from.read(&mut head[..1]).await? == 0 {
+    let mut first = [0];
+    if from.read(&mut first).await? == 0 {
         return Ok(None);
     }
+    read_on(first, from).await.map(Some)
+}
+
+/// Reads the rest of a frame that begins with this byte.
+async fn read_on<M: DeserializeOwned>(
+    first: [u8; 1],
+    from: &mut (impl AsyncRead + Unpin),
+) -> Result<(u32, Frame<M>), FrameError> {
+    let mut head = [0; HEAD];
+    head[..1].copy_from_slice(&first);
     from.read_exact(&mut head[1..]).await?;
     let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
     let number = u32::from_le_bytes([head[5], head[6], head[7], head[8]]);
@@ -77,7 +88,7 @@ pub async fn read<M: DeserializeOwned>(
         KIND_END => Frame::End,
         kind => return Err(FrameError::Kind(kind)),
     };
-    Ok(Some((number, frame)))
+    Ok((number, frame))
 }
 
 /// Writes a request.

@@ -4,15 +4,18 @@
 //! it; one that does not take its answers is closed when `ANSWERS_MAX` wait. What does not parse is
 //! answered and the connection goes on; what is no frame ends it.
 
-use super::{Frame, FrameError, read, write_response};
+use super::quiet::{Half, Source};
+use super::{Frame, FrameError, read_on, write_response};
 use larder_core::limits::CLIENTS_MAX;
 use larder_core::message::{Caller, ClientId, Input};
 use larder_core::request::{Failure, FailureKind, Request, Response};
 use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use std::task::Poll;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -49,9 +52,18 @@ enum Answer {
     Close,
 }
 
+/// How a connection's next frame is let in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pull {
+    /// When it comes.
+    Next,
+    /// If it is there.
+    IfThere,
+}
+
 struct Client {
     answers: mpsc::Sender<Answer>,
-    pulls: mpsc::Sender<()>,
+    pulls: mpsc::Sender<Pull>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -108,11 +120,15 @@ impl Server {
         Ok(server)
     }
 
-    /// Takes a connection over.
-    pub fn connect(&mut self, stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Input {
+    /// Takes a connection inside the process over.
+    pub fn connect(&mut self, stream: DuplexStream) -> Input {
+        let (from, to) = tokio::io::split(stream);
+        self.take(from, to)
+    }
+
+    fn take(&mut self, from: impl Source, to: impl AsyncWrite + Unpin + Send + 'static) -> Input {
         self.next_client = self.next_client.wrapping_add(1);
         let client = ClientId(self.next_client);
-        let (from, to) = tokio::io::split(stream);
         let (answers, answers_to_write) = mpsc::channel(ANSWERS_MAX);
         let (pulls, pulled) = mpsc::channel(1);
         let reader = read_requests(client, from, pulled, self.give.clone(), answers.clone());
@@ -138,7 +154,10 @@ impl Server {
                 }
                 stream = accept(self.listener.as_ref()) => match stream {
                     Ok(stream) if self.clients.len() >= CLIENTS_MAX => drop(tokio::spawn(turn_away(stream))),
-                    Ok(stream) => return self.connect(stream),
+                    Ok(stream) => match stream.into_std().and_then(Half::pair) {
+                        Ok((from, to)) => return self.take(from, to),
+                        Err(error) => tracing::warn!("a connection was not taken over: {error}"),
+                    },
                     Err(error) => {
                         tracing::warn!("a connection was not accepted: {error}");
                         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -150,9 +169,18 @@ impl Server {
 
     /// Lets a connection's next frame in.
     pub fn pull(&self, client: ClientId) {
+        self.let_in(client, Pull::Next);
+    }
+
+    /// Lets a connection's next frame in, if it is there, and leaves the connection alone if not.
+    pub fn pull_if_there(&self, client: ClientId) {
+        self.let_in(client, Pull::IfThere);
+    }
+
+    fn let_in(&self, client: ClientId, pull: Pull) {
         if let Some(client) = self.clients.get(&client) {
             // One pull is held; the core asks for no second before the first was answered.
-            let _ = client.pulls.try_send(());
+            let _ = client.pulls.try_send(pull);
         }
     }
 
@@ -207,38 +235,67 @@ async fn accept(listener: Option<&(UnixListener, PathBuf)>) -> io::Result<UnixSt
 
 async fn read_requests(
     client: ClientId,
-    mut from: impl AsyncRead + Unpin,
-    mut pulled: mpsc::Receiver<()>,
+    mut from: impl Source,
+    mut pulled: mpsc::Receiver<Pull>,
     give: mpsc::Sender<Input>,
     answers: mpsc::Sender<Answer>,
 ) {
-    while pulled.recv().await.is_some() {
-        let input = loop {
-            match read::<Request>(&mut from).await {
-                Ok(Some((number, frame))) => break Some(input_of(Caller { client, number }, frame)),
-                Ok(None) => break None,
-                Err(FrameError::Malformed { number, error }) => {
-                    let failure = Failure::new(FailureKind::Invalid, format!("no such request: {error}"));
-                    let frame = Frame::Message(Response::Error(failure));
-                    if answers.send(Answer::Frame(number, frame)).await.is_err() {
-                        break None;
-                    }
-                }
-                Err(error @ (FrameError::Large(_) | FrameError::Kind(_))) => {
-                    let failure = Failure::new(FailureKind::Invalid, error.to_string());
-                    let _ = answers.send(Answer::Frame(0, Frame::Message(Response::Error(failure)))).await;
-                    break None;
-                }
-                Err(FrameError::Io(_)) => break None,
-            }
-        };
-        let Some(input) = input else { break };
+    while let Some(pull) = pulled.recv().await {
+        let Some(input) = next_input(client, pull, &mut from, &answers).await else { break };
         if give.send(input).await.is_err() {
             return;
         }
     }
     let _ = answers.send(Answer::Close).await;
     let _ = give.send(Input::ClientGone(client)).await;
+}
+
+/// What a connection says; nothing when it has ended.
+async fn next_input(
+    client: ClientId,
+    pull: Pull,
+    from: &mut impl Source,
+    answers: &mpsc::Sender<Answer>,
+) -> Option<Input> {
+    loop {
+        let mut first = [0];
+        let begun = match pull {
+            Pull::Next => from.read(&mut first).await,
+            Pull::IfThere => match at_once(from.read(&mut first)).await {
+                Some(begun) => begun,
+                None => {
+                    from.rest();
+                    return Some(Input::ClientSilent(client));
+                }
+            },
+        };
+        if !matches!(begun, Ok(1)) {
+            return None;
+        }
+        match read_on::<Request>(first, from).await {
+            Ok((number, frame)) => return Some(input_of(Caller { client, number }, frame)),
+            Err(FrameError::Malformed { number, error }) => {
+                let failure = Failure::new(FailureKind::Invalid, format!("no such request: {error}"));
+                answers.send(Answer::Frame(number, Frame::Message(Response::Error(failure)))).await.ok()?;
+            }
+            Err(error @ (FrameError::Large(_) | FrameError::Kind(_))) => {
+                let failure = Failure::new(FailureKind::Invalid, error.to_string());
+                let _ = answers.send(Answer::Frame(0, Frame::Message(Response::Error(failure)))).await;
+                return None;
+            }
+            Err(FrameError::Io(_)) => return None,
+        }
+    }
+}
+
+/// What comes of it without waiting.
+async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 fn input_of(caller: Caller, frame: Frame<Request>) -> Input {

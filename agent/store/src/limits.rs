@@ -48,3 +48,8 @@ pub(crate) const SEQS_SKIPPED: u64 = 1 << 32;
 pub(crate) const SPARES_QUOTA_SHARE: u64 = 8;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.
 pub(crate) const LOG_BYTES_PER_CHECKPOINT: u64 = 128 << 20;
+/// A batch up to this long in room that was reserved and never written takes zeros along up to the next multiple of
+/// `AHEAD_BYTES`, so that the batches behind it overwrite. Longer ones would write more than that saves.
+pub(crate) const AHEAD_BATCH_BYTES: u64 = 16 << 10;
+/// See `AHEAD_BATCH_BYTES`.
+pub(crate) const AHEAD_BYTES: u64 = 64 << 10;

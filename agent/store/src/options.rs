@@ -38,6 +38,8 @@ pub struct Options {
     pub kernels: Level,
     /// Most emptied segment files to keep for the next segments; together never more than an eighth of the quota.
     pub spare_segments_max: u32,
+    /// Whether what a long batch wrote is likely to be read soon and may stay in the system's memory.
+    pub reads_back: bool,
     /// Whether to make a store where there is none.
     pub create: bool,
 }
@@ -54,6 +56,7 @@ impl Default for Options {
             prepare: Prepare::Allocate,
             kernels: Level::detect(),
             spare_segments_max: 8,
+            reads_back: true,
             create: true,
         }
     }

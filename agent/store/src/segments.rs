@@ -12,7 +12,7 @@ use crate::format::{
     segment_id, segment_name, spare_name,
 };
 use crate::index::SegmentRow;
-use crate::limits::{OPEN_FILES_MAX, PAGE_BYTES};
+use crate::limits::{AHEAD_BATCH_BYTES, AHEAD_BYTES, OPEN_FILES_MAX, PAGE_BYTES};
 use crate::options::Prepare;
 use crate::scan::Reader;
 use crate::spares::Spares;
@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+/// What is written ahead of batches.
+static ZEROS: [u8; AHEAD_BYTES as usize] = [0; AHEAD_BYTES as usize];
 /// Bytes written at once when a fresh segment is zeroed.
 const ZERO_BYTES: usize = 1 << 20;
 
@@ -40,6 +42,8 @@ pub(crate) struct Segment {
 struct Open<F> {
     id: u32,
     file: F,
+    /// From here on its blocks are reserved and were never written, if that is known.
+    blank_from: Option<u64>,
 }
 
 /// All segments of a store.
@@ -52,6 +56,8 @@ pub(crate) struct Segments<D: Disk> {
     /// Most recently used last.
     readers: Vec<(u32, D::File)>,
     next_id: u32,
+    /// Zeros written ahead of batches.
+    pub(crate) ahead_bytes_written: u64,
     pub(crate) spares: Spares<D>,
     /// Files that are gone and rows that the index still has.
     pub(crate) forgotten: Vec<u32>,
@@ -118,7 +124,9 @@ impl<D: Disk> Segments<D> {
         let next_id = used.max().map_or(0, |id| id + 1);
         let all = BTreeMap::new();
         let (open, readers, forgotten) = (None, Vec::new(), Vec::new());
-        let mut segments = Self { disk, store, all, open, readers, next_id, spares, forgotten };
+        let ahead_bytes_written = 0;
+        let mut segments =
+            Self { disk, store, all, open, readers, next_id, ahead_bytes_written, spares, forgotten };
         let mut unreadable = Vec::new();
         for file in files {
             let name = segment_name(file.id);
@@ -259,7 +267,7 @@ impl<D: Disk> Segments<D> {
         };
         self.readers.retain(|(reader, _)| *reader != id);
         match self.disk.open(&segment_name(id), OpenMode::ReadWrite) {
-            Ok(file) => self.open = Some(Open { id, file }),
+            Ok(file) => self.open = Some(Open { id, file, blank_from: None }),
             Err(error) if says_nothing_of_the_file(&error) => return Err(error),
             // The next batch begins the next segment.
             Err(_unwritable) => {}
@@ -280,19 +288,27 @@ impl<D: Disk> Segments<D> {
             previous_generation: previous.0,
             previous_end: previous.1,
         };
-        let made = self.make(&header, prepare, bytes).and_then(|file| Ok((file.bytes_on_disk()?, file)));
-        let (disk_bytes, file) = made.inspect_err(|_| drop(self.disk.remove(&segment_name(id))))?;
+        let made = self.make(&header, prepare, bytes);
+        let made = made.and_then(|(file, blank_from)| Ok((file.bytes_on_disk()?, file, blank_from)));
+        let (disk_bytes, file, blank_from) =
+            made.inspect_err(|_| drop(self.disk.remove(&segment_name(id))))?;
         let generation = header.generation;
         let row = SegmentRow { generation, first_seq, end: PAGE_BYTES, live: 0, retired: false };
         let segment =
             Segment { row, changed: true, end_known: true, damaged: false, disk_bytes, header_whole: true };
         self.all.insert(id, segment);
-        self.open = Some(Open { id, file });
+        self.open = Some(Open { id, file, blank_from });
         self.next_id = id + 1;
         Ok(())
     }
 
-    fn make(&mut self, header: &SegmentHeader, prepare: Prepare, bytes: u64) -> io::Result<D::File> {
+    /// The file of a new segment, and from where on it is blank.
+    fn make(
+        &mut self,
+        header: &SegmentHeader,
+        prepare: Prepare,
+        bytes: u64,
+    ) -> io::Result<(D::File, Option<u64>)> {
         let page = header.encode();
         let name = segment_name(header.id);
         while let Some(spare) = self.spares.best() {
@@ -303,7 +319,7 @@ impl<D: Disk> Segments<D> {
                 Ok(file)
             });
             match made {
-                Ok(file) => return Ok(file),
+                Ok(file) => return Ok((file, None)),
                 // A spare is worth no error: it goes, under whichever name it has.
                 Err(_unusable) => self.spares.give_up(spare.id),
             }
@@ -312,15 +328,34 @@ impl<D: Disk> Segments<D> {
         prepare_file(&file, prepare, bytes)?;
         file.write_gathered(&[IoSlice::new(&page)], 0)?;
         self.disk.sync_dir()?;
-        Ok(file)
+        Ok((file, (prepare == Prepare::Allocate).then_some(PAGE_BYTES)))
     }
 
-    /// Writes at the end of the open segment; the end moves only by [`Segments::acknowledge`].
-    pub(crate) fn write(&self, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        let (Some(open), Some((_, _, end))) = (&self.open, self.open_segment()) else {
+    /// Writes a batch of so many bytes at the end of the open segment; the end moves only by
+    /// [`Segments::acknowledge`].
+    pub(crate) fn write(&mut self, buffers: &[IoSlice<'_>], length: u64) -> io::Result<()> {
+        let disk_bytes = self.open_disk_bytes();
+        let (Some((_, _, start)), Some(open)) = (self.open_segment(), &mut self.open) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        open.file.write_gathered(buffers, end)
+        let end = start + length;
+        let Some(blank_from) = open.blank_from.filter(|blank_from| *blank_from < end) else {
+            return open.file.write_gathered(buffers, start);
+        };
+        let ahead =
+            if length <= AHEAD_BATCH_BYTES { end.next_multiple_of(AHEAD_BYTES).min(disk_bytes) } else { end };
+        let zeros = &ZEROS[..ahead.saturating_sub(end) as usize];
+        open.file.write_gathered(&[buffers, &[IoSlice::new(zeros)]].concat(), start)?;
+        open.blank_from = Some(blank_from.max(end + zeros.len() as u64));
+        self.ahead_bytes_written += zeros.len() as u64;
+        Ok(())
+    }
+
+    /// The last bytes of the log, so many, are durable and will not be read soon.
+    pub(crate) fn forget_last(&self, bytes: u64) {
+        if let (Some(open), Some((_, _, end))) = (&self.open, self.open_segment()) {
+            open.file.forget(end.saturating_sub(bytes), bytes);
+        }
     }
 
     /// Syncs the open segment.

@@ -199,7 +199,11 @@ fn run(steps: &[Step], prepare: Prepare, spares_max: u32) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases * 150 / 256,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn any_program_leaves_what_a_map_would_hold(

@@ -38,6 +38,10 @@ fn a_range_is_cut_to_the_block() {
     assert_eq!(store.read_range(&hash(&block), 10..20).unwrap().unwrap(), block.slice(10..20));
     assert_eq!(store.read_range(&hash(&block), 990..5000).unwrap().unwrap(), block.slice(990..));
     assert_eq!(store.read_range(&hash(&block), 2000..3000).unwrap().unwrap(), Bytes::new());
+    let (end, start) = (10, 20);
+    assert_eq!(store.read_range(&hash(&block), start..end).unwrap().unwrap(), Bytes::new(), "reversed");
+    let reversed = std::ops::Range { start: u32::MAX, end: 0 };
+    assert_eq!(store.read_range(&hash(&block), reversed).unwrap().unwrap(), Bytes::new());
     assert_eq!(store.read_range(&[9; 32], 0..1).unwrap(), None);
 }
 
@@ -68,13 +72,54 @@ fn each_batch_is_one_write_and_one_sync() {
         store.commit(puts(0..1, 100)).unwrap();
         let before = disk.counts();
         for batch in 0..10 {
-            store.commit(puts(batch * 100 + 1..batch * 100 + 101, 4096)).unwrap();
+            store.commit(puts(batch * 100 + 1..batch * 100 + 101, 2048)).unwrap();
         }
         let after = disk.counts();
         assert_eq!(after.file_syncs - before.file_syncs, 10, "{prepare:?}");
         assert_eq!(after.writes - before.writes, 10, "{prepare:?}");
         assert_eq!(after.directory_syncs, before.directory_syncs, "{prepare:?}");
     }
+}
+
+/// A long one is handed over in pieces, so that the device writes while the next is copied.
+#[test]
+fn a_long_batch_is_a_few_writes_one_sync_and_the_same_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 8 << 20, ..options() };
+    let open = |path: &std::path::Path| Store::open(disk(path), options.clone()).unwrap();
+    let (mut store, _) = open(directory.path());
+    store.commit(puts(0..1, 5)).unwrap();
+    let before = store.status().log_syncs;
+    store.commit(puts(1..31, 120 << 10)).unwrap();
+    assert_eq!(store.status().log_syncs - before, 1);
+    drop(store);
+    let (mut store, report) = open(directory.path());
+    assert_eq!((report.replayed_batches, report.damaged_bytes, report.torn), (2, 0, false));
+    for op in puts(1..31, 120 << 10) {
+        let Op::Put { hash, bytes } = op else { unreachable!("puts") };
+        assert_eq!(store.get(&hash).unwrap(), Some(bytes));
+    }
+}
+
+/// Reserved room that a small batch was the first to write holds zeros behind it, which the next batches overwrite.
+#[test]
+fn small_batches_in_new_room_write_ahead_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = disk(directory.path());
+    let options = Options { segment_bytes: 1 << 20, prepare: Prepare::Allocate, ..options() };
+    let (mut store, _) = Store::open(disk.clone(), options.clone()).unwrap();
+    store.commit(puts(0..1, 100)).unwrap();
+    let before = disk.counts();
+    for number in 1..15 {
+        store.commit(puts(number..number + 1, 100)).unwrap();
+    }
+    assert_eq!(disk.counts().bytes - before.bytes, 14 * 4096, "up to 64 KiB all has been written once");
+    store.commit(puts(15..16, 100)).unwrap();
+    assert_eq!(disk.counts().bytes - before.bytes, 14 * 4096 + (64 << 10), "a batch and 15 pages of zeros");
+    drop(store);
+    let (store, report) = Store::open(disk, options).unwrap();
+    assert_eq!((report.replayed_batches, report.damaged_bytes, report.torn), (16, 0, false));
+    assert_eq!(store.status().blocks, 16);
 }
 
 #[test]

@@ -26,9 +26,6 @@ pub(crate) enum Isa {
     Neon(Neon),
 }
 
-/// The names of all levels, of whatever machine.
-const NAMES: [&str; 4] = ["portable", "neon", "avx2", "avx512"];
-
 /// Why a level can not be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LevelError {
@@ -38,7 +35,7 @@ pub struct LevelError {
 impl fmt::Display for LevelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let asked = &self.asked;
-        let why = if NAMES.contains(&asked.as_str()) {
+        let why = if Level::NAMES.contains(&asked.as_str()) {
             format!("this machine has no level `{asked}`")
         } else {
             format!("`{asked}` is no level")
@@ -51,6 +48,9 @@ impl fmt::Display for LevelError {
 impl std::error::Error for LevelError {}
 
 impl Level {
+    /// The names of all levels, of whatever machine.
+    pub const NAMES: [&str; 4] = ["portable", "neon", "avx2", "avx512"];
+
     /// What every machine has.
     pub const PORTABLE: Level = Level(Isa::Portable);
 

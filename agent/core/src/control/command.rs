@@ -179,6 +179,7 @@ impl Control {
 
     /// A deadline has come: commands without an answer have failed.
     pub fn wake(&mut self, now: Time, out: &mut Effects) {
+        self.end_rests(now, out);
         let expired = |sent: &Sent| sent.expires_at_ms <= now.mono_ms;
         let counters: Vec<u64> =
             self.sent.iter().filter(|(_, sent)| expired(sent)).map(|(counter, _)| *counter).collect();
@@ -199,8 +200,13 @@ impl Control {
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
-        let at_ms = self.sent.values().map(|sent| sent.expires_at_ms).min()?;
-        Some(Deadline { at_ms, slack_ms: 1_000, why: "a command without an answer" })
+        let expires_at_ms = self.sent.values().map(|sent| sent.expires_at_ms).min();
+        let expires = expires_at_ms.map(|at_ms| Deadline {
+            at_ms,
+            slack_ms: 1_000,
+            why: "a command without an answer",
+        });
+        expires.into_iter().chain(self.rest_deadline()).min_by_key(|deadline| deadline.at_ms)
     }
 }
 

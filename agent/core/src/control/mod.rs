@@ -11,11 +11,12 @@
 
 mod command;
 mod export;
+mod patience;
 pub mod remote;
 
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::{BlockId, NodeName};
-use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX, REQUESTS_PER_CLIENT_MAX};
+use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX};
 use crate::message::{
     Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effect, Effects, FetchDone, Haste, Message,
     Question, Ticket,
@@ -31,6 +32,7 @@ use crate::time::Time;
 use bytes::Bytes;
 use command::{Sent, read_counters};
 use export::{Export, Next, listed};
+use patience::Reading;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who is to be answered.
@@ -89,12 +91,17 @@ struct Client {
     pulled: bool,
     /// Ingest has said that it can take no more for now.
     held: bool,
+    /// Its last request was a put that can wait.
+    patient: bool,
+    reading: Reading,
 }
 
 /// The actor.
 pub struct Control {
     settings: Settings,
     clients: BTreeMap<ClientId, Client>,
+    /// Since when somebody's patient put waits.
+    rest_ms: Option<u64>,
     asked: BTreeMap<u32, Purpose>,
     next_ticket: u32,
     /// Statuses that wait for the store's and the process's numbers.
@@ -113,6 +120,7 @@ impl Control {
         Control {
             settings: settings.clone(),
             clients: BTreeMap::new(),
+            rest_ms: None,
             asked: BTreeMap::new(),
             next_ticket: 0,
             statuses: Vec::new(),
@@ -147,14 +155,22 @@ impl Control {
 
     /// A connection is gone.
     pub fn client_gone(&mut self, client: ClientId, out: &mut Effects) {
-        self.clients.remove(&client);
+        let gone = self.clients.remove(&client);
         out.tell(Message::PutsGone(client));
+        if gone.is_some_and(|gone| gone.reading == Reading::Waking) {
+            self.go_when_all_are_read(out);
+        }
     }
 
     /// A request of a connection.
     pub fn client_asked(&mut self, now: Time, caller: Caller, request: Request, out: &mut Effects) {
+        let patient = self.is_patient(&request);
         let Some(client) = self.clients.get_mut(&caller.client) else { return };
         client.pulled = false;
+        client.patient = patient;
+        if !patient && client.reading == Reading::Draining {
+            client.reading = Reading::Listening;
+        }
         if !client.open.insert(caller.number) {
             let failure = Failure::new(FailureKind::Invalid, "a request with this number is still open");
             let response = Box::new(Response::Error(failure));
@@ -165,10 +181,13 @@ impl Control {
     }
 
     /// Data of a put, or its end.
-    pub fn client_data(&mut self, caller: Caller, bytes: Option<Bytes>, out: &mut Effects) {
+    pub fn client_data(&mut self, now: Time, caller: Caller, bytes: Option<Bytes>, out: &mut Effects) {
         let Some(client) = self.clients.get_mut(&caller.client) else { return };
         client.pulled = false;
         client.held = true;
+        if bytes.is_none() {
+            self.put_ended(now, caller.client);
+        }
         out.tell(match bytes {
             Some(bytes) => Message::PutData { caller, bytes },
             None => Message::PutEnd { caller },
@@ -183,17 +202,12 @@ impl Control {
         self.pull(client, out);
     }
 
-    fn pull(&mut self, id: ClientId, out: &mut Effects) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        if !client.pulled && !client.held && client.open.len() < REQUESTS_PER_CLIENT_MAX {
-            client.pulled = true;
-            out.emit(Effect::Pull(id));
-        }
-    }
-
     fn request(&mut self, now: Time, origin: Origin, request: Request, out: &mut Effects) {
         match (request, &origin) {
-            (Request::Put { name, meta }, Origin::Local(caller)) => self.put(*caller, name, meta, out),
+            (Request::Put { name, meta, patient }, Origin::Local(caller)) => {
+                let patient = patient && self.rests();
+                self.put(*caller, name, meta, patient, out);
+            }
             (Request::Get { target, offset, length }, Origin::Local(caller)) => {
                 self.find(Wish { caller: *caller, target, offset, length, fetched: false }, None, out);
             }
@@ -258,13 +272,13 @@ impl Control {
         }
     }
 
-    fn put(&mut self, caller: Caller, name: Name, meta: Meta, out: &mut Effects) {
+    fn put(&mut self, caller: Caller, name: Name, meta: Meta, patient: bool, out: &mut Effects) {
         if self.settings.role == Role::Leecher {
             let why = "a leecher keeps nothing of its own: put on a worker or on the master";
             let failure = Failure::new(FailureKind::Forbidden, why);
             return self.respond(Origin::Local(caller), Err(failure), out);
         }
-        out.tell(Message::PutBegin { caller, name, meta });
+        out.tell(Message::PutBegin { caller, name, meta, patient });
     }
 
     /// A put is finished.
@@ -276,9 +290,7 @@ impl Control {
     fn find(&mut self, wish: Wish, after: Option<Name>, out: &mut Effects) {
         let busy = self.clients.get(&wish.caller.client).is_none_or(|client| client.export.is_some());
         if busy {
-            let why = "this connection is being sent an object already; use another";
-            let failure = Failure::new(FailureKind::Busy, why);
-            return self.respond(Origin::Local(wish.caller), Err(failure), out);
+            return self.respond(Origin::Local(wish.caller), Err(exports_already()), out);
         }
         let question = match &wish.target {
             Target::Name(name) => Question::Lookup(vec![name.clone()]),
@@ -346,6 +358,10 @@ impl Control {
 
     fn export(&mut self, wish: Wish, object: Listed, depth: u8, out: &mut Effects) {
         let Some(client) = self.clients.get_mut(&wish.caller.client) else { return };
+        if client.export.is_some() {
+            // another get of this connection was found first
+            return self.respond(Origin::Local(wish.caller), Err(exports_already()), out);
+        }
         let export = Export::new(&object, depth, wish.offset, wish.length);
         client.export = Some((wish.caller, export));
         let response = Box::new(Response::Object { object });
@@ -405,22 +421,31 @@ impl Control {
             Answer::Failed(failure) => return self.respond(origin, Err(failure), out),
             _ => None,
         };
-        let expected_seq = bound.as_ref().map(|bound| bound.seq);
-        let old = bound.as_ref().and_then(decode).filter(|old| old.content != Content::Deleted);
-        let Some(mut binding) = old else {
+        let old = bound.and_then(|bound| Some((bound.seq, decode(&bound)?)));
+        let Some((seq, old)) = old.filter(|(_, old)| old.content != Content::Deleted) else {
             let why = format!("{} is not here; `larder ls` shows what is", name.as_str());
             return self.respond(origin, Err(Failure::new(FailureKind::NotFound, why)), out);
         };
-        if let Err(error) = binding.version.write(&self.settings.me, now.wall_ms) {
-            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, error.to_string())), out);
-        }
-        binding.content = Content::Deleted;
-        binding.meta.size = 0;
-        binding.origin = self.settings.me.clone();
-        let value = Bytes::from(Stored { binding, via: None, refused: false }.encode());
-        let change = Change::Bind { name: name.clone(), value, expected_seq };
+        let change = if self.settings.role == Role::Leecher {
+            // It writes nothing: its copy goes, and can be had again from the master.
+            Change::Unbind { name: name.clone(), expected_seq: seq }
+        } else {
+            match self.deletion(now, old) {
+                Ok(value) => Change::Bind { name: name.clone(), value, expected_seq: Some(seq) },
+                Err(failure) => return self.respond(origin, Err(failure), out),
+            }
+        };
         let ticket = self.ticket(Purpose::Removed(origin, name));
         out.tell(Message::Write { ticket, change, haste: Haste::Now });
+    }
+
+    /// What a name is bound to once `old` is deleted.
+    fn deletion(&self, now: Time, old: Binding) -> Result<Bytes, Failure> {
+        let mut binding = Binding { content: Content::Deleted, origin: self.settings.me.clone(), ..old };
+        let written = binding.version.write(&self.settings.me, now.wall_ms);
+        written.map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
+        binding.meta.size = 0;
+        Ok(Bytes::from(Stored { binding, via: None, refused: false }.encode()))
     }
 
     /// An answer of the store.
@@ -437,7 +462,7 @@ impl Control {
             Some(Purpose::Rebuild(origin)) => {
                 let done = match answer {
                     Answer::Rebuilt { blocks, names } => Ok(Response::Rebuilt { blocks, names }),
-                    answer => Err(failure_of(answer)),
+                    answer => Err(answer.failure()),
                 };
                 self.respond(origin, done, out);
             }
@@ -507,7 +532,7 @@ impl Control {
     fn list_read(&mut self, origin: Origin, answer: Answer, out: &mut Effects) {
         let page = match answer {
             Answer::Page(page) => page,
-            answer => return self.respond(origin, Err(failure_of(answer)), out),
+            answer => return self.respond(origin, Err(answer.failure()), out),
         };
         let limit = if matches!(origin, Origin::Local(_)) { LIST_PAGE } else { LIST_PAGE / 4 };
         let next = if page.len() >= limit { page.last().map(|(name, _)| name.clone()) } else { None };
@@ -535,7 +560,7 @@ impl Control {
             }
             (Some(index), answer) => {
                 let (origin, _) = self.statuses.remove(index);
-                self.respond(origin, Err(failure_of(answer)), out);
+                self.respond(origin, Err(answer.failure()), out);
             }
             (None, _) => {}
         }
@@ -603,13 +628,10 @@ impl Control {
     }
 }
 
-fn decode(bound: &Bound) -> Option<Binding> {
-    Stored::decode(&bound.value).ok().map(|stored| stored.binding)
+fn exports_already() -> Failure {
+    Failure::new(FailureKind::Busy, "this connection is being sent an object already; use another")
 }
 
-fn failure_of(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        _ => Failure::new(FailureKind::Disk, "the store gave an answer to another question"),
-    }
+fn decode(bound: &Bound) -> Option<Binding> {
+    Stored::decode(&bound.value).ok().map(|stored| stored.binding)
 }

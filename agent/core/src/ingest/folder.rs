@@ -75,6 +75,8 @@ pub(super) struct Folders {
     reading: Option<u32>,
     /// A look or an opening is under way.
     looking: bool,
+    /// Nobody upstream acknowledges anything: what is on flash here is safe.
+    is_master: bool,
     /// Everything up to this sequence number is acknowledged upstream.
     delivered: u64,
     /// Bound files that are deleted once acknowledged, in the order of their bindings.
@@ -98,6 +100,7 @@ impl Folders {
             next_file: 0,
             reading: None,
             looking: false,
+            is_master,
             delivered: if is_master { u64::MAX } else { 0 },
             awaiting: VecDeque::new(),
         }
@@ -320,7 +323,8 @@ impl Ingest {
         out.tell(Message::Ask { ticket, question: Question::Lookup(names) });
     }
 
-    /// Files that are bound as they are need nothing more than, perhaps, their deletion.
+    /// Files that are bound as they are need nothing more than, perhaps, their deletion. A master reads them once
+    /// more before it: no acknowledgement tells that their blocks are whole, and reading mends what is not.
     pub(super) fn page_looked_up(
         &mut self,
         now: Time,
@@ -330,12 +334,15 @@ impl Ingest {
     ) {
         let watch = &self.watches[usize::from(page.watch)];
         let (delete, settle_ms) = (watch.delete_after_ack, watch.settle_ms);
+        let rereads = delete && self.folders.is_master;
         for ((path, stat), bound) in page.files.into_iter().zip(found) {
             let path = (page.watch, path);
             match bound.filter(|bound| is_bound_as(bound, &stat)) {
-                Some(bound) if delete => self.folders.await_delivery(now, bound.seq, path, stat),
-                Some(_) => {}
-                None => self.folders.note(now, path, Some(stat), now.mono_ms + settle_ms),
+                Some(bound) if delete && !rereads => {
+                    self.folders.await_delivery(now, bound.seq, path, stat);
+                }
+                Some(_) if !rereads => {}
+                Some(_) | None => self.folders.note(now, path, Some(stat), now.mono_ms + settle_ms),
             }
         }
         let folder = &mut self.folders.folders[usize::from(page.watch)];

@@ -5,11 +5,6 @@
 //! however many there are. Refused: names that leave the root, objects on a leecher (Control says so).
 //! A file that vanishes, grows or can not be read is dropped without a trace and tried again.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "an answer of another kind is one case, however many kinds there are"
-)]
-
 mod folder;
 mod stream;
 
@@ -32,12 +27,17 @@ use larder_kernels::Level;
 use std::collections::{BTreeMap, BTreeSet};
 use stream::{Finished, Phase, Source, Stream};
 
+/// Names of one question about patient puts.
+const LOOKUPS_MAX: usize = 64;
+
 /// What a question or write of this actor was for.
 enum Purpose {
     /// A block or manifest of a stream, and its bytes.
     Put { stream: u32, bytes: usize },
     /// The present binding of a stream's name.
     Lookup { stream: u32 },
+    /// Those of patient puts.
+    Lookups(Vec<u32>),
     /// The stream's name.
     Bind { stream: u32 },
     /// The bindings of a page of scanned files.
@@ -59,6 +59,8 @@ pub struct Ingest {
     ending: usize,
     /// Objects of one small block that have no name yet; bounded as those are.
     unnamed: Vec<(u32, Bytes)>,
+    /// Patient puts that are complete and wait until they go together.
+    patient: Vec<u32>,
     kernels: Level,
     window: usize,
     /// Connections that are not read because too much is unwritten.
@@ -81,6 +83,7 @@ impl Ingest {
             unwritten: 0,
             ending: 0,
             unnamed: Vec::new(),
+            patient: Vec::new(),
             kernels: settings.kernels,
             window: window(settings),
             held: BTreeSet::new(),
@@ -96,13 +99,16 @@ impl Ingest {
     }
 
     /// A local put begins.
-    pub fn put_begin(&mut self, caller: Caller, name: Name, meta: Meta, out: &mut Effects) {
+    pub fn put_begin(&mut self, caller: Caller, name: Name, meta: Meta, patient: bool, out: &mut Effects) {
         if self.streams.len() >= INGESTS_MAX {
             let failure = Failure::new(FailureKind::Busy, "too many objects are being stored; try again");
             return out.tell(Message::PutDone { caller, done: Err(failure) });
         }
-        let stream = self.open(Source::Client(caller), name, meta);
-        self.by_caller.insert(caller, stream);
+        let number = self.open(Source::Client(caller), name, meta);
+        if let Some(stream) = self.streams.get_mut(&number) {
+            stream.patient = patient;
+        }
+        self.by_caller.insert(caller, number);
         self.more_or_hold(caller.client, out);
     }
 
@@ -123,9 +129,20 @@ impl Ingest {
     }
 
     /// What this connection has put shall not wait.
-    pub fn puts_hurry(&mut self, client: ClientId) {
+    pub fn puts_hurry(&mut self, client: ClientId, out: &mut Effects) {
         for stream in self.streams.values_mut() {
             stream.hasty |= matches!(stream.source, Source::Client(caller) if caller.client == client);
+        }
+        self.puts_go(out);
+    }
+
+    /// Patient puts have waited long enough: their names are looked up together.
+    pub fn puts_go(&mut self, out: &mut Effects) {
+        for streams in std::mem::take(&mut self.patient).chunks(LOOKUPS_MAX) {
+            let name = |number| self.streams.get(number).map(|stream| (*number, stream.name.clone()));
+            let (streams, names) = streams.iter().filter_map(name).unzip();
+            let ticket = self.ticket(Purpose::Lookups(streams));
+            out.tell(Message::Ask { ticket, question: Question::Lookup(names) });
         }
     }
 
@@ -145,6 +162,7 @@ impl Ingest {
                 self.finish_if_written(now, number, out);
             }
         }
+        self.release(now, out);
     }
 
     fn open(&mut self, source: Source, name: Name, meta: Meta) -> u32 {
@@ -164,13 +182,16 @@ impl Ingest {
         let Some(stream) = self.streams.get_mut(&number) else { return };
         stream.ending = true;
         self.ending += 1;
-        let name = stream.name.clone();
+        let (name, is_patient) = (stream.name.clone(), stream.patient && !stream.hasty);
         if let Some(bytes) = stream.end_small() {
             self.unwritten += bytes.len();
             self.unnamed.push((number, bytes));
         } else {
             let blocks = stream.end();
             self.put_blocks(number, blocks, out);
+        }
+        if is_patient {
+            return self.patient.push(number);
         }
         let ticket = self.ticket(Purpose::Lookup { stream: number });
         out.tell(Message::Ask { ticket, question: Question::Lookup(vec![name]) });
@@ -214,6 +235,7 @@ impl Ingest {
             out.tell(Message::PutReady(client));
         } else {
             self.held.insert(client);
+            self.puts_go(out);
         }
     }
 
@@ -222,6 +244,7 @@ impl Ingest {
         self.unwritten < self.window && self.ending < INGESTS_ENDING_MAX && self.streams.len() <= INGESTS_MAX
     }
 
+    /// Reads on whatever was held, after anything that may have made room: a write, an answer, a connection's end.
     fn release(&mut self, now: Time, out: &mut Effects) {
         if self.unwritten <= self.window / 2 && self.ending < INGESTS_ENDING_MAX {
             for client in std::mem::take(&mut self.held) {
@@ -238,13 +261,28 @@ impl Ingest {
             (Some(Purpose::Lookup { stream }), Answer::Bindings(found)) => {
                 self.looked_up(now, stream, found.into_iter().next().flatten(), out);
             }
-            (Some(Purpose::Lookup { stream }), answer) => self.fail(now, stream, failure_of(answer), out),
+            (Some(Purpose::Lookups(streams)), Answer::Bindings(found)) => {
+                for (stream, bound) in streams.into_iter().zip(found) {
+                    self.looked_up(now, stream, bound, out);
+                    // one batch for all, and no more patience with whoever was outrun
+                    if let Some(stream) = self.streams.get_mut(&stream) {
+                        stream.hasty = true;
+                    }
+                }
+                out.tell(Message::FlushNow);
+            }
+            (Some(Purpose::Lookups(streams)), answer) => {
+                let failure = answer.failure();
+                streams.into_iter().for_each(|stream| self.fail(now, stream, failure.clone(), out));
+            }
+            (Some(Purpose::Lookup { stream }), answer) => self.fail(now, stream, answer.failure(), out),
             (Some(Purpose::Page(page)), Answer::Bindings(found)) => {
                 self.page_looked_up(now, page, found, out);
             }
             (Some(Purpose::Page(page)), _) => self.folders.scan_later(now, page.watch),
             (Some(Purpose::Put { .. } | Purpose::Bind { .. }) | None, _) => {}
         }
+        self.release(now, out);
     }
 
     /// The name's present binding is known: bind it, unless it says the same already.
@@ -297,7 +335,7 @@ impl Ingest {
                 }
             }
             Some(Purpose::Bind { stream: number }) => self.bound(now, number, done, out),
-            Some(Purpose::Lookup { .. } | Purpose::Page(_)) | None => {}
+            Some(Purpose::Lookup { .. } | Purpose::Lookups(_) | Purpose::Page(_)) | None => {}
         }
         self.release(now, out);
     }
@@ -323,7 +361,10 @@ impl Ingest {
     fn fail(&mut self, now: Time, number: u32, failure: Failure, out: &mut Effects) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
         stream.phase = Phase::Failed;
-        stream.finished.get_or_insert(Finished::Failed(failure));
+        // what was found unchanged or bound is not whole without the block whose write has failed
+        if !matches!(stream.finished, Some(Finished::Failed(_))) {
+            stream.finished = Some(Finished::Failed(failure));
+        }
         self.finish_if_written(now, number, out);
     }
 
@@ -362,6 +403,7 @@ impl Ingest {
     /// A file operation is finished.
     pub fn file_done(&mut self, now: Time, file: FileId, done: FileDone, out: &mut Effects) {
         self.folder_file_done(now, file, done, out);
+        self.release(now, out);
     }
 
     /// A deadline has come.
@@ -401,11 +443,4 @@ fn response(stream: Stream, finished: Finished) -> Result<Response, Failure> {
 
 fn gone_failure() -> Failure {
     Failure::new(FailureKind::Invalid, "the connection ended before the object's data did")
-}
-
-fn failure_of(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        _ => Failure::new(FailureKind::Disk, "the store gave an answer to another question"),
-    }
 }

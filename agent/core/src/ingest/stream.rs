@@ -58,6 +58,8 @@ pub(super) struct Stream {
     pub(super) ending: bool,
     /// Do not wait for the profile's age.
     pub(super) hasty: bool,
+    /// Its name is looked up together with others, when they go.
+    pub(super) patient: bool,
 }
 
 /// What a finished stream has come to.
@@ -91,6 +93,7 @@ impl Stream {
             finished: None,
             ending: false,
             hasty: false,
+            patient: false,
         }
     }
 

@@ -6,12 +6,9 @@
 //! that upstream has not acknowledged. Verifying reads every block and then asks for each name whether all
 //! its blocks are there. A step that fails ends the task; the next trigger begins anew.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "an answer of another kind is one case, however many kinds there are"
-)]
-
+mod scrub;
 mod tour;
+mod verify;
 
 use crate::binding::{Content, Stored};
 use crate::id::BlockId;
@@ -19,15 +16,17 @@ use crate::limits::VERIFICATIONS_MAX;
 use crate::message::{Actor, Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question, Ticket};
 use crate::name::Name;
 use crate::note::Note;
-use crate::request::{Failure, FailureKind, Response, StoreNumbers, Unit};
+use crate::request::{Failure, FailureKind, Response, ScrubNumbers, StoreNumbers};
 use crate::role::{Evict, Role};
 use crate::settings::Settings;
 use crate::time::{Deadline, Time};
-use std::collections::{BTreeSet, VecDeque};
+use scrub::Scrub;
+use std::collections::VecDeque;
 use tour::{Tour, TourStep};
+use verify::Verifying;
 
-/// Damaged blocks and incomplete objects listed by a verification; the rest is counted by `status`.
-const LISTED_MAX: usize = 1_000;
+/// Blocks marked at once: each time costs a wake-up of the helper thread and one of the loop.
+const MARKS_STEP: usize = 1_024;
 /// Names looked at in one step of eviction.
 const EVICT_PAGE: usize = 64;
 /// The shortest time between two cleanings that a full store asks for, in milliseconds.
@@ -35,6 +34,8 @@ const FULL_PAUSE_MS: u64 = 10_000;
 
 enum Task {
     Idle,
+    /// The store is asked when everything was verified last.
+    Recalling,
     /// The store's numbers decide what is to be done; `forced`: it is full, or the period is over.
     Deciding {
         forced: bool,
@@ -56,20 +57,6 @@ enum Task {
     Verifying(Verifying),
 }
 
-struct Verifying {
-    ticket: Ticket,
-    position: u64,
-    total: u64,
-    blocks: u64,
-    bytes: u64,
-    damaged: BTreeSet<BlockId>,
-    incomplete: Vec<Name>,
-    /// The second half: names.
-    tour: Option<Tour>,
-    /// A block of the present object is not there.
-    lacking: bool,
-}
-
 /// The actor.
 pub struct Keeper {
     role: Role,
@@ -83,6 +70,11 @@ pub struct Keeper {
     /// The next step, which waits until then.
     resting: Option<(u64, Question)>,
     task: Task,
+    scrub: Scrub,
+    /// Blocks to be marked.
+    marks: Vec<BlockId>,
+    /// The write that remembers the end of a verification.
+    remembering: Option<u32>,
     next_ticket: u32,
     waiting: VecDeque<Ticket>,
     /// Bytes written since the store's numbers were looked at, and whether any since the last cleaning.
@@ -107,6 +99,9 @@ impl Keeper {
             step_rest_ms: 0,
             resting: None,
             task: Task::Idle,
+            scrub: Scrub::default(),
+            marks: Vec::new(),
+            remembering: None,
             next_ticket: 0,
             waiting: VecDeque::new(),
             grown: 0,
@@ -128,11 +123,16 @@ impl Keeper {
         self.step_bytes = settings.clean_step_bytes;
         self.verify_step_bytes = settings.verify_step_bytes;
         self.step_rest_ms = settings.step_rest_ms;
+        self.scrub.reload(settings);
     }
 
     /// The node has started.
-    pub fn start(&mut self, now: Time) {
+    pub fn start(&mut self, now: Time, out: &mut Effects) {
         self.clean_at_ms = Some(now.mono_ms + self.period_ms);
+        if self.scrub.is_wanted() {
+            self.task = Task::Recalling;
+            self.ask(Question::Settings(scrub::SETTING.to_owned()), out);
+        }
     }
 
     /// A batch is durable, or did not fit.
@@ -176,6 +176,16 @@ impl Keeper {
                 self.decide(true, out);
             }
         }
+        if matches!(self.task, Task::Idle)
+            && let Some((verifying, begins)) = self.scrub.turn(now)
+        {
+            self.task = if begins {
+                self.ask(Question::Numbers, out);
+                Task::Verifying(verifying)
+            } else {
+                self.verify_next(now, verifying, out)
+            };
+        }
     }
 
     /// The earliest moment something here must be done.
@@ -183,8 +193,12 @@ impl Keeper {
         if let Some((at_ms, _)) = self.resting {
             return Some(Deadline { at_ms, slack_ms: self.step_rest_ms, why: "next step of cleaning" });
         }
-        let at_ms = self.clean_at_ms.filter(|_| matches!(self.task, Task::Idle))?;
-        Some(Deadline { at_ms, slack_ms: self.period_ms / 10, why: "clean" })
+        if !matches!(self.task, Task::Idle) {
+            return None;
+        }
+        let slack_ms = self.period_ms / 10;
+        let clean = self.clean_at_ms.map(|at_ms| Deadline { at_ms, slack_ms, why: "clean" });
+        clean.into_iter().chain(self.scrub.deadline()).min_by_key(|deadline| deadline.at_ms)
     }
 
     fn decide(&mut self, forced: bool, out: &mut Effects) {
@@ -208,7 +222,8 @@ impl Keeper {
             return;
         }
         if let Some(ticket) = self.waiting.pop_front() {
-            self.task = Task::Verifying(Verifying::new(ticket));
+            self.scrub.drop_for_another();
+            self.task = Task::Verifying(Verifying::new(Some(ticket)));
             self.ask(Question::Numbers, out);
         }
     }
@@ -227,7 +242,11 @@ impl Keeper {
         }
         let task = std::mem::replace(&mut self.task, Task::Idle);
         self.task = match (task, answer) {
-            (Task::Verifying(verifying), answer) => self.verify_on(verifying, answer, out),
+            (Task::Recalling, answer) => {
+                self.scrub.recall(now, answer);
+                Task::Idle
+            }
+            (Task::Verifying(verifying), answer) => self.verify_on(now, verifying, answer, out),
             // What can be fetched again may go with its damaged manifest; elsewhere its blocks are kept, and
             // with them everything, until the object is put again or deleted.
             (Task::Marking(mut tour), Answer::Failed(failure))
@@ -284,6 +303,7 @@ impl Keeper {
         // The store gives its spares back by itself: they are no reason to clean, let alone to evict.
         let excess = numbers.used_bytes.saturating_sub(numbers.spare_bytes).saturating_sub(watermark);
         if excess > 0 && self.evict == Evict::Oldest {
+            self.scrub.names_change();
             // A tenth more, so that the next object does not start it again.
             let excess = excess + watermark / 10;
             self.ask(Question::Changes { after: 0, limit: EVICT_PAGE }, out);
@@ -294,6 +314,8 @@ impl Keeper {
 
     fn begin(&mut self, out: &mut Effects) -> Task {
         self.dirty = false;
+        self.marks.clear();
+        self.scrub.names_change();
         self.ask(Question::CleanBegin, out);
         Task::Beginning
     }
@@ -338,6 +360,9 @@ impl Keeper {
 
     /// A name was dropped, or not; or everything handed over before the marks is durable.
     pub fn written(&mut self, number: u32, done: Result<ChangeDone, Failure>, out: &mut Effects) {
+        if self.remembering.take_if(|remembering| *remembering == number).is_some() {
+            return;
+        }
         if matches!(self.task, Task::Settling(_)) && number == self.next_ticket {
             let Task::Settling(roots) = std::mem::replace(&mut self.task, Task::Idle) else { return };
             self.task = match done {
@@ -356,19 +381,25 @@ impl Keeper {
     }
 
     fn mark_on(&mut self, mut tour: Tour, out: &mut Effects) -> Task {
-        loop {
+        while self.marks.len() < MARKS_STEP {
             match tour.next() {
-                TourStep::Ask(question) => self.ask(question, out),
-                TourStep::Ids(ids) => self.ask(Question::CleanMark(ids), out),
-                TourStep::Object { .. } => continue,
-                TourStep::Done => {
+                TourStep::Ids(ids) => self.marks.extend(ids),
+                TourStep::Object { .. } => {}
+                TourStep::Ask(question) => {
+                    self.ask(question, out);
+                    return Task::Marking(tour);
+                }
+                TourStep::Done if self.marks.is_empty() => {
                     self.ask(Question::CleanStep(self.step_bytes), out);
                     return Task::Moving { freed: 0 };
                 }
+                TourStep::Done => break,
                 TourStep::Failed(failure) => return self.fail(&failure, out),
             }
-            return Task::Marking(tour);
         }
+        let ids = std::mem::take(&mut self.marks);
+        self.ask(Question::CleanMark(ids), out);
+        Task::Marking(tour)
     }
 
     fn moved(&mut self, now: Time, freed: u64, done: bool, out: &mut Effects) -> Task {
@@ -381,64 +412,74 @@ impl Keeper {
         Task::Idle
     }
 
-    fn verify_on(&mut self, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
-        match answer {
-            Answer::Failed(failure) if verifying.tour.is_none() => {
-                return verifying.end(Response::Error(failure), out);
-            }
-            Answer::Numbers(numbers) => verifying.total = numbers.blocks,
-            Answer::Verified { next, blocks, bytes, damaged } => {
-                verifying.blocks += blocks;
-                verifying.bytes += bytes;
-                let room = LISTED_MAX.saturating_sub(verifying.damaged.len());
-                verifying.damaged.extend(damaged.into_iter().take(room));
-                verifying.progress(out);
-                match next {
-                    Some(next) => verifying.position = next,
-                    None => verifying.tour = Some(Tour::new(Vec::new())),
-                }
-            }
-            Answer::Has(here) => verifying.lacking |= here.contains(&None),
-            answer => {
-                if let Some(tour) = &mut verifying.tour {
-                    tour.supply(answer);
-                }
-            }
+    fn verify_on(&mut self, now: Time, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
+        let is_step = matches!(answer, Answer::Verified { .. });
+        if let Err(failure) = verifying.supply(answer) {
+            return self.verify_failed(now, &verifying, failure, out);
         }
-        self.verify_next(verifying, out)
+        if let Some(ticket) = verifying.ticket.filter(|_| is_step) {
+            out.tell(Message::VerifyNews { ticket, news: Box::new(verifying.progress()) });
+        }
+        if verifying.ticket.is_none() && self.scrub.is_tired(&verifying) {
+            self.scrub.set_aside(now, verifying);
+            return Task::Idle;
+        }
+        self.verify_next(now, verifying, out)
     }
 
-    fn verify_next(&mut self, mut verifying: Verifying, out: &mut Effects) -> Task {
-        let Some(tour) = &mut verifying.tour else {
-            let position = verifying.position;
-            let question = Question::Verify { position, bytes: self.verify_step_bytes };
-            self.ask(question, out);
-            return Task::Verifying(verifying);
-        };
-        loop {
-            match tour.next() {
-                TourStep::Ask(question) => self.ask(question, out),
-                TourStep::Ids(ids) => self.ask(Question::Has(ids), out),
-                TourStep::Object { name, whole } => {
-                    let lacking = std::mem::take(&mut verifying.lacking) || !whole;
-                    if let Some(name) = name.filter(|_| lacking && verifying.incomplete.len() < LISTED_MAX) {
-                        verifying.incomplete.push(name);
-                    }
-                    continue;
-                }
-                TourStep::Done => {
-                    let response = Response::Verified {
-                        blocks: verifying.blocks,
-                        bytes: verifying.bytes,
-                        damaged: verifying.damaged.iter().copied().collect(),
-                        incomplete: std::mem::take(&mut verifying.incomplete),
-                    };
-                    return verifying.end(response, out);
-                }
-                TourStep::Failed(failure) => return verifying.end(Response::Error(failure), out),
+    fn verify_next(&mut self, now: Time, mut verifying: Verifying, out: &mut Effects) -> Task {
+        match verifying.next(self.verify_step_bytes) {
+            Ok(Some(question)) => {
+                self.ask(question, out);
+                Task::Verifying(verifying)
             }
-            return Task::Verifying(verifying);
+            Ok(None) => self.verified(now, verifying, out),
+            Err(failure) => self.verify_failed(now, &verifying, failure, out),
         }
+    }
+
+    fn verified(&mut self, now: Time, verifying: Verifying, out: &mut Effects) -> Task {
+        let value = self.scrub.ended(now, &verifying);
+        let ticket = self.ticket();
+        self.remembering = Some(ticket.number);
+        let change = Change::Set { key: scrub::SETTING.to_owned(), value };
+        out.tell(Message::Write { ticket, change, haste: Haste::Patient });
+        match verifying.ticket {
+            Some(ticket) => {
+                out.tell(Message::VerifyNews { ticket, news: Box::new(verifying.report()) });
+            }
+            None => out.note(Note::Scrubbed {
+                blocks: verifying.blocks,
+                damaged: verifying.damaged.into_iter().collect(),
+                incomplete: verifying.incomplete,
+            }),
+        }
+        Task::Idle
+    }
+
+    fn verify_failed(
+        &mut self,
+        now: Time,
+        verifying: &Verifying,
+        failure: Failure,
+        out: &mut Effects,
+    ) -> Task {
+        match verifying.ticket {
+            Some(ticket) => {
+                out.tell(Message::VerifyNews { ticket, news: Box::new(Response::Error(failure)) });
+            }
+            None => {
+                self.scrub.failed(now);
+                out.note(Note::Store { what: format!("the scrub ended early: {failure}") });
+            }
+        }
+        Task::Idle
+    }
+
+    /// What was verified, for `status`.
+    pub fn scrub_numbers(&self, now: Time) -> ScrubNumbers {
+        let present = if let Task::Verifying(verifying) = &self.task { Some(verifying) } else { None };
+        self.scrub.numbers(now, present)
     }
 
     fn ask(&mut self, question: Question, out: &mut Effects) {
@@ -449,31 +490,5 @@ impl Keeper {
     fn ticket(&mut self) -> Ticket {
         self.next_ticket = self.next_ticket.wrapping_add(1);
         Ticket { actor: Actor::Keeper, number: self.next_ticket }
-    }
-}
-
-impl Verifying {
-    fn new(ticket: Ticket) -> Self {
-        Verifying {
-            ticket,
-            position: 0,
-            total: 0,
-            blocks: 0,
-            bytes: 0,
-            damaged: BTreeSet::new(),
-            incomplete: Vec::new(),
-            tour: None,
-            lacking: false,
-        }
-    }
-
-    fn progress(&self, out: &mut Effects) {
-        let news = Response::Progress { done: self.blocks, total: self.total, unit: Unit::Blocks };
-        out.tell(Message::VerifyNews { ticket: self.ticket, news: Box::new(news) });
-    }
-
-    fn end(self, response: Response, out: &mut Effects) -> Task {
-        out.tell(Message::VerifyNews { ticket: self.ticket, news: Box::new(response) });
-        Task::Idle
     }
 }

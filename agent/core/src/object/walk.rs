@@ -351,7 +351,7 @@ pub(super) mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
+        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 2))]
         #[test]
         fn any_range_reads_the_bytes_that_went_in(length in 0usize..20_000, block in 1usize..4000, a in 0usize..21_000, b in 0usize..21_000) {
             let bytes = payload(length);

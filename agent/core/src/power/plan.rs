@@ -28,6 +28,10 @@ pub struct Steering {
     pub verify_step_bytes: u64,
     /// Rest between two such steps.
     pub step_rest_ms: u64,
+    /// Everything is verified by itself so long after the last time; 0: never.
+    pub scrub_period_ms: u64,
+    /// Rest between two steps of that.
+    pub scrub_rest_ms: u64,
     /// The index follows the log at least this often.
     pub checkpoint_age_ms: u64,
     /// When the radio may be used.
@@ -70,6 +74,8 @@ impl Settings {
             clean_step_bytes: steering.clean_step_bytes,
             verify_step_bytes: steering.verify_step_bytes,
             step_rest_ms: steering.step_rest_ms,
+            scrub_period_ms: steering.scrub_period_ms,
+            scrub_rest_ms: steering.scrub_rest_ms,
             checkpoint_age_ms: steering.checkpoint_age_ms,
             in_force: steering.in_force.clone(),
             ..self.clone()

@@ -26,6 +26,8 @@ fn steering(name: &str, instead: &[(Condition, usize)]) -> Arc<Steering> {
         clean_step_bytes: 1 << 20,
         verify_step_bytes: 1 << 20,
         step_rest_ms: 0,
+        scrub_period_ms: 0,
+        scrub_rest_ms: 0,
         checkpoint_age_ms: MINUTE_MS,
         windows: Windows::default(),
         sense_ms: 10_000,

@@ -7,8 +7,6 @@
 
 use crate::time::Time;
 
-/// A clock before 2020 was never set.
-const CLOCK_UNSET_MS: i64 = 1_577_836_800_000;
 const DAY_MS: i64 = 24 * 3_600_000;
 
 /// Part of a day, in milliseconds since midnight UTC; one that ends before it begins goes over midnight.
@@ -61,7 +59,7 @@ impl Windows {
     /// Milliseconds until the hours that allow the radio now are over; an hour while nobody knows.
     pub(super) fn closed_in_ms(&self, now: Time) -> u64 {
         const HOUR_MS: u64 = 3_600_000;
-        if now.wall_ms < CLOCK_UNSET_MS {
+        if !now.clock_is_set() {
             return HOUR_MS;
         }
         let day_ms = now.wall_ms.rem_euclid(DAY_MS);
@@ -72,7 +70,7 @@ impl Windows {
 
     /// Milliseconds until the hours allow the radio; 0: they do.
     pub(super) fn allowed_in_ms(&self, now: Time) -> u64 {
-        if self.hours.is_empty() || now.wall_ms < CLOCK_UNSET_MS {
+        if self.hours.is_empty() || !now.clock_is_set() {
             return 0;
         }
         let day_ms = now.wall_ms.rem_euclid(DAY_MS);

@@ -66,6 +66,9 @@ pub(super) struct Credit {
     received: Amount,
     /// What has come, of this round or an earlier one, and is not durable yet.
     held: Amount,
+    /// Blocks of all rounds that were allowed and have not come. A late one of an earlier round uses up what was
+    /// allowed then, so an honest sender never has more to send than this.
+    open: u64,
 }
 
 impl Credit {
@@ -78,11 +81,16 @@ impl Credit {
         });
         self.sums = sums.collect();
         (self.limit, self.received) = (0, Amount::default());
-        self.limit = self.allowed(window);
-        self.as_sent()
+        self.raise(self.allowed(window))
+    }
+
+    /// Whether one more block may come.
+    pub(super) fn allows(&self) -> bool {
+        self.open > 0
     }
 
     pub(super) fn received(&mut self, block: Amount) {
+        self.open = self.open.saturating_sub(1);
         self.received = self.received.plus(block);
         self.held = self.held.plus(block);
     }
@@ -115,10 +123,7 @@ impl Credit {
         }
         let gain = self.with(allowed).minus(self.promised());
         let is_worth = gain.reaches(window.over(8)) || allowed == self.sums.len() || self.is_used_up();
-        is_worth.then(|| {
-            self.limit = allowed;
-            self.as_sent()
-        })
+        is_worth.then(|| self.raise(allowed))
     }
 
     /// What would be promised with this limit.
@@ -138,9 +143,11 @@ impl Credit {
         limit
     }
 
-    /// The limit as messages say it.
-    fn as_sent(&self) -> u32 {
-        u32::try_from(self.limit).expect("a round wants at most a manifest's children")
+    /// A new limit of the round, as messages say it.
+    fn raise(&mut self, limit: usize) -> u32 {
+        self.open += (limit - self.limit) as u64;
+        self.limit = limit;
+        u32::try_from(limit).expect("a round wants at most a manifest's children")
     }
 }
 
@@ -161,13 +168,28 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_round_allowed_may_come_late() {
+        let mut credit = Credit::default();
+        let window = Amount { blocks: 2, bytes: 1000 };
+        assert_eq!(credit.begin([100; 4].into_iter(), window), 2);
+        assert_eq!(credit.begin([100; 4].into_iter(), window), 2, "asked again: they did not come in time");
+        for _ in 0..4 {
+            assert!(credit.allows());
+            credit.received(Amount::block(100));
+        }
+        assert!(!credit.allows());
+    }
+
+    #[test]
     fn what_an_earlier_round_left_unwritten_counts() {
         let mut credit = Credit::default();
         let window = Amount { blocks: 4, bytes: 1000 };
         assert_eq!(credit.begin([100; 3].into_iter(), window), 3);
         for _ in 0..3 {
+            assert!(credit.allows());
             credit.received(Amount::block(100));
         }
+        assert!(!credit.allows());
         assert_eq!(credit.begin([100; 6].into_iter(), window), 1);
         credit.stored(Amount::block(100));
         assert_eq!(credit.extend(window), Some(2));
@@ -191,12 +213,14 @@ mod tests {
                     credit.stored(block(stored));
                     stored += 1;
                 } else if !stores && received < limit {
+                    prop_assert!(credit.allows());
                     credit.received(block(received));
                     received += 1;
                 }
                 limit = credit.extend(window).map_or(limit, |limit| limit as usize);
                 prop_assert!(credit.promised().fits(window));
                 prop_assert!(limit <= lengths.len());
+                prop_assert_eq!(credit.allows(), received < limit);
             }
             prop_assert_eq!(stored, lengths.len());
         }

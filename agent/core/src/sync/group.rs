@@ -3,6 +3,7 @@
 //! Plain state with no way to send; `receiver` drives it. Bounded by the announcement's entries, one
 //! manifest per level of the object being walked, and the window of blocks.
 
+use super::RETRY_MS;
 use super::credit::Credit;
 use super::wire::{Outcome, Refusal, Wanted};
 use crate::binding::{Binding, Content};
@@ -12,7 +13,7 @@ use crate::name::Name;
 use crate::object::BLOCK_BYTES_MAX;
 use crate::object::manifest::{Child, Manifest};
 use crate::request::Failure;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the store was asked on behalf of a group.
 #[derive(Clone, Copy, Debug)]
@@ -109,12 +110,15 @@ pub(super) enum Ahead {
 
 /// An announcement being taken in.
 pub(super) struct InGroup {
+    /// No other has it: a late answer of the store to an earlier one of the same number is not for this one.
+    pub(super) life: u64,
     pub(super) request: Option<u32>,
     pub(super) entries: Vec<InEntry>,
     /// Counts the wants.
     pub(super) round: u32,
-    /// Blocks asked for and not received.
-    pub(super) expected: BTreeSet<BlockId>,
+    /// Blocks asked for and not received, each with the length that the manifest says of it; a manifest's
+    /// length is not known, and of a root each entry says its own.
+    pub(super) expected: BTreeMap<BlockId, Option<u64>>,
     /// The entry whose manifests are being walked, and the manifests still to be looked at.
     pub(super) walking: Option<u16>,
     pub(super) nodes: Vec<Node>,
@@ -125,7 +129,7 @@ pub(super) struct InGroup {
     /// The manifest to be looked at next.
     pub(super) ahead: Ahead,
     /// The children of the manifest before: they have come, though a look-up may not know them yet.
-    pub(super) came: Vec<Child>,
+    pub(super) before: Vec<Child>,
     pub(super) credit: Credit,
     /// Outcomes not yet acknowledged.
     pub(super) outcomes: Vec<(u16, Outcome)>,
@@ -135,19 +139,20 @@ pub(super) struct InGroup {
 }
 
 impl InGroup {
-    pub(super) fn new(request: Option<u32>, entries: Vec<(Name, Binding)>) -> Self {
+    pub(super) fn new(life: u64, request: Option<u32>, entries: Vec<(Name, Binding)>) -> Self {
         let entry = |(name, incoming)| InEntry { name, incoming, plan: Plan::Unknown, content_here: false };
         InGroup {
+            life,
             request,
             entries: entries.into_iter().map(entry).collect(),
             round: 0,
-            expected: BTreeSet::new(),
+            expected: BTreeMap::new(),
             walking: None,
             nodes: Vec::new(),
             node: None,
             expected_known: false,
             ahead: Ahead::Unknown,
-            came: Vec::new(),
+            before: Vec::new(),
             credit: Credit::default(),
             outcomes: Vec::new(),
             acknowledged: 0,
@@ -174,37 +179,51 @@ impl InGroup {
         }
     }
 
-    /// Takes in which blocks of the round are here, and how long those are: the others are expected.
-    pub(super) fn expect(&mut self, blocks: impl Iterator<Item = (BlockId, Option<u32>)>) {
+    /// Takes in which roots are here, and how long those are: the others are expected.
+    pub(super) fn expect_roots(&mut self, roots: impl Iterator<Item = (BlockId, Option<u32>)>) {
         self.expected.clear();
-        let mut here = Vec::new();
-        for (id, length) in blocks {
-            match length {
-                Some(length) => here.push((id, length)),
-                None => drop(self.expected.insert(id)),
-            }
-        }
         self.expected_known = true;
-        for (id, length) in here {
-            self.compare(id, u64::from(length));
+        for (id, here) in roots {
+            match here {
+                Some(length) => self.root_has(id, u64::from(length)),
+                None => drop(self.expected.insert(id, None)),
+            }
         }
     }
 
-    /// Refuses whatever claims another length of this block than it has.
-    pub(super) fn compare(&mut self, id: BlockId, bytes: u64) {
-        match &self.node {
-            None => {
-                self.refuse_roots(Refusal::Content, |root, depth, size| {
-                    (root, depth) == (id, 0) && size != bytes
-                });
-            }
-            Some((node, children)) => {
-                let lies = |child: &Child| child.id == id && child.bytes != bytes;
-                if node.level == 1 && children.iter().any(lies) {
-                    self.refuse_walked(Refusal::Content);
-                }
-            }
+    /// Takes in a manifest, and how long those of its children are that are here: the others are expected.
+    pub(super) fn expect_children(&mut self, node: Node, children: Vec<(Child, Option<u32>)>) {
+        self.expected.clear();
+        self.expected_known = true;
+        let mut lies = false;
+        for (child, here) in &children {
+            let says = (node.level == 1).then_some(child.bytes);
+            let other = match here {
+                Some(length) => Some(says.map(|_| u64::from(*length))),
+                None => self.expected.insert(child.id, says),
+            };
+            lies |= other.is_some_and(|other| other != says);
         }
+        self.node = Some((node, children.into_iter().map(|(child, _)| child).collect()));
+        if lies {
+            self.refuse_walked(Refusal::Content);
+        }
+    }
+
+    /// Takes a block off the expected ones, and refuses whatever claims another length of it than it has.
+    /// Whether it was expected.
+    pub(super) fn came(&mut self, id: BlockId, bytes: u64) -> bool {
+        let Some(says) = self.expected.remove(&id) else { return false };
+        match &self.node {
+            None => self.root_has(id, bytes),
+            Some(_) if says.is_some_and(|says| says != bytes) => self.refuse_walked(Refusal::Content),
+            Some(_) => {}
+        }
+        true
+    }
+
+    fn root_has(&mut self, id: BlockId, bytes: u64) {
+        self.refuse_roots(Refusal::Content, |root, depth, size| (root, depth) == (id, 0) && size != bytes);
     }
 
     /// Refuses the object whose manifests are being walked; nothing more is expected of it.
@@ -213,7 +232,7 @@ impl InGroup {
         self.nodes.clear();
         self.node = None;
         self.ahead = Ahead::Unknown;
-        self.came.clear();
+        self.before.clear();
         if let Some(index) = self.walking.take() {
             self.settle(index, Outcome::Refused(why));
         }
@@ -256,6 +275,11 @@ impl InGroup {
         self.credit.held().blocks > 0
     }
 
+    /// The sender has not sent what was asked for since it was asked for again.
+    pub(super) fn is_silent(&self) -> bool {
+        self.retry_wait_ms > RETRY_MS && !self.expected.is_empty()
+    }
+
     /// What is still expected of the present round, as a want says it, and the lengths in that order.
     pub(super) fn wanted(&self) -> (Wanted, Vec<u64>) {
         let length = |depth: u8, bytes: u64| if depth > 0 { BLOCK_BYTES_MAX as u64 } else { bytes };
@@ -265,7 +289,7 @@ impl InGroup {
                 let mut missing = vec![0_u8; children.len().div_ceil(8)];
                 let mut asked = BTreeSet::new();
                 for (index, child) in children.iter().enumerate() {
-                    if self.expected.contains(&child.id) && asked.insert(child.id) {
+                    if self.expected.contains_key(&child.id) && asked.insert(child.id) {
                         missing[index / 8] |= 1 << (index % 8);
                         lengths.push(length(node.level - 1, child.bytes));
                     }
@@ -276,7 +300,7 @@ impl InGroup {
                 let mut asked = BTreeSet::new();
                 let wants = |index: &u16| {
                     let entry = &self.entries[usize::from(*index)];
-                    let root = entry.needs().filter(|(root, _)| self.expected.contains(root));
+                    let root = entry.needs().filter(|(root, _)| self.expected.contains_key(root));
                     let Some((_, depth)) = root.filter(|(root, _)| asked.insert(*root)) else { return false };
                     lengths.push(length(depth, entry.incoming.meta.size));
                     true

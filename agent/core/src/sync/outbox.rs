@@ -75,6 +75,8 @@ pub(super) struct OutEntry {
 
 /// The answer to a want, as far as it has come.
 pub(super) struct Serving {
+    /// No other has it: a late answer of the store to an earlier one of the same round is not for this one.
+    pub(super) life: u64,
     pub(super) round: u32,
     /// The blocks and the bytes they should have; empty while the manifest is being read.
     pub(super) blocks: Vec<(BlockId, usize)>,

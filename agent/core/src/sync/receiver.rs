@@ -10,16 +10,20 @@ use super::wire::{Announce, Blocks, Outcome, Refusal, SyncMessage, Want};
 use super::{Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Resolution, Stored, resolve};
 use crate::id::{BlockId, NodeName};
-use crate::limits::IN_GROUPS_MAX;
+use crate::limits::{IN_GROUPS_MAX, IN_GROUPS_PEER_MAX};
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question};
 use crate::name::Name;
 use crate::note::Note;
-use crate::object::manifest::Manifest;
+use crate::object::manifest::{Child, Manifest};
 use crate::request::FailureKind;
 use crate::role::{Role, may_announce};
 use crate::time::Time;
 use bytes::Bytes;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+
+/// Why a transfer is forgotten. Its sender knows nothing of it any more; were that wrong it would announce again.
+const SILENT: &str = "the sender went silent";
 
 /// A group is wrong or stuck: it is dropped, and the sender announces it again later.
 struct GivenUp(String);
@@ -44,15 +48,38 @@ impl Sync {
         if self.incoming.contains_key(&key) || announce.entries.is_empty() {
             return;
         }
-        if self.incoming.len() >= IN_GROUPS_MAX {
+        if !self.has_place(now, from, announce.request, out) {
             return self.wires.post(from, &SyncMessage::Busy { group: announce.group }, out);
         }
-        let mut group = InGroup::new(announce.request, announce.entries);
+        self.lives += 1;
+        let mut group = InGroup::new(self.lives, announce.request, announce.entries);
         group.touch(now);
         self.fetches.moves(now, &group);
         let names = group.entries.iter().map(|entry| entry.name.clone()).collect();
-        self.ask_for(&key, Step::Lookup, Question::Lookup(names), out);
+        self.ask_for(&key, &group, Step::Lookup, Question::Lookup(names), out);
         self.incoming.insert(key, group);
+    }
+
+    /// Whether a peer may announce one more. Each has its part, so that one can not take all places, and what
+    /// dead ones hold is free: the one that has been silent for longest is forgotten.
+    fn has_place(&mut self, now: Time, from: &NodeName, request: Option<u32>, out: &mut Effects) -> bool {
+        let is_answer = |request: Option<u32>| request.is_some_and(|request| self.fetches.is_open(request));
+        let counts = |(peer, group): (&NodeName, &InGroup)| peer == from && !is_answer(group.request);
+        let of_peer = self.incoming.iter().filter(|((peer, _), group)| counts((peer, group))).count();
+        if of_peer >= IN_GROUPS_PEER_MAX && !is_answer(request) {
+            return false;
+        }
+        if self.incoming.len() < IN_GROUPS_MAX {
+            return true;
+        }
+        let silent = self.incoming.iter().filter(|(_, group)| group.is_silent());
+        let longest = silent.max_by_key(|(_, group)| (group.retry_wait_ms, Reverse(group.retry_at_ms)));
+        let Some(group) = longest.map(|(key, _)| key.clone()).and_then(|key| self.incoming.remove(&key))
+        else {
+            return false;
+        };
+        self.fetches.finished(now, &group, Some(SILENT), out);
+        true
     }
 
     /// Blocks of a peer, each believed for its own hash and taken only if it was asked for.
@@ -84,18 +111,18 @@ impl Sync {
         bytes: Bytes,
         out: &mut Effects,
     ) {
-        if !group.expected.remove(&id) {
+        if !group.credit.allows() || !group.came(id, bytes.len() as u64) {
             self.wires.numbers.blocks_unasked += 1;
             return;
         }
         self.wires.numbers.blocks_received += 1;
         self.wires.numbers.bytes_received += bytes.len() as u64;
         group.credit.received(Amount::block(bytes.len()));
-        group.compare(id, bytes.len() as u64);
         let length = u32::try_from(bytes.len()).expect("a message bounds its blocks");
-        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step: Step::Put(length) };
+        let purpose =
+            Purpose::Receive { peer: key.0.clone(), group: key.1, life: group.life, step: Step::Put(length) };
         self.asked.write(purpose, Change::Put { id, bytes }, Haste::Bulk, out);
-        let is_half = group.credit.held().reaches(self.window().over(2));
+        let is_half = group.credit.held().reaches(self.window(group).over(2));
         if group.expected.is_empty() || group.credit.is_used_up() || is_half {
             out.tell(Message::FlushNow);
         }
@@ -105,13 +132,15 @@ impl Sync {
     pub(super) fn receive_step(
         &mut self,
         now: Time,
-        peer: &NodeName,
-        group_id: u32,
+        (peer, group_id, life): (&NodeName, u32, u64),
         step: Step,
         news: News,
         out: &mut Effects,
     ) {
         let key = (peer.clone(), group_id);
+        if self.incoming.get(&key).is_none_or(|group| group.life != life) {
+            return;
+        }
         let Some(mut group) = self.incoming.remove(&key) else { return };
         group.touch(now);
         let result = match news {
@@ -146,12 +175,12 @@ impl Sync {
                     group.expected_known = true;
                     return self.roots_here(key, group, out);
                 }
-                self.ask_for(key, Step::Roots, Question::Has(roots), out);
+                self.ask_for(key, group, Step::Roots, Question::Has(roots), out);
             }
             (Step::Roots, Answer::Has(here)) => {
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
-                group.expect(roots.into_iter().zip(here));
+                group.expect_roots(roots.into_iter().zip(here));
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -207,7 +236,7 @@ impl Sync {
             }
             (Step::CopyBound(index) | Step::Bound(index), ChangeDone::Outrun) => {
                 let names = vec![group.entries[usize::from(index)].name.clone()];
-                self.ask_for(key, Step::Again(index), Question::Lookup(names), out);
+                self.ask_for(key, group, Step::Again(index), Question::Lookup(names), out);
             }
             (_, _) => return Err(GivenUp("the store answered a write that was none".into())),
         }
@@ -221,14 +250,14 @@ impl Sync {
         }
         group.round += 1;
         let (blocks, lengths) = group.wanted();
-        let window = self.window();
+        let window = self.window(group);
         let limit = group.credit.begin(lengths.into_iter(), window);
         let want = Want { group: key.1, round: group.round, blocks, limit };
         self.wires.post(&key.0, &SyncMessage::Want(want), out);
     }
 
     fn extend_credit(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
-        let window = self.window();
+        let window = self.window(group);
         if !group.expected.is_empty()
             && let Some(limit) = group.credit.extend(window)
         {
@@ -238,15 +267,25 @@ impl Sync {
     }
 
     /// A group's part of the window; it is not among `incoming` at this moment. Each transfer has its share
-    /// of what the others leave, and never less than gets it on.
-    fn window(&self) -> Amount {
-        const LEAST: u32 = 4;
+    /// of what the others leave, and never less than gets it on. What silent ones were promised is free again:
+    /// they are asked for the least, and have their share as soon as anything comes.
+    fn window(&self, group: &InGroup) -> Amount {
+        let least = Amount::window(4);
+        if group.is_silent() {
+            return least;
+        }
         let whole = Amount::window(self.window_blocks);
-        let others =
-            || self.incoming.values().filter(|other| !other.expected.is_empty() || other.is_writing());
-        let promised = others().fold(Amount::default(), |sum, other| sum.plus(other.credit.promised()));
-        let share = whole.over(others().count() as u64 + 1);
-        share.min(whole.minus(promised)).max(Amount::window(LEAST))
+        let mut others = 0;
+        let mut promised = Amount::default();
+        for other in self.incoming.values() {
+            if other.is_silent() {
+                promised = promised.plus(other.credit.held());
+            } else if !other.expected.is_empty() || other.is_writing() {
+                others += 1;
+                promised = promised.plus(other.credit.promised());
+            }
+        }
+        whole.over(others + 1).min(whole.minus(promised)).max(least)
     }
 
     /// Goes on when everything asked for has come; manifests must be durable before they are read.
@@ -262,7 +301,7 @@ impl Sync {
         match group.node.take() {
             None => self.roots_here(key, group, out),
             Some((node, children)) if node.level == 1 => {
-                group.came = children;
+                group.before = children;
                 self.next_node(key, group, out)
             }
             Some(inner) if group.is_writing() => {
@@ -327,7 +366,7 @@ impl Sync {
             }
             Ahead::Asked(id) if id == node.id => group.ahead = Ahead::Asked(id),
             Ahead::Unknown | Ahead::Asked(_) | Ahead::Read(..) => {
-                self.ask_for(key, Step::Manifest, Question::Children(node.id), out);
+                self.ask_for(key, group, Step::Manifest, Question::Children(node.id), out);
             }
         }
         Ok(())
@@ -348,17 +387,17 @@ impl Sync {
             group.refuse_walked(Refusal::Content);
             return self.next_node(key, group, out);
         };
-        let children = manifest.into_children();
-        let came = std::mem::take(&mut group.came);
-        let came: BTreeMap<BlockId, u64> = came.into_iter().map(|child| (child.id, child.bytes)).collect();
-        let came = |id: &BlockId| came.get(id).and_then(|bytes| u32::try_from(*bytes).ok());
-        let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
-        group.node = Some((node, children));
-        group.expect(ids.into_iter().zip(here).map(|(id, here)| (id, here.or_else(|| came(&id)))));
+        let before = std::mem::take(&mut group.before);
+        let before: BTreeMap<BlockId, u64> =
+            before.into_iter().map(|child| (child.id, child.bytes)).collect();
+        let came = |id: &BlockId| before.get(id).and_then(|bytes| u32::try_from(*bytes).ok());
+        let child = |(child, here): (Child, Option<u32>)| (child, here.or_else(|| came(&child.id)));
+        let children = manifest.into_children().into_iter().zip(here).map(child);
+        group.expect_children(node, children.collect());
         self.want(key, group, out);
         if let (Ahead::Unknown, Some(next)) = (&group.ahead, group.nodes.last()) {
             group.ahead = Ahead::Asked(next.id);
-            self.ask_for(key, Step::Ahead(next.id), Question::Children(next.id), out);
+            self.ask_for(key, group, Step::Ahead(next.id), Question::Children(next.id), out);
         }
         self.round_may_be_over(key, group, out)
     }
@@ -377,7 +416,7 @@ impl Sync {
         match &take.copy {
             Some((copy, _)) => {
                 let names = vec![copy.clone()];
-                self.ask_for(key, Step::Copy(index), Question::Lookup(names), out);
+                self.ask_for(key, group, Step::Copy(index), Question::Lookup(names), out);
             }
             None => self.bind_name(key, group, index, out),
         }
@@ -397,19 +436,29 @@ impl Sync {
             return self.bind_name(key, group, index, out);
         }
         let expected_seq = bound.map(|bound| bound.seq);
-        self.write_binding(key, Step::CopyBound(index), &name, binding, None, expected_seq, out);
+        self.write_binding(key, group.life, Step::CopyBound(index), &name, binding, None, expected_seq, out);
     }
 
     fn bind_name(&mut self, key: &(NodeName, u32), group: &mut InGroup, index: u16, out: &mut Effects) {
         let Some(take) = group.take(index).cloned() else { return };
         let name = group.entries[usize::from(index)].name.clone();
-        self.write_binding(key, Step::Bound(index), &name, take.binding, take.via, take.expected_seq, out);
+        self.write_binding(
+            key,
+            group.life,
+            Step::Bound(index),
+            &name,
+            take.binding,
+            take.via,
+            take.expected_seq,
+            out,
+        );
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one change, used in two places")]
     fn write_binding(
         &mut self,
         key: &(NodeName, u32),
+        life: u64,
         step: Step,
         name: &Name,
         binding: Binding,
@@ -419,7 +468,7 @@ impl Sync {
     ) {
         let value = Bytes::from(Stored { binding, via, refused: false }.encode());
         let change = Change::Bind { name: name.clone(), value, expected_seq };
-        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step };
+        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, life, step };
         self.asked.write(purpose, change, Haste::Now, out);
     }
 
@@ -452,7 +501,7 @@ impl Sync {
         let key = (from.clone(), group_id);
         let Some(mut group) = self.incoming.remove(&key) else { return };
         let mut result = Ok(());
-        if group.round == round && group.expected.remove(&id)
+        if group.round == round && group.expected.remove(&id).is_some()
             || group.node.as_ref().is_some_and(|n| n.0.id == id)
         {
             if group.walking.is_some() {
@@ -504,8 +553,7 @@ impl Sync {
             }
             let Some(mut group) = self.incoming.remove(&key) else { continue };
             if group.retry_wait_ms >= RETRY_MS_MAX {
-                // The sender knows nothing of it any more; were it wrong it would announce again.
-                self.fetches.finished(now, &group, Some("the sender went silent"), out);
+                self.fetches.finished(now, &group, Some(SILENT), out);
                 continue;
             }
             group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
@@ -515,8 +563,15 @@ impl Sync {
         }
     }
 
-    fn ask_for(&mut self, key: &(NodeName, u32), step: Step, question: Question, out: &mut Effects) {
-        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, step };
+    fn ask_for(
+        &mut self,
+        key: &(NodeName, u32),
+        group: &InGroup,
+        step: Step,
+        question: Question,
+        out: &mut Effects,
+    ) {
+        let purpose = Purpose::Receive { peer: key.0.clone(), group: key.1, life: group.life, step };
         self.asked.ask(purpose, question, out);
     }
 }

@@ -9,7 +9,7 @@ use super::outbox::{Echo, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted};
-use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
+use super::{Asked, Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Content, Stored};
 use crate::id::{BlockId, NodeName};
 use crate::limits::{
@@ -21,13 +21,15 @@ use crate::name::Name;
 use crate::note::Note;
 use crate::object::BLOCK_BYTES_MAX;
 use crate::object::manifest::{Child, Manifest};
-use crate::request::FailureKind;
+use crate::request::{Failure, FailureKind};
 use crate::role::may_announce;
 use crate::time::Time;
 use bytes::Bytes;
 
 /// Milliseconds after which the log is read again when the store had no time.
 const READ_AGAIN_MS: u64 = 1_000;
+/// Cursors saved in one turn.
+const CURSORS_MAX: usize = 128;
 
 impl Sync {
     /// Reads on in the log for a peer, if there is room for another announcement.
@@ -149,7 +151,9 @@ impl Sync {
             return;
         }
         group.touch(now);
-        let mut serving = Serving::new(want.round, want.limit);
+        self.lives += 1;
+        let life = self.lives;
+        let mut serving = Serving::new(life, want.round, want.limit);
         match want.blocks {
             Wanted::Roots(indices) => {
                 let root = |index: u16| group.entries.get(usize::from(index)).and_then(OutEntry::root);
@@ -160,7 +164,7 @@ impl Sync {
             Wanted::Children { manifest, missing } => {
                 serving.wanted = Some(Wanted::Children { manifest, missing });
                 group.serving = Some(serving);
-                let purpose = Purpose::Manifest { peer: from.clone(), group: want.group, round: want.round };
+                let purpose = Purpose::Manifest { peer: from.clone(), group: want.group, life };
                 self.asked.ask(purpose, Question::Read(manifest), out);
             }
         }
@@ -170,21 +174,24 @@ impl Sync {
         &mut self,
         name: &NodeName,
         group: u32,
-        round: u32,
+        life: u64,
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        let Some(serving) = self.serving_mut(name, group).filter(|serving| serving.life == life) else {
+            return;
+        };
         let Some(Wanted::Children { manifest, missing }) = serving.wanted.take() else { return };
         let node = match answer {
             Answer::Block(Some(bytes)) => Manifest::decode(&bytes).ok(),
-            Answer::Failed(failure) if failure.kind == FailureKind::Busy => {
-                return self.stop_serving(name, group);
+            // A disk that can not be read now may be read when it is wanted again.
+            Answer::Failed(failure) if failure.kind != FailureKind::Damaged => {
+                return self.stop_serving(name, group, &failure, out);
             }
             _ => None,
         };
         let Some(node) = node else {
-            let message = SyncMessage::Missing { group, round, id: manifest };
+            let message = SyncMessage::Missing { group, round: serving.round, id: manifest };
             return self.wires.post(name, &message, out);
         };
         let is_set = |index: usize| missing.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
@@ -203,7 +210,9 @@ impl Sync {
         limit: u32,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(from, group, round) else { return };
+        let Some(serving) = self.serving_mut(from, group).filter(|serving| serving.round == round) else {
+            return;
+        };
         serving.limit = serving.limit.max(limit);
         self.serve(from, group, out);
     }
@@ -237,12 +246,8 @@ impl Sync {
         while room && serving.may_read() {
             let ids = serving.next_message();
             serving.reads += 1;
-            let purpose = Purpose::Blocks {
-                peer: name.clone(),
-                group: group_id,
-                round: serving.round,
-                ids: ids.clone(),
-            };
+            let purpose =
+                Purpose::Blocks { peer: name.clone(), group: group_id, life: serving.life, ids: ids.clone() };
             self.asked.ask(purpose, Question::ReadMany(ids), out);
         }
         if serving.may_read() {
@@ -256,16 +261,20 @@ impl Sync {
         now: Time,
         name: &NodeName,
         group: u32,
-        round: u32,
+        life: u64,
         ids: &[BlockId],
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Some(serving) = self.serving_mut(name, group, round) else { return };
+        let Some(serving) = self.serving_mut(name, group).filter(|serving| serving.life == life) else {
+            return;
+        };
         serving.reads -= 1;
+        let round = serving.round;
         let blocks = match answer {
             Answer::Blocks(blocks) => blocks,
-            _ => return self.stop_serving(name, group),
+            Answer::Failed(failure) => return self.stop_serving(name, group, &failure, out),
+            _ => return,
         };
         let (mut pack, mut bytes) = (Vec::new(), BLOCKS_HEAD);
         for (id, block) in ids.iter().zip(blocks) {
@@ -285,8 +294,11 @@ impl Sync {
         self.serve(name, group, out);
     }
 
-    /// The store has no time: what is still wanted will be wanted again.
-    fn stop_serving(&mut self, name: &NodeName, group: u32) {
+    /// The store has no time, or the disk fails: what is still wanted will be wanted again.
+    fn stop_serving(&mut self, name: &NodeName, group: u32, failure: &Failure, out: &mut Effects) {
+        if failure.kind != FailureKind::Busy {
+            out.note(Note::Store { what: failure.message.clone() });
+        }
         if let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group)) {
             group.serving = None;
         }
@@ -305,9 +317,8 @@ impl Sync {
         self.wires.send(name, Channel::Blocks, Bytes::from(message), out);
     }
 
-    fn serving_mut(&mut self, name: &NodeName, group: u32, round: u32) -> Option<&mut Serving> {
-        let group = self.peers.get_mut(name)?.out.group(group)?;
-        group.serving.as_mut().filter(|serving| serving.round == round)
+    fn serving_mut(&mut self, name: &NodeName, group: u32) -> Option<&mut Serving> {
+        self.peers.get_mut(name)?.out.group(group)?.serving.as_mut()
     }
 
     pub(super) fn acknowledged(
@@ -420,10 +431,18 @@ impl Sync {
         let (moved, freed) = (peer.out.cursor > cursor, peer.out.groups.len() < groups);
         if moved {
             self.delivered(name, out);
-            self.save_cursors(now, false, out);
+            self.save_cursor_of(now, name, out);
         }
         if freed {
             self.pump(now, name, out);
+        }
+    }
+
+    fn save_cursor_of(&mut self, now: Time, name: &NodeName, out: &mut Effects) {
+        if let Some(peer) = self.peers.get_mut(name)
+            && peer.out.wants_saving(now, false)
+        {
+            save_cursor(&mut self.asked, name, &peer.out, out);
         }
     }
 
@@ -435,15 +454,35 @@ impl Sync {
         }
     }
 
-    /// Saves the cursors that have moved far or long ago, or all before the process ends.
-    pub fn save_cursors(&mut self, now: Time, at_once: bool, out: &mut Effects) {
-        for (name, peer) in &mut self.peers {
-            if peer.out.wants_saving(now, at_once) {
-                let change = Change::Set { key: cursor_key(name), value: Bytes::from(peer.out.value()) };
-                let purpose = Purpose::CursorSaved { peer: name.clone() };
-                self.asked.write(purpose, change, Haste::Patient, out);
+    /// Saves the cursors that have moved far or long ago, a part at a time; the others are still due.
+    pub(super) fn save_cursors(&mut self, now: Time, out: &mut Effects) {
+        let peers = self.peers.iter_mut();
+        let due = peers.filter_map(|(name, peer)| peer.out.wants_saving(now, false).then_some((name, peer)));
+        for (name, peer) in due.take(CURSORS_MAX) {
+            save_cursor(&mut self.asked, name, &peer.out, out);
+        }
+    }
+
+    /// The process ends: all cursors are to be saved.
+    pub fn stop(&mut self) {
+        self.unsaved = self.peers.keys().cloned().collect();
+    }
+
+    /// Saves the next part of the cursors that are not saved yet, each once, whatever comes of it; whether there
+    /// were any.
+    pub fn save_last_cursors(&mut self, now: Time, out: &mut Effects) -> bool {
+        let mut count = 0;
+        while count < CURSORS_MAX
+            && let Some(name) = self.unsaved.pop()
+        {
+            if let Some(peer) = self.peers.get_mut(&name)
+                && peer.out.wants_saving(now, true)
+            {
+                save_cursor(&mut self.asked, &name, &peer.out, out);
+                count += 1;
             }
         }
+        count > 0
     }
 
     pub(super) fn missing(
@@ -457,6 +496,11 @@ impl Sync {
     ) {
         self.give_up(now, from, group, round, id, Refusal::Lost, out);
     }
+}
+
+fn save_cursor(asked: &mut Asked, name: &NodeName, outbox: &Outbox, out: &mut Effects) {
+    let change = Change::Set { key: cursor_key(name), value: Bytes::from(outbox.value()) };
+    asked.write(Purpose::CursorSaved { peer: name.clone() }, change, Haste::Patient, out);
 }
 
 /// The leading changes of a page that concern the peer and fit one message; the outbox has read so far.
@@ -522,8 +566,8 @@ impl OutEntry {
 }
 
 impl Serving {
-    fn new(round: u32, limit: u32) -> Self {
-        Serving { round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
+    fn new(life: u64, round: u32, limit: u32) -> Self {
+        Serving { life, round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
     }
 
     /// Whether there is anything left to do when there is room.

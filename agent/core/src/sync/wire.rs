@@ -5,7 +5,7 @@
 
 use crate::binding::Binding;
 use crate::id::BlockId;
-use crate::limits::{ANNOUNCE_ENTRIES_MAX, MESSAGE_BYTES_MAX};
+use crate::limits::{ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX};
 use crate::name::Name;
 use crate::request::Target;
 use crate::role::Role;
@@ -65,6 +65,27 @@ pub enum SyncMessage {
     },
     /// Others have the sessions now: our session, if there was one, has ended; say hello again later.
     Later,
+    /// The object can not be given, or not now.
+    Unable {
+        /// The asker's number.
+        request: u32,
+        /// Why.
+        why: Hindrance,
+    },
+}
+
+/// Why a fetch can not be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Hindrance {
+    /// Ask again, later.
+    #[error("the master has too much to do")]
+    Busy,
+    /// The bytes are not what they were.
+    #[error("it is damaged on the master")]
+    Damaged,
+    /// Ask again, later.
+    #[error("the master's disk can not be read")]
+    Disk,
 }
 
 /// The first message of a session, repeated until it is answered.
@@ -188,6 +209,7 @@ impl SyncMessage {
             | SyncMessage::Fetch { .. }
             | SyncMessage::NotFound { .. }
             | SyncMessage::Missing { .. }
+            | SyncMessage::Unable { .. }
             | SyncMessage::Later => false,
         };
         if long { Err(WireError::Long) } else { Ok(message) }
@@ -204,7 +226,8 @@ fn decode_all<'b, T: Deserialize<'b>>(bytes: &'b [u8]) -> Result<T, WireError> {
     }
 }
 
-/// Blocks for one announcement: the group, then each block behind its length, all little-endian `u32`.
+/// Up to [`MESSAGE_BLOCKS_MAX`] blocks for one announcement: the group, then each block behind its length, all
+/// little-endian `u32`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
     /// The announcement.
@@ -253,6 +276,9 @@ impl Blocks {
             let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
             if length == 0 || length > bytes.len() {
                 return Err(WireError::Malformed);
+            }
+            if blocks.len() == MESSAGE_BLOCKS_MAX {
+                return Err(WireError::Long);
             }
             blocks.push(bytes.split_to(length));
         }

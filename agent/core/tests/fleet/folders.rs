@@ -146,6 +146,32 @@ fn a_file_whose_stored_block_has_rotted_stays_until_it_mended_the_block_and_the_
 }
 
 #[test]
+fn a_masters_file_stays_while_the_block_it_would_mend_can_not_be_written() {
+    let mut world = World::new(16);
+    let mut settings = master_settings(&[]);
+    settings.watches = vec![Watch { prefix: "cam/".into(), settle_ms: SETTLE_MS, delete_after_ack: true }];
+    let master = world.add(settings);
+    let (written_ms, bytes) = (wall_ms(&world), noise(1, 40_000));
+    write(&mut world, master, "only", bytes.clone());
+    world.run_until(60_000, "it is stored and deleted", |world| {
+        !world.machines[master].folders.has(0, "only")
+    });
+    let root = world.machines[master].engine.table()["cam/only"];
+    world.machines[master].engine.damaged.insert(root);
+    // the same file comes back, and its name needs no change
+    world.machines[master].folders.write(written_ms, 0, "only", bytes.clone());
+    world.input(master, Input::FileChanged { watch: 0, path: "only".into() });
+    world.machines[master].engine.failing_commits = 3;
+    world.run_until(4_000_000, "it is deleted", |world| {
+        let has = world.machines[master].folders.has(0, "only");
+        assert!(has || !world.machines[master].engine.damaged.contains(&root), "the last whole copy is gone");
+        !has
+    });
+    assert_eq!(world.machines[master].engine.failing_commits, 0);
+    assert!(world.get(master, by_name("cam/only")) == Some(bytes));
+}
+
+#[test]
 fn a_file_rewritten_before_its_deletion_is_taken_again() {
     let (mut world, master, worker) = watching(6, true);
     world.cut(worker, 0);

@@ -4,10 +4,13 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "an answer of another kind fails the test")]
 
 mod commands;
+mod fetches;
 mod folders;
 mod keeping;
 mod peers;
 mod power;
+mod scrub;
 mod sim;
 mod storm;
+mod strain;
 mod transfer;

@@ -3,7 +3,7 @@
 use crate::sim::World;
 use crate::sim::net::Faults;
 use crate::sim::random::Random;
-use larder_core::request::{Request, Response, Target};
+use larder_core::request::{FailureKind, Request, Response, Target};
 
 /// Bytes that no two seeds share.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -276,8 +276,7 @@ fn a_failing_batch_of_very_many_writes_is_told_to_each() {
     let (mut world, master, worker) = World::pair(16);
     world.machines[worker].settings.flush.age_ms = 5_000;
     world.machines[worker].job_ms_max = 60;
-    let settings = world.machines[worker].settings.clone();
-    world.machines[worker].node.as_mut().unwrap().reload(&settings);
+    world.reload(worker);
     world.machines[worker].engine.failing_commits = 2;
     let calls: Vec<_> = (0..3_000_u32)
         .map(|index| world.put_as(worker, 1 + index % 30, &format!("f{index}"), noise(u64::from(index), 100)))
@@ -296,8 +295,7 @@ fn a_failing_batch_of_very_many_writes_is_told_to_each() {
 fn the_end_of_a_process_waits_for_its_flush() {
     let (mut world, _, worker) = World::pair(17);
     world.machines[worker].settings.flush.age_ms = 60_000;
-    let settings = world.machines[worker].settings.clone();
-    world.machines[worker].node.as_mut().unwrap().reload(&settings);
+    world.reload(worker);
     let call = world.put(worker, "a", noise(1, 1_000));
     world.run_ms(100);
     assert!(world.heard(call).is_empty(), "a patient put waits");
@@ -311,8 +309,7 @@ fn no_patient_write_waits_longer_than_its_age_and_a_flush_waits_for_nothing() {
     let (mut world, _, worker) = World::pair(18);
     world.machines[worker].settings.flush.age_ms = 10_000;
     world.machines[worker].settings.tick_ms = 1_000;
-    let settings = world.machines[worker].settings.clone();
-    world.machines[worker].node.as_mut().unwrap().reload(&settings);
+    world.reload(worker);
     for index in 0..20 {
         let asked_ms = world.now_ms;
         let call = world.put(worker, &format!("f{index}"), noise(index, 1_000));
@@ -353,8 +350,7 @@ fn batches_of_a_patient_profile_spare_flash_and_radio() {
         let (mut world, master, worker) = World::pair(22);
         let settings = &mut world.machines[worker].settings;
         (settings.flush.age_ms, settings.send.age_ms) = (flush_ms, send_ms);
-        let settings = settings.clone();
-        world.machines[worker].node.as_mut().unwrap().reload(&settings);
+        world.reload(worker);
         let before = (world.machines[worker].engine.commits, world.judge.announcements);
         for index in 0..600 {
             world.put(worker, &format!("f{index}"), noise(index, 200));
@@ -379,4 +375,24 @@ fn an_idle_fleet_sleeps() {
     world.run_ms(1_800_000);
     let after = wakes(&world, master) + wakes(&world, worker);
     assert!(after - before <= 2, "{}", world.describe());
+}
+
+#[test]
+fn of_two_gets_at_once_on_one_connection_one_is_served_and_the_other_told_so() {
+    let (mut world, _, worker) = World::pair(31);
+    world.put_now(worker, "a", noise(1, 300_000));
+    world.put_now(worker, "b", noise(2, 300_000));
+    world.machines[worker].job_ms_max = 200;
+    let get = |name| Request::Get { target: by_name(name), offset: 0, length: None };
+    let calls = [get("a"), get("b")].map(|get| world.ask_as(worker, 7, get));
+    let is_over = |response: &Response| !matches!(response, Response::Object { .. });
+    for call in calls {
+        world.run_until(10_000, "each get ends", |world| world.heard(call).iter().any(is_over));
+    }
+    let refused = world.heard(calls[1]);
+    assert!(
+        matches!(refused, [Response::Error(failure)] if failure.kind == FailureKind::Busy),
+        "{refused:?}"
+    );
+    assert!(world.data[&(worker, 7, calls[0].number)] == noise(1, 300_000));
 }

@@ -1,12 +1,14 @@
 //! The real disk: the only file of the store that does real I/O.
 //!
 //! Duty: map each operation of [`Disk`] to its system call and count writes, syncs and bytes. It refuses
-//! names with a slash. A gathered write longer than the kernel's limit of buffers takes several calls.
+//! names with a slash. A gathered write longer than the kernel's limit of buffers takes several calls; a long one
+//! is begun to be written out before all of it is handed over, so that the device works while the kernel copies.
 
 use super::{Disk, DiskFile, Listed, OpenMode, Space};
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Buffers the kernel takes in one call (`UIO_MAXIOV`).
 const BUFFERS_PER_CALL: usize = 1024;
+/// A longer write takes several calls, none of which crosses a multiple of this: the kernel's cache then holds the
+/// file in pages no larger. A small write into a large one is slow, and one that is being written out while it is filled
+/// is written twice.
+const PIECE_BYTES: u64 = 256 << 10;
+/// From how many bytes on a write is begun to be written out before all of it is copied: over what was written before,
+/// and in new room, where each beginning changes the file system's tables once more.
+const EARLY_BYTES: u64 = PIECE_BYTES;
+const EARLY_BYTES_IN_NEW_ROOM: u64 = 1 << 20;
+/// What is worth a beginning, and must be left to copy meanwhile.
+const EARLY_BYTES_MIN: u64 = 64 << 10;
 
 /// A directory of the operating system. Clones share their counters.
 #[derive(Clone, Debug)]
@@ -79,8 +91,8 @@ impl OsDisk {
         Ok(self.directory.join(name))
     }
 
-    fn file(&self, file: File) -> OsFile {
-        OsFile { file, counters: Arc::clone(&self.counters) }
+    fn file(&self, file: File, early_bytes: u64) -> OsFile {
+        OsFile { file, early_bytes, counters: Arc::clone(&self.counters) }
     }
 }
 
@@ -90,16 +102,18 @@ impl Disk for OsDisk {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<OsFile> {
         let mut options = OpenOptions::new();
         options.read(true);
-        match mode {
-            OpenMode::Read => {}
+        let early_bytes = match mode {
+            OpenMode::Read => EARLY_BYTES,
             OpenMode::ReadWrite => {
                 options.write(true);
+                EARLY_BYTES
             }
             OpenMode::Create => {
                 options.write(true).create(true).truncate(true);
+                EARLY_BYTES_IN_NEW_ROOM
             }
-        }
-        Ok(self.file(options.open(self.path(name)?)?))
+        };
+        Ok(self.file(options.open(self.path(name)?)?, early_bytes))
     }
 
     fn list(&self) -> io::Result<Vec<Listed>> {
@@ -134,7 +148,7 @@ impl Disk for OsDisk {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.path(name)?)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(self.file(file))
+        Ok(self.file(file, EARLY_BYTES))
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -154,6 +168,7 @@ impl Disk for OsDisk {
 #[derive(Debug)]
 pub struct OsFile {
     file: File,
+    early_bytes: u64,
     counters: Arc<Counters>,
 }
 
@@ -172,6 +187,52 @@ impl OsFile {
             }
         }
     }
+
+    /// All of these buffers, however often the kernel stops; their length.
+    fn write_piece(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<u64> {
+        let length: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let mut written = if length > 0 { self.write_some(buffers, offset)? } else { 0 };
+        if written < length {
+            let mut rest = buffers.to_vec();
+            let mut rest = rest.as_mut_slice();
+            IoSlice::advance_slices(&mut rest, written);
+            while !rest.is_empty() {
+                let more = self.write_some(rest, offset + written as u64)?;
+                if more == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                written += more;
+                IoSlice::advance_slices(&mut rest, more);
+            }
+        }
+        Ok(length as u64)
+    }
+
+    /// Has the kernel write out what it holds of a range, without waiting; its errors are the next sync's. Linux
+    /// does that for whom says that he needs the range no more, and keeps pages that are under way.
+    fn begin_writing_out(&self, from: u64, to: u64) {
+        // A file system that can not do it writes at the sync.
+        let _begun = rustix::fs::fadvise(&self.file, from, NonZeroU64::new(to - from), Advice::DontNeed);
+    }
+}
+
+/// The buffers in pieces that end at multiples of [`PIECE_BYTES`] in the file, or where a call takes no more.
+fn pieces<'a>(buffers: &'a [IoSlice<'_>], offset: u64) -> Vec<Vec<IoSlice<'a>>> {
+    let (mut pieces, mut piece, mut at) = (Vec::new(), Vec::with_capacity(buffers.len()), offset);
+    for buffer in buffers {
+        let mut rest: &[u8] = buffer;
+        while !rest.is_empty() {
+            let room = PIECE_BYTES - at % PIECE_BYTES;
+            let (part, behind) = rest.split_at(rest.len().min(room as usize));
+            piece.push(IoSlice::new(part));
+            (at, rest) = (at + part.len() as u64, behind);
+            if at % PIECE_BYTES == 0 || piece.len() == BUFFERS_PER_CALL {
+                pieces.push(std::mem::take(&mut piece));
+            }
+        }
+    }
+    pieces.push(piece);
+    pieces
 }
 
 impl DiskFile for OsFile {
@@ -180,24 +241,19 @@ impl DiskFile for OsFile {
     }
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let mut offset = offset;
-        for buffers in buffers.chunks(BUFFERS_PER_CALL) {
-            let length: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-            let mut written = self.write_some(buffers, offset)?;
-            if written < length {
-                let mut rest = buffers.to_vec();
-                let mut rest = rest.as_mut_slice();
-                IoSlice::advance_slices(&mut rest, written);
-                while !rest.is_empty() {
-                    let more = self.write_some(rest, offset + written as u64)?;
-                    if more == 0 {
-                        return Err(io::ErrorKind::WriteZero.into());
-                    }
-                    written += more;
-                    IoSlice::advance_slices(&mut rest, more);
-                }
+        let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        if end - offset <= PIECE_BYTES && buffers.len() <= BUFFERS_PER_CALL {
+            return self.write_piece(buffers, offset).map(drop);
+        }
+        let is_long = end - offset >= self.early_bytes;
+        let (mut at, mut begun) = (offset, offset);
+        for piece in pieces(buffers, offset) {
+            at += self.write_piece(&piece, at)?;
+            let is_worth_it = at - begun >= EARLY_BYTES_MIN && end - at >= EARLY_BYTES_MIN;
+            if is_long && is_worth_it && at % PIECE_BYTES == 0 {
+                self.begin_writing_out(begun, at);
+                begun = at;
             }
-            offset += length as u64;
         }
         Ok(())
     }
@@ -213,6 +269,11 @@ impl DiskFile for OsFile {
     fn sync_data(&self) -> io::Result<()> {
         self.counters.file_syncs.fetch_add(1, Relaxed);
         self.file.sync_data()
+    }
+
+    fn forget(&self, offset: u64, length: u64) {
+        // A file system that can not do it keeps the pages until it needs their room.
+        let _hint = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -184,6 +184,18 @@ impl<D: Disk> Index<D> {
         guarded(|| self.runs.entries_after(&mut self.read_pages()?, after, limit))
     }
 
+    /// Leaves `unknown` true only where no run knows the block, for certain.
+    pub(crate) fn sort_out_known<'a>(
+        &self,
+        probes: impl Iterator<Item = Option<&'a Probe>> + Clone,
+        unknown: &mut [bool],
+    ) {
+        if self.database.is_none() || self.failed {
+            unknown.fill(false);
+        }
+        self.runs.sort_out_known(probes, unknown);
+    }
+
     fn read_pages(&self) -> Result<Pages, redb::Error> {
         Ok(Pages::new(self.database()?.begin_read()?))
     }

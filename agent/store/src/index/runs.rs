@@ -75,6 +75,20 @@ impl Runs {
         self.newest_first.iter().any(|run| run.filter.contains(probe))
     }
 
+    /// As [`Runs::may_know`], for many: one filter after the other, so that the processor waits for the bits of
+    /// several keys at once.
+    pub(super) fn sort_out_known<'a>(
+        &self,
+        probes: impl Iterator<Item = Option<&'a Probe>> + Clone,
+        unknown: &mut [bool],
+    ) {
+        for run in &self.newest_first {
+            for (probe, unknown) in probes.clone().zip(unknown.iter_mut()) {
+                *unknown &= !probe.is_some_and(|probe| run.filter.contains(probe));
+            }
+        }
+    }
+
     /// Entries behind `after`, at most `limit`, those that say that a key is gone included.
     pub(super) fn entries_after(
         &self,

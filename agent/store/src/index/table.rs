@@ -138,8 +138,9 @@ impl Table {
         &self.settings
     }
 
-    pub(crate) fn put_block(&mut self, prefix: Prefix, place: Option<Place>) {
-        self.blocks.insert(prefix, place);
+    /// What the table said before, if it said anything.
+    pub(crate) fn put_block(&mut self, prefix: Prefix, place: Option<Place>) -> Option<Option<Place>> {
+        self.blocks.insert(prefix, place)
     }
 
     pub(crate) fn put_name(&mut self, name: String, entry: Option<Entry>) {

@@ -79,7 +79,11 @@ fn compare(index: &mut Index<OsDisk>, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases * 40 / 256,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn runs_say_what_a_map_says_whatever_is_merged_and_when_it_is_reopened(

@@ -7,6 +7,7 @@
 //! moved copy, and the later place wins. So any part of the log may be applied again, up to its end.
 
 use super::Store;
+use super::commit::UnknownAt;
 use crate::Hash;
 use crate::batch::{Key, Record};
 use crate::disk::Disk;
@@ -15,10 +16,15 @@ use crate::index::{Entry, IndexError, Place, prefix_of};
 
 impl<D: Disk> Store<D> {
     /// Applies one record that lies at `place`.
-    pub(super) fn apply(&mut self, record: &Record, place: Place) -> Result<(), IndexError> {
+    pub(super) fn apply(
+        &mut self,
+        record: &Record,
+        place: Place,
+        unknown_at: UnknownAt,
+    ) -> Result<(), IndexError> {
         let seq = record.seq;
         match (&record.key, record.kind) {
-            (Key::Hash(hash), Kind::Block) => self.apply_block(hash, place),
+            (Key::Hash(hash), Kind::Block) => self.apply_block(hash, place, unknown_at),
             (Key::Hash(hash), Kind::Delete) => self.apply_delete(hash),
             (Key::Text(name), Kind::Bind) => {
                 self.apply_name(name, seq, Some(Entry { seq, place, value: record.value.clone() }))
@@ -41,15 +47,16 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn apply_block(&mut self, hash: &Hash, place: Place) -> Result<(), IndexError> {
-        let old = self.find_block(hash)?;
+    fn apply_block(&mut self, hash: &Hash, place: Place, unknown_at: UnknownAt) -> Result<(), IndexError> {
+        let indexed =
+            if unknown_at == Some(self.counters.checkpoints) { None } else { self.find_block(hash)? };
+        let old = self.table.put_block(prefix_of(hash), Some(place)).unwrap_or(indexed);
         match old {
             Some(old) if old == place => return Ok(()),
             Some(old) => self.account(32, &old, false),
             None => self.blocks += 1,
         }
         self.account(32, &place, true);
-        self.put_block(hash, Some(place));
         if old.is_some() {
             self.release(hash);
         }
@@ -67,13 +74,9 @@ impl<D: Disk> Store<D> {
     pub(super) fn forget_block(&mut self, hash: &Hash, old: &Place) {
         self.account(32, old, false);
         self.blocks = self.blocks.saturating_sub(1);
-        self.put_block(hash, None);
+        self.table.put_block(prefix_of(hash), None);
         self.cache.remove(hash);
         self.release(hash);
-    }
-
-    fn put_block(&mut self, hash: &Hash, place: Option<Place>) {
-        self.table.put_block(prefix_of(hash), place);
     }
 
     fn apply_name(&mut self, name: &str, seq: u64, entry: Option<Entry>) -> Result<(), IndexError> {

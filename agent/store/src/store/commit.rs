@@ -9,13 +9,15 @@ use crate::Hash;
 use crate::batch::{Encoded, Key, Record, encode, padded_length};
 use crate::disk::Disk;
 use crate::error::{CommitError, MaintainError, is_full};
+use crate::filter::probe;
 use crate::format::Kind;
-use crate::index::{ByPrefix, IndexError, Place, prefix_of};
+use crate::index::{ByPrefix, IndexError, Place, Prefix, prefix_of};
 use crate::limits::{
     BATCH_OPS_MAX, INDEX_BYTES_PER_BLOCK, KEY_BYTES_MAX, PAGE_BYTES, TABLE_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use crate::options::Prepare;
 use bytes::Bytes;
+use larder_kernels::bloom::Probe;
 use std::collections::BTreeMap;
 use std::io;
 
@@ -25,6 +27,9 @@ const INDEX_BYTES_PER_TEXT: u64 = 256;
 const INDEX_LEAF_BYTES: u64 = 4608;
 /// What a checkpoint may need whatever it holds.
 const INDEX_BYTES_MIN: u64 = 64 << 10;
+
+/// The shortest batch that is worth a call to forget it.
+const FORGOTTEN_BYTES_MIN: u64 = 256 << 10;
 
 /// One change. The store does not look into values.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +114,22 @@ struct Plan {
     already_there: Vec<Hash>,
     payload_bytes: u64,
     stored: usize,
+    unknown_at: UnknownAt,
 }
+
+/// How many checkpoints there had been when neither table nor index knew the blocks that are put. While there is no
+/// further one, what became of them since is in the table.
+pub(super) type UnknownAt = Option<u64>;
+
+/// What the operations of a batch did so far: whether a block or text is there.
+#[derive(Default)]
+struct Seen {
+    blocks: ByPrefix<bool>,
+    texts: BTreeMap<(Text, String), bool>,
+}
+
+/// Operations that are looked at together: their filters' bits are fetched side by side.
+const LOOKED_AT: usize = 256;
 
 impl<D: Disk> Store<D> {
     /// Makes all operations durable together, or none of them.
@@ -133,7 +153,7 @@ impl<D: Disk> Store<D> {
             committed.first_seq = self.next_seq;
             committed.last_seq = self.next_seq + plan.records.len() as u64 - 1;
             committed.stored = plan.stored;
-            committed.bytes_written = self.append(&plan.records, plan.purpose())?;
+            committed.bytes_written = self.append_planned(&plan)?;
             committed.payload_bytes = plan.payload_bytes;
             self.counters.payload_bytes_written += plan.payload_bytes;
         }
@@ -143,6 +163,19 @@ impl<D: Disk> Store<D> {
 
     /// Writes a batch of new or moved records and applies it. Returns the bytes written to the log.
     pub(super) fn append(&mut self, records: &[Record], purpose: Purpose) -> Result<u64, CommitError> {
+        self.append_unknown(records, purpose, None)
+    }
+
+    fn append_planned(&mut self, plan: &Plan) -> Result<u64, CommitError> {
+        self.append_unknown(&plan.records, plan.purpose(), plan.unknown_at)
+    }
+
+    fn append_unknown(
+        &mut self,
+        records: &[Record],
+        purpose: Purpose,
+        unknown_at: UnknownAt,
+    ) -> Result<u64, CommitError> {
         // Making the index again, on the way here, may have found what must stop it.
         self.refuse_if_stopped()?;
         let length = padded_length(records.iter());
@@ -164,30 +197,22 @@ impl<D: Disk> Store<D> {
             return Err(CommitError::Stopped { reason: "no segment is open".into() });
         };
         self.segments.acknowledge(encoded.length);
+        if !self.options.reads_back && encoded.length >= FORGOTTEN_BYTES_MIN {
+            self.segments.forget_last(encoded.length);
+        }
         self.next_seq = commit_seq + 1;
         self.counters.batches += 1;
         self.counters.log_bytes_written += encoded.length;
         self.log_since_checkpoint += encoded.length;
-        self.apply_all(records, &encoded, segment, start).map_err(index_error)?;
-        Ok(encoded.length)
-    }
-
-    fn apply_all(
-        &mut self,
-        records: &[Record],
-        encoded: &Encoded<'_>,
-        segment: u32,
-        start: u64,
-    ) -> Result<(), IndexError> {
         for (record, offset) in records.iter().zip(&encoded.offsets) {
             let place = Place {
                 segment,
                 offset: u32::try_from(start + offset).unwrap_or(u32::MAX),
                 length: u32::try_from(record.value.len()).unwrap_or(u32::MAX),
             };
-            self.asked(|store| store.apply(record, place))?;
+            self.asked(|store| store.apply(record, place, unknown_at)).map_err(index_error)?;
         }
-        Ok(())
+        Ok(encoded.length)
     }
 
     /// One write and one sync, tried once more in a new segment.
@@ -208,7 +233,7 @@ impl<D: Disk> Store<D> {
             }
             let generation = self.segments.open_segment().map_or(0, |(_, generation, _)| generation);
             let encoded = encode(records, commit_seq, generation, self.salt());
-            match self.segments.write(&encoded.slices()) {
+            match self.segments.write(&encoded.slices(), encoded.length) {
                 Err(error) if is_full(&error) => {
                     // All of it may have arrived but the padding: it is gone when the cut, or the next header, is
                     // durable.
@@ -302,17 +327,22 @@ impl<D: Disk> Store<D> {
     }
 
     fn plan(&mut self, ops: Vec<Op>) -> Result<Plan, IndexError> {
+        // A block in quarantine is put although its place is known.
+        let unknown_at = self.damaged.is_empty().then_some(self.counters.checkpoints);
         let mut plan = Plan {
             records: Vec::with_capacity(ops.len()),
             already_there: Vec::new(),
             payload_bytes: 0,
             stored: 0,
+            unknown_at,
         };
-        let mut blocks = ByPrefix::with_capacity_and_hasher(ops.len(), Default::default());
-        let mut texts: BTreeMap<(Text, String), bool> = BTreeMap::new();
+        let unknown: Vec<bool> = ops.chunks(LOOKED_AT).flat_map(|ops| self.unknown(ops)).collect();
+        let mut seen = Seen::default();
+        seen.blocks.reserve(ops.len());
         let mut seq = self.next_seq;
-        for op in ops {
-            let Some((kind, key, value)) = self.wanted(op, &mut blocks, &mut texts, &mut plan)? else {
+        for (op, unknown) in ops.into_iter().zip(unknown) {
+            let Some((kind, key, value)) = self.wanted(op, unknown, &mut seen, &mut plan.already_there)?
+            else {
                 continue;
             };
             plan.payload_bytes += value.len() as u64;
@@ -323,23 +353,40 @@ impl<D: Disk> Store<D> {
         Ok(plan)
     }
 
+    /// Which of these operations put a block that neither table nor index knows.
+    fn unknown(&mut self, ops: &[Op]) -> Vec<bool> {
+        let put = |op: &Op| match op {
+            Op::Put { hash, .. } => Some((prefix_of(hash), probe(self.options.kernels, hash))),
+            Op::Delete { .. } | Op::Bind { .. } | Op::Unbind { .. } | Op::Set { .. } => None,
+        };
+        let puts: Vec<Option<(Prefix, Probe)>> = ops.iter().map(put).collect();
+        let in_table = |(prefix, _): &(Prefix, Probe)| self.table.block(prefix).is_some();
+        let mut unknown: Vec<bool> =
+            puts.iter().map(|put| put.as_ref().is_some_and(|put| !in_table(put))).collect();
+        self.index.sort_out_known(puts.iter().map(|put| put.as_ref().map(|(_, probe)| probe)), &mut unknown);
+        unknown
+    }
+
     /// What an operation has to write, given what the operations before it in the batch do.
     fn wanted(
         &mut self,
         op: Op,
-        blocks: &mut ByPrefix<bool>,
-        texts: &mut BTreeMap<(Text, String), bool>,
-        plan: &mut Plan,
+        unknown: bool,
+        seen: &mut Seen,
+        already_there: &mut Vec<Hash>,
     ) -> Result<Option<(Kind, Key, Bytes)>, IndexError> {
+        let Seen { blocks, texts } = seen;
         match op {
             Op::Put { hash, bytes } => {
                 debug_assert_eq!(blake3::hash(&bytes).as_bytes(), &hash, "the caller computed the hash");
+                self.counters.filter_negatives += u64::from(unknown);
                 let there = match blocks.insert(prefix_of(&hash), true) {
                     Some(there) => there,
+                    None if unknown => false,
                     None => self.asked(|s| s.find_block(&hash))?.is_some() && !self.is_quarantined(&hash),
                 };
                 if there {
-                    plan.already_there.push(hash);
+                    already_there.push(hash);
                     return Ok(None);
                 }
                 Ok(Some((Kind::Block, Key::Hash(hash), bytes)))

@@ -51,7 +51,8 @@ impl<D: Disk> Store<D> {
         Ok(Some(bytes))
     }
 
-    /// A part of a block, cut to its length. The whole block is read and checked.
+    /// A part of a block, cut to its length; nothing of a range that ends before it begins. The whole block is read
+    /// and checked.
     ///
     /// # Errors
     /// As for [`Store::get`].

@@ -106,7 +106,7 @@ impl<D: Disk> Store<D> {
 
     fn apply_batch(&mut self, id: u32, batch: &Batch, report: &mut OpenReport) -> Result<(), IndexError> {
         for found in &batch.records {
-            self.apply(&found.record, place_of(id, found))?;
+            self.apply(&found.record, place_of(id, found), None)?;
         }
         self.next_seq = self.next_seq.max(batch.commit_seq + 1);
         report.replayed_batches += 1;
@@ -127,7 +127,7 @@ impl<D: Disk> Store<D> {
         let mut in_order: Vec<&Found> = whole.iter().chain(&broken_blocks).collect();
         in_order.sort_unstable_by_key(|found| found.offset);
         for found in in_order {
-            self.apply(&found.record, place_of(id, found))?;
+            self.apply(&found.record, place_of(id, found), None)?;
             self.next_seq = self.next_seq.max(found.record.seq + 1);
         }
         for found in &broken_blocks {

@@ -146,7 +146,7 @@ impl<D: Disk> Store<D> {
             device_total_bytes: space.map_or(0, |space| space.total),
             device_free_bytes: space.map_or(0, |space| space.free),
             payload_bytes_written: counters.payload_bytes_written,
-            log_bytes_written: counters.log_bytes_written,
+            log_bytes_written: counters.log_bytes_written + self.segments.ahead_bytes_written,
             index_bytes_written: self.index.bytes_written(),
             filter_bytes_written: self.index.filter_bytes_written(),
             log_syncs: counters.log_syncs,

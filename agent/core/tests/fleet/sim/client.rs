@@ -59,13 +59,35 @@ impl World {
     }
 
     pub(crate) fn put_as(&mut self, node: usize, client: u32, name: &str, bytes: impl Into<Bytes>) -> Call {
+        self.put_with(node, client, name, bytes, false)
+    }
+
+    /// A put that can wait, on a connection that can.
+    pub(crate) fn put_patiently(
+        &mut self,
+        node: usize,
+        client: u32,
+        name: &str,
+        bytes: impl Into<Bytes>,
+    ) -> Call {
+        self.put_with(node, client, name, bytes, true)
+    }
+
+    fn put_with(
+        &mut self,
+        node: usize,
+        client: u32,
+        name: &str,
+        bytes: impl Into<Bytes>,
+        patient: bool,
+    ) -> Call {
         let bytes: Bytes = bytes.into();
         self.last_number += 1;
         let number = self.last_number;
         let name = Name::parse(name).expect("tests put under names");
         let mtime_ms = super::START_MS + i64::try_from(self.now_ms).expect("simulated time is short");
         let meta = Meta { size: 0, mtime_ms, mode: 0o644 };
-        let mut frames = vec![Frame::Ask(Request::Put { name, meta })];
+        let mut frames = vec![Frame::Ask(Request::Put { name, meta, patient })];
         let mut start = 0;
         while start < bytes.len() {
             let end = (start + FRAME_BYTES).min(bytes.len());

@@ -11,7 +11,7 @@ use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::object::reach::{Page, Reach};
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const FIND_PAGE: usize = 256;
 
@@ -32,6 +32,8 @@ pub(crate) struct Engine {
     pub(crate) failing_commits: u32,
     /// The next so many questions for settings fail.
     pub(crate) failing_settings: u32,
+    /// The next readings of blocks fail like this.
+    pub(crate) failing_reads: VecDeque<FailureKind>,
     by_seq: BTreeMap<u64, Name>,
     last_seq: u64,
     used_bytes: u64,
@@ -137,21 +139,16 @@ impl Engine {
     }
 
     fn answer(&mut self, question: Question) -> Answer {
+        let reads = matches!(question, Question::Read(_) | Question::Children(_) | Question::ReadMany(_));
+        if reads && let Some(kind) = self.failing_reads.pop_front() {
+            return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
+        }
         match question {
-            Question::Read(id) if self.damaged.contains(&id) => {
+            Question::Read(id) | Question::Children(id) if self.damaged.contains(&id) => {
                 Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
             }
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
-            Question::Children(id) if self.damaged.contains(&id) => {
-                Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
-            }
-            Question::Children(id) => {
-                let manifest = self.blocks.get(&id).and_then(|bytes| Manifest::decode(bytes).ok());
-                let children = manifest.as_ref().map_or(&[][..], Manifest::children);
-                let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
-                self.mark(&ids);
-                Answer::Children { here: ids.iter().map(|id| self.length(id)).collect(), manifest }
-            }
+            Question::Children(id) => self.children(id),
             Question::ReadMany(ids) => {
                 let whole =
                     |id: &BlockId| self.blocks.get(id).filter(|_| !self.damaged.contains(id)).cloned();
@@ -201,6 +198,14 @@ impl Engine {
             }
             Question::Checkpoint => Answer::Done,
         }
+    }
+
+    fn children(&mut self, id: BlockId) -> Answer {
+        let manifest = self.blocks.get(&id).and_then(|bytes| Manifest::decode(bytes).ok());
+        let children = manifest.as_ref().map_or(&[][..], Manifest::children);
+        let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
+        self.mark(&ids);
+        Answer::Children { here: ids.iter().map(|id| self.length(id)).collect(), manifest }
     }
 
     fn is_whole(&self, id: &BlockId) -> bool {

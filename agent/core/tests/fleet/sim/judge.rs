@@ -24,6 +24,10 @@ pub(crate) struct Judge {
     pub(crate) acknowledged: u64,
     pub(crate) announcements: u64,
     pub(crate) hellos: u64,
+    /// What was said to nodes that no machine plays, in its order.
+    pub(crate) said: Vec<(NodeName, SyncMessage)>,
+    /// The greatest limit each sender was given in a want.
+    pub(crate) limits: BTreeMap<NodeName, u32>,
 }
 
 impl World {
@@ -49,13 +53,21 @@ impl World {
             return;
         }
         let from = self.name(node);
-        match SyncMessage::decode(&payload[SEAL_BYTES..]) {
+        let message = SyncMessage::decode(&payload[SEAL_BYTES..]);
+        if let (None, Ok(message)) = (self.index(to), &message) {
+            self.judge.said.push((to.clone(), message.clone()));
+        }
+        match message {
             Ok(SyncMessage::Announce(announce)) => {
                 self.judge.announcements += 1;
                 self.judge.announced.insert((from, to.clone(), announce.group), announce.entries);
             }
             Ok(SyncMessage::Ack { group, outcomes }) => {
                 self.judge_ack(node, &(to.clone(), from, group), &outcomes);
+            }
+            Ok(SyncMessage::Want(want)) => {
+                let greatest = self.judge.limits.entry(to.clone()).or_default();
+                *greatest = want.limit.max(*greatest);
             }
             Ok(SyncMessage::Hello(_)) => self.judge.hellos += 1,
             Ok(_) => {}

@@ -6,6 +6,7 @@
 pub(crate) mod client;
 pub(crate) mod engine;
 pub(crate) mod folder;
+pub(crate) mod impostor;
 pub(crate) mod judge;
 pub(crate) mod net;
 pub(crate) mod random;
@@ -56,6 +57,11 @@ pub(crate) enum Event {
         life: u32,
         client: u32,
     },
+    ClientSilent {
+        node: usize,
+        life: u32,
+        client: u32,
+    },
     ClientReady {
         node: usize,
         life: u32,
@@ -98,8 +104,6 @@ pub(crate) struct Machine {
     pub(crate) readings_taken: u64,
     /// Moments at which something woke it, whatever that was.
     pub(crate) wake_ups: u64,
-    /// Of those the ones by its timer, its link and its sensors.
-    pub(crate) own_wake_ups: u64,
     input_ms: Option<u64>,
     pub(crate) telemetry: u64,
     pub(crate) profile: String,
@@ -162,7 +166,6 @@ impl World {
             readings: Readings::default(),
             readings_taken: 0,
             wake_ups: 0,
-            own_wake_ups: 0,
             input_ms: None,
             telemetry: 0,
             profile: String::new(),
@@ -228,6 +231,13 @@ impl World {
         machine.settings.store = store;
     }
 
+    /// Puts a node's settings in force, as they are now.
+    pub(crate) fn reload(&mut self, node: usize) {
+        let now = self.time(node);
+        let machine = &mut self.machines[node];
+        machine.node.as_mut().expect("the node runs").reload(now, &machine.settings);
+    }
+
     pub(crate) fn time(&self, node: usize) -> Time {
         let wall_ms = START_MS + i64::try_from(self.now_ms).expect("simulated time is short");
         Time { mono_ms: self.now_ms - self.machines[node].booted_ms, wall_ms }
@@ -284,7 +294,13 @@ impl World {
             Event::ClientReady { node, life, client } if self.machines[node].life == life => {
                 self.input(node, Input::ClientReady(ClientId(client)));
             }
-            Event::Worked { .. } | Event::ClientFrame { .. } | Event::ClientReady { .. } => {}
+            Event::ClientSilent { node, life, client } if self.machines[node].life == life => {
+                self.input(node, Input::ClientSilent(ClientId(client)));
+            }
+            Event::Worked { .. }
+            | Event::ClientFrame { .. }
+            | Event::ClientSilent { .. }
+            | Event::ClientReady { .. } => {}
             Event::Sent { node, connection, token } => {
                 if self.net.links[node].is_up_as(connection) {
                     self.input(node, Input::Sent { token });
@@ -339,9 +355,6 @@ impl World {
         // what comes in one moment comes to a processor that is awake
         if machine.input_ms.replace(self.now_ms) != Some(self.now_ms) {
             machine.wake_ups += 1;
-            let is_own =
-                matches!(input, Input::Wake | Input::Sent { .. } | Input::Wire { .. } | Input::Sensed(_));
-            machine.own_wake_ups += u64::from(is_own);
         }
         core.handle(now, input, &mut machine.out);
         assert_eq!(machine.out.dropped(), 0, "seed {}: effects or messages were dropped", self.seed);
@@ -383,6 +396,7 @@ impl World {
                 self.publish_state(node, state, epoch);
             }
             Effect::Pull(ClientId(client)) => self.pull(node, client),
+            Effect::PullIfThere(ClientId(client)) => self.pull_if_there(node, client),
             Effect::Reply { caller, response } => {
                 self.judge_reply(node, &response);
                 self.answers.entry(key(node, caller)).or_default().push(*response);
@@ -475,6 +489,15 @@ impl World {
             Frame::End => Input::ClientDataEnd { caller },
         };
         self.input(node, input);
+    }
+
+    fn pull_if_there(&mut self, node: usize, client: u32) {
+        let life = self.machines[node].life;
+        let connection = self.machines[node].clients.get(&client);
+        if connection.is_some_and(|connection| connection.frames.is_empty()) {
+            return self.schedule(0, Event::ClientSilent { node, life, client });
+        }
+        self.pull(node, client);
     }
 
     fn pull(&mut self, node: usize, client: u32) {

@@ -50,6 +50,8 @@ pub(crate) fn settings(node: &str, role: Role, peers: Vec<Peer>) -> Settings {
         clean_step_bytes: 1 << 20,
         verify_step_bytes: 1 << 20,
         step_rest_ms: 0,
+        scrub_period_ms: 0,
+        scrub_rest_ms: 0,
         checkpoint_age_ms: 60_000,
         power: PowerPlan::default(),
         in_force: Vec::new(),

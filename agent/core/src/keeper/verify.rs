@@ -1,0 +1,119 @@
+//! One verification: every block is read, then every name asked whether all its blocks are there.
+
+use super::tour::{Tour, TourStep};
+use crate::id::BlockId;
+use crate::message::{Answer, Question, Ticket};
+use crate::name::Name;
+use crate::request::{Failure, Response, Unit};
+use std::collections::BTreeSet;
+
+/// Damaged blocks and incomplete objects listed by a verification; the rest is counted by `status`.
+const LISTED_MAX: usize = 1_000;
+
+/// How far it is.
+pub(super) struct Verifying {
+    /// Who has asked for it; nobody where the node scrubs by itself.
+    pub(super) ticket: Option<Ticket>,
+    position: u64,
+    pub(super) total: u64,
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+    pub(super) damaged: BTreeSet<BlockId>,
+    pub(super) incomplete: Vec<Name>,
+    /// The second half: names.
+    tour: Option<Tour>,
+    /// A block of the present object is not there.
+    lacking: bool,
+}
+
+impl Verifying {
+    pub(super) fn new(ticket: Option<Ticket>) -> Self {
+        Verifying {
+            ticket,
+            position: 0,
+            total: 0,
+            blocks: 0,
+            bytes: 0,
+            damaged: BTreeSet::new(),
+            incomplete: Vec::new(),
+            tour: None,
+            lacking: false,
+        }
+    }
+
+    /// Whether the blocks are read and the names are being asked.
+    pub(super) fn is_at_names(&self) -> bool {
+        self.tour.is_some()
+    }
+
+    /// Names and blocks have gone meanwhile: what was found of the names counts no more.
+    pub(super) fn ask_names_again(&mut self) {
+        if self.tour.is_some() {
+            self.tour = Some(Tour::new(Vec::new()));
+            self.lacking = false;
+            self.incomplete.clear();
+        }
+    }
+
+    /// Takes an answer of the store in.
+    ///
+    /// # Errors
+    /// Blocks can not be read on.
+    pub(super) fn supply(&mut self, answer: Answer) -> Result<(), Failure> {
+        match (answer, &mut self.tour) {
+            (Answer::Failed(failure), None) => return Err(failure),
+            (Answer::Numbers(numbers), _) => self.total = numbers.blocks,
+            (Answer::Verified { next, blocks, bytes, damaged }, _) => {
+                self.blocks += blocks;
+                self.bytes += bytes;
+                let room = LISTED_MAX.saturating_sub(self.damaged.len());
+                self.damaged.extend(damaged.into_iter().take(room));
+                match next {
+                    Some(next) => self.position = next,
+                    None => self.tour = Some(Tour::new(Vec::new())),
+                }
+            }
+            (Answer::Has(here), _) => self.lacking |= here.contains(&None),
+            (answer, Some(tour)) => tour.supply(answer),
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// The next question, of at most so many bytes to be read; none when all was asked.
+    ///
+    /// # Errors
+    /// The names can not be read.
+    pub(super) fn next(&mut self, step_bytes: u64) -> Result<Option<Question>, Failure> {
+        let Some(tour) = &mut self.tour else {
+            return Ok(Some(Question::Verify { position: self.position, bytes: step_bytes }));
+        };
+        loop {
+            match tour.next() {
+                TourStep::Ask(question) => return Ok(Some(question)),
+                TourStep::Ids(ids) => return Ok(Some(Question::Has(ids))),
+                TourStep::Object { name, whole } => {
+                    let lacking = std::mem::take(&mut self.lacking) || !whole;
+                    if let Some(name) = name.filter(|_| lacking && self.incomplete.len() < LISTED_MAX) {
+                        self.incomplete.push(name);
+                    }
+                }
+                TourStep::Done => return Ok(None),
+                TourStep::Failed(failure) => return Err(failure),
+            }
+        }
+    }
+
+    pub(super) fn progress(&self) -> Response {
+        Response::Progress { done: self.blocks, total: self.total, unit: Unit::Blocks }
+    }
+
+    pub(super) fn report(self) -> Response {
+        Response::Verified {
+            blocks: self.blocks,
+            bytes: self.bytes,
+            damaged: self.damaged.into_iter().collect(),
+            incomplete: self.incomplete,
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What dead, slow, greedy and failing peers and disks may cost, and what they may not.
+
+use crate::sim::World;
+use crate::sim::impostor::hello;
+use crate::sim::setup::{below_settings, master_settings};
+use crate::transfer::{are_alike, is_whole, noise};
+use bytes::Bytes;
+use larder_core::binding::Content;
+use larder_core::id::BlockId;
+use larder_core::limits::MESSAGE_BLOCKS_MAX;
+use larder_core::message::Input;
+use larder_core::note::Note;
+use larder_core::object::manifest::{Child, Manifest};
+use larder_core::request::FailureKind;
+use larder_core::role::Role;
+use larder_core::sync::wire::{Outcome, SyncMessage, Want, Wanted};
+
+fn object(bytes: &[u8]) -> Content {
+    Content::Object { root: BlockId::of(bytes), depth: 0 }
+}
+
+/// A master that knows a worker and these impostors, all of them in a session.
+fn world_of(seed: u64, impostors: &[&str]) -> (World, usize, usize) {
+    let mut world = World::new(seed);
+    let mut below: Vec<(&str, Role)> = impostors.iter().map(|name| (*name, Role::Worker)).collect();
+    below.push(("worker", Role::Worker));
+    let master = world.add(master_settings(&below));
+    let worker = world.add(below_settings("worker", Role::Worker));
+    world.run_ms(500);
+    for name in impostors {
+        world.say_as(name, "master", &hello(Role::Worker, 1, None));
+    }
+    (world, master, worker)
+}
+
+/// `groups` announcements of `entries` blocks each, of which nothing ever comes.
+fn announce_and_die(world: &mut World, from: &str, groups: u32, entries: u32) {
+    for group in 1..=groups {
+        let entry = |index: u32| {
+            let name = format!("{from}/{group}/{index}");
+            let content = object(name.as_bytes());
+            (name, 30_000, content)
+        };
+        world.announce_as(from, "master", group, (0..entries).map(entry).collect());
+    }
+}
+
+#[test]
+fn dead_workers_that_hold_every_transfer_leave_room_after_the_first_repetition() {
+    let dead: Vec<String> = (0..8).map(|index| format!("dead{index}")).collect();
+    let dead: Vec<&str> = dead.iter().map(String::as_str).collect();
+    let (mut world, master, worker) = world_of(1, &dead);
+    for name in &dead {
+        announce_and_die(&mut world, name, 4, 1);
+    }
+    world.put_now(worker, "alive", noise(1, 3 << 20));
+    world.run_until(30_000, "the living one is served", |world| are_alike(world, master, worker));
+}
+
+#[test]
+fn one_peer_takes_no_more_transfers_than_its_part() {
+    let (mut world, master, worker) = world_of(2, &["greedy"]);
+    announce_and_die(&mut world, "greedy", 40, 1);
+    let busy = |message: &SyncMessage| matches!(message, SyncMessage::Busy { .. });
+    assert_eq!(world.told("greedy").iter().filter(|message| busy(message)).count(), 36);
+    world.put_now(worker, "alive", noise(1, 1_000));
+    world.run_until(2_000, "others are served at once", |world| are_alike(world, master, worker));
+}
+
+#[test]
+fn a_dead_transfer_gives_its_part_of_the_window_back() {
+    let (mut world, master, worker) = world_of(3, &["dead"]);
+    announce_and_die(&mut world, "dead", 1, 64);
+    world.run_ms(15_000);
+    world.put_now(worker, "film", noise(1, 4 << 20));
+    world.run_until(30_000, "it is there", |world| are_alike(world, master, worker));
+    let limit = world.judge.limits[&"worker".parse().unwrap()];
+    assert!(limit >= 32, "the living one was given {limit} blocks of 64");
+}
+
+#[test]
+fn a_transfer_that_was_silent_for_long_still_ends() {
+    let (mut world, master, worker) = world_of(4, &[]);
+    world.net.faults.delay_ms_max = 20;
+    world.put_now(worker, "film", noise(1, 12 << 20));
+    world.run_ms(300);
+    // longer than the first repetition, and neither side loses its link
+    world.net.faults.delay_ms_max = 0;
+    world.machines[master].job_ms_max = 40_000;
+    world.run_ms(60_000);
+    world.machines[master].job_ms_max = 4;
+    world.run_until(600_000, "it is there", |world| are_alike(world, master, worker));
+}
+
+/// The blocks of an object of so many different blocks of two bytes, and its manifest.
+fn crumbs(count: u16) -> (Vec<Bytes>, Manifest) {
+    let blocks: Vec<Bytes> = (0..count).map(|index| Bytes::copy_from_slice(&index.to_le_bytes())).collect();
+    let children = blocks.iter().map(|block| Child { id: BlockId::of(block), bytes: 2 }).collect();
+    (blocks, Manifest::new(1, children).unwrap())
+}
+
+#[test]
+fn a_message_of_more_blocks_than_allowed_is_dropped_and_counted() {
+    let (mut world, master, _) = world_of(5, &["imp"]);
+    let (blocks, manifest) = crumbs(2_048);
+    let root = manifest.encode();
+    let content = Content::Object { root: BlockId::of(&root), depth: 1 };
+    world.announce_as("imp", "master", 1, vec![("crumbs".into(), 4_096, content)]);
+    world.send_blocks_as("imp", "master", 1, vec![root]);
+    world.run_ms(1_000);
+    let before = world.status(master).sync;
+    world.send_blocks_as("imp", "master", 1, blocks[..MESSAGE_BLOCKS_MAX + 1].to_vec());
+    world.send_blocks_as("imp", "master", 1, blocks.clone());
+    world.run_ms(1_000);
+    let after = world.status(master).sync;
+    assert_eq!(after.messages_dropped - before.messages_dropped, 2);
+    assert_eq!(after.blocks_received, before.blocks_received);
+    assert_crumbs_arrive(&mut world, master, &blocks);
+}
+
+/// Sent over and over, as much as the credit allows is taken each time.
+fn assert_crumbs_arrive(world: &mut World, master: usize, blocks: &[Bytes]) {
+    for blocks in blocks.chunks(MESSAGE_BLOCKS_MAX).cycle().take(100) {
+        world.send_blocks_as("imp", "master", 1, blocks.to_vec());
+        world.run_ms(200);
+    }
+    assert!(is_whole(world, master) && world.machines[master].engine.table().contains_key("crumbs"));
+}
+
+#[test]
+fn blocks_beyond_the_credit_are_not_taken() {
+    let (mut world, master, _) = world_of(6, &["imp"]);
+    let (blocks, manifest) = crumbs(640);
+    let root = manifest.encode();
+    let content = Content::Object { root: BlockId::of(&root), depth: 1 };
+    world.announce_as("imp", "master", 1, vec![("crumbs".into(), 1_280, content)]);
+    world.send_blocks_as("imp", "master", 1, vec![root]);
+    world.run_ms(1_000);
+    let limit = world.judge.limits[&"imp".parse().unwrap()] as usize;
+    assert!(limit < 640, "there is a limit: {limit}");
+    world.machines[master].job_ms_max = 0;
+    let before = world.status(master).sync;
+    // all at once, before anything can be durable
+    world.net.faults.delay_ms_max = 0;
+    for blocks in blocks.chunks(MESSAGE_BLOCKS_MAX) {
+        world.send_blocks_as("imp", "master", 1, blocks.to_vec());
+    }
+    world.run_ms(1_000);
+    let after = world.status(master).sync;
+    assert!(after.blocks_unasked > before.blocks_unasked, "what was not allowed is counted");
+    assert_crumbs_arrive(&mut world, master, &blocks);
+}
+
+#[test]
+fn a_disk_that_can_not_be_read_for_a_moment_refuses_nothing() {
+    for kind in [FailureKind::Disk, FailureKind::Busy] {
+        let (mut world, master, worker) = World::pair(7);
+        world.cut(worker, 0);
+        world.put_now(worker, "film", noise(1, 2 << 20));
+        world.run_ms(1_000);
+        world.mend(worker);
+        world.run_until(10_000, "it is announced", |world| world.judge.announcements > 0);
+        for _ in 0..4 {
+            world.machines[worker].engine.failing_reads.push_back(kind);
+        }
+        world.run_until(900_000, "it is there", |world| are_alike(world, master, worker));
+        let refused = |note: &Note| matches!(note, Note::Refused { .. });
+        assert!(!world.machines[worker].notes.iter().any(refused), "{kind:?}");
+        assert!(world.machines[worker].engine.failing_reads.is_empty());
+    }
+}
+
+/// A worker whose master is an impostor, in a session.
+fn below_an_impostor(seed: u64) -> (World, usize) {
+    let mut world = World::new(seed);
+    let worker = world.add(below_settings("worker", Role::Worker));
+    world.run_ms(500);
+    let Some(SyncMessage::Hello(said)) = world.told("master").pop() else { panic!("it says hello") };
+    world.say_as("master", "worker", &hello(Role::Master, 1, Some((said.epoch, said.session))));
+    (world, worker)
+}
+
+#[test]
+fn what_the_disk_says_late_is_not_taken_for_the_next_transfer_of_that_number() {
+    for seed in 0..40 {
+        let (mut world, worker) = below_an_impostor(seed);
+        world.put_now(worker, "a", noise(1, 50_000));
+        world.run_ms(1_000);
+        let announced = world.told("master").into_iter().find_map(|message| match message {
+            SyncMessage::Announce(announce) => Some(announce.group),
+            _ => None,
+        });
+        let group = announced.unwrap();
+        let want = Want { group, round: 1, blocks: Wanted::Roots(vec![0]), limit: 1 };
+        world.machines[worker].job_ms_max = 9_000;
+        world.say_as("master", "worker", &SyncMessage::Want(want.clone()));
+        world.say_as("master", "worker", &SyncMessage::Busy { group });
+        world.run_ms(4_000);
+        world.say_as("master", "worker", &SyncMessage::Want(want));
+        world.run_ms(60_000);
+        let told = world.status(worker).sync;
+        assert!(told.blocks_sent >= 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_write_of_an_earlier_transfer_is_not_taken_for_one_of_the_next_of_that_number() {
+    for seed in 0..60 {
+        let (mut world, master, _) = world_of(100 + seed, &["imp"]);
+        let first = Bytes::from(noise(1, 30_000));
+        let (blocks, manifest) = crumbs(3);
+        let root = manifest.encode();
+        world.announce_as("imp", "master", 1, vec![("first".into(), 30_000, object(&first))]);
+        world.machines[master].job_ms_max = 1_000;
+        world.send_blocks_as("imp", "master", 1, vec![first]);
+        world.run_ms(20);
+        world.told("imp");
+        world.say_as("imp", "master", &hello(Role::Worker, 2, None));
+        let content = Content::Object { root: BlockId::of(&root), depth: 1 };
+        world.announce_as("imp", "master", 1, vec![("second".into(), 6, content)]);
+        let mut outcomes = Vec::new();
+        for _ in 0..1_500 {
+            world.run_ms(20);
+            for message in world.told("imp") {
+                match message {
+                    SyncMessage::Want(Want { blocks: Wanted::Roots(_), .. }) => {
+                        world.send_blocks_as("imp", "master", 1, vec![root.clone()]);
+                    }
+                    SyncMessage::Want(_) => world.send_blocks_as("imp", "master", 1, blocks.clone()),
+                    SyncMessage::Ack { outcomes: more, .. } => {
+                        let is_there = world.machines[master].engine.table().contains_key("second");
+                        assert!(is_there && is_whole(&world, master), "seed {seed}: {more:?} too early");
+                        outcomes.extend(more);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(outcomes, [(0, Outcome::Stored)], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_stop_saves_the_cursors_of_more_peers_than_one_turn_has_room_for() {
+    let mut world = World::new(8);
+    let names: Vec<String> = (0..1_100).map(|index| format!("l{index}")).collect();
+    let below: Vec<(&str, Role)> = names.iter().map(|name| (name.as_str(), Role::Leecher)).collect();
+    let mut master = master_settings(&below);
+    master.sessions_max = 2_000;
+    let master = world.add(master);
+    world.run_ms(500);
+    world.put_now(master, "private", noise(1, 100));
+    for name in &names {
+        world.forward(crate::sim::impostor::sealed(name, "master", name, &hello(Role::Leecher, 1, None)));
+    }
+    world.run_ms(20_000);
+    world.input(master, Input::Stop);
+    world.run_until(60_000, "it has stopped", |world| world.machines[master].stopped);
+    let saved = world.machines[master].engine.settings.keys().filter(|key| key.starts_with("cursor/l"));
+    assert_eq!(saved.count(), 1_100);
+}
+
+#[test]
+fn a_stop_ends_though_the_disk_fails() {
+    let (mut world, _, worker) = World::pair(9);
+    world.put_now(worker, "a", noise(1, 100));
+    world.run_ms(2_000);
+    world.machines[worker].engine.failing_commits = u32::MAX;
+    world.input(worker, Input::Stop);
+    world.run_until(60_000, "it has stopped", |world| world.machines[worker].stopped);
+}
