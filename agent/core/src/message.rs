@@ -5,6 +5,7 @@
 //! asker's [`Ticket`]. Both queues are bounded; see [`crate::limits`].
 
 use crate::id::{BlockId, NodeName};
+use crate::ingest::cutter::{Cut, Cutter, StreamId};
 use crate::limits::{EFFECTS_MAX, EFFECTS_ROOM, MESSAGES_MAX};
 use crate::name::Name;
 use crate::note::Note;
@@ -72,6 +73,13 @@ pub enum Input {
         file: FileId,
         /// What came of it.
         done: FileDone,
+    },
+    /// A cutter has done its work.
+    Cut {
+        /// As given in the effect.
+        stream: StreamId,
+        /// What came of it.
+        cut: Cut,
     },
     /// A watched folder says that something at this path, relative to the folder, may be complete.
     FileChanged {
@@ -157,6 +165,13 @@ pub enum Effect {
         file: FileId,
         /// What to do.
         what: FileJob,
+    },
+    /// Cut and hash this on the other helper thread, in order.
+    Cut {
+        /// Comes back with the result.
+        stream: StreamId,
+        /// What to do.
+        cutter: Cutter,
     },
     /// Publish this; `Sent` comes back with the token.
     Send {
