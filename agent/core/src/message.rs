@@ -60,14 +60,14 @@ pub enum Input {
     Start,
     /// A deadline has come.
     Wake,
-    /// The helper thread has finished a job.
+    /// The disk's helper thread has finished a job.
     JobDone {
         /// As given in the job.
         job: JobId,
         /// What came of it.
         done: JobDone,
     },
-    /// The helper thread has finished with a file.
+    /// The disk's helper thread has finished with a file.
     FileDone {
         /// As given in the effect.
         file: FileId,
@@ -152,14 +152,14 @@ pub enum Input {
 /// What the core wants done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Run this on the helper thread, in order.
+    /// Run this on the disk's helper thread, in order.
     Job {
         /// Comes back with the result.
         job: JobId,
         /// What to do.
         what: Job,
     },
-    /// Do this with a file, on the helper thread.
+    /// Do this with a file, on the disk's helper thread.
     File {
         /// Comes back with the result.
         file: FileId,

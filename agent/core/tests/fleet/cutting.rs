@@ -8,7 +8,7 @@ use larder_core::limits::{CUT_BYTES_MAX, FRAME_BYTES_MAX, HASHED_ON_LOOP_BYTES_M
 use larder_core::message::Input;
 use larder_core::request::{FailureKind, Request, Response};
 use larder_core::role::Role;
-use larder_core::settings::Watch;
+use larder_core::settings::{BatchSettings, Watch};
 
 /// A master alone, whose cutters may be away for so long.
 fn slow(seed: u64, cut_ms_max: u64) -> (World, usize) {
@@ -92,6 +92,23 @@ fn a_source_is_held_while_the_window_is_full_of_what_is_not_cut() {
     world.machines[node].hasher.cut_ms_max = 4;
     assert!(is_stored(&world.wait(call)));
     assert!(world.get(node, by_name("big")) == Some(noise(1, length)));
+}
+
+#[test]
+fn a_window_that_is_smaller_than_a_batch_is_written_when_it_is_full() {
+    for cut_ms_max in [0, 30, 400] {
+        let mut world = World::new(26 + cut_ms_max);
+        let mut settings = master_settings(&[]);
+        settings.flush = BatchSettings { bytes: 64 << 20, age_ms: 3_600_000 };
+        let node = world.add(settings);
+        world.machines[node].hasher.cut_ms_max = cut_ms_max;
+        world.run_ms(500);
+        // the longest of blocks, so that a batch is not full of them either
+        let call = world.put_as(node, 9, "big", vec![0; 70 << 20]);
+        world.run_until(600_000, "all was read", |world| world.machines[node].clients[&9].frames.is_empty());
+        world.ask_as(node, 9, Request::Flush);
+        assert!(is_stored(&world.wait(call)));
+    }
 }
 
 #[test]
