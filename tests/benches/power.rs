@@ -196,7 +196,8 @@ fn read_answers(mut stream: UnixStream) -> BTreeMap<u32, Instant> {
 fn rest(idle: Duration, table: &mut Table) {
     let broker = Mosquitto::start(Config::default());
     let (_master, worker) = pair(&broker, "low-power");
-    std::thread::sleep(Duration::from_secs(20));
+    // what the start has brought is over, the last of it after the profile's send age
+    std::thread::sleep(Duration::from_secs(60));
     let before = costs(&worker);
     let woken = wake_ups(&worker);
     std::thread::sleep(idle);

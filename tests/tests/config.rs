@@ -499,3 +499,19 @@ fn an_ordinary_user_has_everything_below_home() {
     assert!(home.join(".local/share/larder/superblock").exists());
     assert_eq!(run(&["get", "mine", "-o", "-"]), fs::read(home.join(".config/larder/larder.toml")).unwrap());
 }
+
+#[test]
+fn a_batch_is_written_when_it_is_as_large_as_the_profile_says() {
+    let batches = |flush_bytes: &str| {
+        let mut node = own("worker");
+        let profile = PROFILE.replace("flush_bytes = 1048576", &format!("flush_bytes = {flush_bytes}"));
+        fs::write(node.path("own.toml"), profile).unwrap();
+        node.start();
+        let count = || node.status()["store"]["batches"].as_u64().unwrap();
+        let before = count();
+        node.run_with(["put", "--stdin", "large"], &noise(8 << 20, "large")).expect(0);
+        count() - before
+    };
+    let (large, small) = (batches("1048576"), batches("131072"));
+    assert!((2..16).contains(&large) && small > 32, "{large} batches of 1 MiB, {small} of 128 KiB");
+}

@@ -1,8 +1,8 @@
 //! The store on the simulated disk: every short program cut everywhere, every error at every call, and long
 //! random lives. `larder-sim` replays what they find, and runs more.
 
-use larder_tests::sim::store::errors::fail_all;
-use larder_tests::sim::store::exhaustive::cut_all;
+use larder_tests::sim::store::errors::{fail_all, refuse_a_deletion};
+use larder_tests::sim::store::exhaustive::{cut_all, kill_all};
 use larder_tests::sim::store::storm::{live, storms};
 use larder_tests::sim::store::workers::threads;
 
@@ -25,11 +25,26 @@ fn every_short_program_cut_anywhere_keeps_what_was_acknowledged() {
 }
 
 #[test]
+fn a_process_killed_anywhere_leaves_nothing_that_the_next_one_builds_on_and_the_power_takes() {
+    let (looked, broken) = kill_all(LENGTH - 1, threads());
+    println!("{looked:?}");
+    assert!(broken.is_empty(), "{} programs break a promise:\n{}", broken.len(), broken.join("\n"));
+    assert!(looked.programs >= 72 && looked.images > 5_000, "{looked:?}");
+}
+
+#[test]
 fn every_error_at_every_call_of_a_step_loses_nothing() {
     let (looked, broken) = fail_all(threads());
     println!("{looked:?}");
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     assert!(looked.images > 5_000, "{looked:?}");
+}
+
+#[test]
+fn a_deletion_that_a_full_device_refused_does_not_come_back_after_a_put() {
+    let looked = refuse_a_deletion(150).unwrap_or_else(|words| panic!("{words}"));
+    println!("{looked:?}");
+    assert!(looked.images >= 1_800, "{looked:?}");
 }
 
 #[test]

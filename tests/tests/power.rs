@@ -6,9 +6,10 @@ use larder_tests::fleet::{Fleet, connect, put, settled};
 use larder_tests::node::{Node, noise, wait_for};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const FILE_TEMP: &str = "machine/sys/class/thermal/thermal_zone0/temp";
 const FILE_BATTERY: &str = "machine/sys/class/power_supply/BAT0";
@@ -70,10 +71,17 @@ fn heat_moves_the_profile_at_once_and_calm_brings_it_back() {
     write(&node, FILE_TEMP, "95000");
     let hot = wait_profile(&node, "low-power");
     assert_eq!((&hot["because"], &hot["configured"]), (&"hot".into(), &"own".into()));
-    let tick = node.status()["settings"].as_array().and_then(|settings| {
-        settings.iter().find(|setting| setting["key"] == "tick_ms").map(|setting| setting["value"].clone())
-    });
-    assert_eq!(tick, Some("5000".into()), "status shows what is in force");
+    let settings = node.status()["settings"].clone();
+    for (key, value) in [
+        ("tick_ms", "5000"),
+        ("keep_alive_s", "300"),
+        ("clean_step_bytes", "4194304"),
+        ("scrub_period_s", "2592000"),
+        ("scrub_rest_ms", "5000"),
+    ] {
+        let setting = settings.as_array().and_then(|all| all.iter().find(|setting| setting["key"] == key));
+        assert_eq!(setting.map(|setting| &setting["value"]), Some(&value.into()), "{key} is in force");
+    }
     write(&node, FILE_TEMP, "60000");
     let back = wait_profile(&node, "own");
     assert_eq!(back["changes"], 2);
@@ -103,6 +111,107 @@ fn a_battery_that_runs_low_and_is_fed_again() {
     assert_eq!(low["conditions"], serde_json::json!(["battery_low", "on_battery"]));
     write(&node, &format!("{FILE_BATTERY}/status"), "Charging");
     wait_profile(&node, "own");
+}
+
+#[test]
+fn a_machine_nobody_knows_is_served_by_its_architectures_board_and_noted() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    write(&node, "machine/proc/device-tree/compatible", "who,knows-it\0unheard,of\0");
+    node.start();
+    put(&node, "a", b"stored on whatever this is");
+    assert_eq!(node.get("a").as_deref(), Some(&b"stored on whatever this is"[..]));
+    let settings = node.status()["settings"].clone();
+    let value = |key: &str| {
+        let found = settings.as_array().and_then(|all| all.iter().find(|setting| setting["key"] == key));
+        found.and_then(|setting| setting["value"].as_str()).unwrap_or_default().to_owned()
+    };
+    assert!(value("board").starts_with("generic"), "{settings}");
+    assert!(value("note").contains("no board file knows who,knows-it"), "{settings}");
+}
+
+#[test]
+fn a_sensor_that_lies_is_absent_and_changes_nothing() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    own_profile(&node, "performance", &QUICK, "hot = \"low-power\"\nbattery_low = \"low-power\"\n");
+    write(&node, &format!("{FILE_BATTERY}/type"), "Battery");
+    write(&node, &format!("{FILE_BATTERY}/status"), "Discharging");
+    write(&node, &format!("{FILE_BATTERY}/capacity"), "81");
+    node.start();
+    for lie in ["999000", "-273150", "hot", "99999999999999999999", ""] {
+        write(&node, FILE_TEMP, lie);
+        write(&node, &format!("{FILE_BATTERY}/capacity"), "255");
+        let report = wait_for("the lie is seen", || {
+            Some(power(&node)).filter(|report| report["readings"].get("heat_milli_celsius").is_none())
+        });
+        assert_eq!(report["readings"].get("battery_percent"), None, "{lie:?}: {report}");
+        write(&node, FILE_TEMP, "45000");
+        write(&node, &format!("{FILE_BATTERY}/capacity"), "81");
+        wait_for("the truth is seen", || {
+            Some(power(&node)).filter(|report| report["readings"]["heat_milli_celsius"] == 45_000)
+        });
+    }
+    let report = power(&node);
+    assert_eq!((&report["profile"], &report["changes"]), (&"own".into(), &0.into()));
+}
+
+#[test]
+fn a_battery_whose_report_jumps_is_believed_when_it_says_so_twice() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    // read when it is asked for, and again a second after a doubt
+    own_profile(
+        &node,
+        "performance",
+        &[("sense_s", "3600"), ("calm_s", "1")],
+        "battery_low = \"low-power\"\n",
+    );
+    write(&node, &format!("{FILE_BATTERY}/type"), "Battery");
+    write(&node, &format!("{FILE_BATTERY}/status"), "Discharging");
+    write(&node, &format!("{FILE_BATTERY}/capacity"), "81");
+    node.start();
+    assert_eq!(power(&node)["readings"]["battery_percent"], 81);
+    write(&node, &format!("{FILE_BATTERY}/capacity"), "3");
+    let doubted = power(&node);
+    assert_eq!((&doubted["readings"]["battery_percent"], &doubted["profile"]), (&81.into(), &"own".into()));
+    assert_eq!(wait_profile(&node, "low-power")["readings"]["battery_percent"], 3);
+}
+
+#[test]
+fn power_is_shown_live_until_it_is_ended() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    node.start();
+    let mut shown = node.command(["--json", "power", "--watch", "1"]);
+    let mut shown = shown.stdout(Stdio::piped()).spawn().expect("larder can be started");
+    let lines = BufReader::new(shown.stdout.take().expect("a pipe")).lines();
+    let heats = lines.take(2).map(|line| {
+        let line = line.expect("it says on");
+        write(&node, FILE_TEMP, "46000");
+        let report: Value = serde_json::from_str(&line).expect("each line is JSON");
+        report["readings"]["heat_milli_celsius"].as_i64()
+    });
+    assert_eq!(heats.collect::<Vec<_>>(), [Some(45_000), Some(46_000)]);
+    shown.kill().expect("it runs until then");
+    shown.wait().expect("it has been ended");
+}
+
+#[test]
+fn the_keep_alive_follows_the_profile() {
+    let mut broker = Mosquitto::start(Config::default());
+    let mut node = Node::new("hub", "master");
+    connect(&node, broker.port());
+    node.start();
+    node.wait_status("the link is up", |status| status["link"]["up"].as_bool().filter(|up| *up));
+    node.run(["power", "set", "low-power"]).expect(0);
+    node.wait_status("the link is up again", |status| {
+        (status["link"]["up"] == true && status["link"]["connects"] == 2).then_some(())
+    });
+    // it writes its log in pieces, the last when it ends
+    broker.stop();
+    let log = broker.log();
+    assert!(log.contains("k30)") && log.contains("k300)"), "{log}");
 }
 
 #[test]

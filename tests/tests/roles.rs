@@ -296,6 +296,15 @@ impl World {
     }
 }
 
+/// An announcement of a name that leaves its root.
+fn escaping(imp: &Impostor) -> Vec<u8> {
+    let name = Name::parse("aa/x").expect("a plain name");
+    let entries = vec![(name, imp.binding(BlockId::of(b"x"), 0, 1))];
+    let body = SyncMessage::Announce(Announce { group: 9, request: None, entries }).encode();
+    let at = body.windows(4).position(|bytes| bytes == b"aa/x").expect("the name is in the message");
+    [&body[..at], b"../x", &body[at + 4..]].concat()
+}
+
 #[test]
 fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
     let mut world = World::new();
@@ -327,13 +336,6 @@ fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
     let for_another_node = imp.sealed("cam", &body);
     let trailing = imp.sealed("hub", &[&body[..], b"more"].concat());
     let garbage = imp.sealed("hub", &noise(5_000, "garbage"));
-    let escaping = {
-        let name = Name::parse("aa/x").expect("a plain name");
-        let entries = vec![(name, imp.binding(BlockId::of(b"x"), 0, 1))];
-        let body = SyncMessage::Announce(Announce { group: 9, request: None, entries }).encode();
-        let at = body.windows(4).position(|bytes| bytes == b"aa/x").expect("the name is in the message");
-        imp.sealed("hub", &[&body[..at], b"../x", &body[at + 4..]].concat())
-    };
     let topic = imp.topic("hub", "c");
     // as large as a packet may be is larger than a message may be
     let huge = noise(128 * 1024 - 18 - topic.len(), "huge");
@@ -348,7 +350,7 @@ fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
         ("signature", for_another_node),
         ("does not parse", trailing),
         ("does not parse", garbage),
-        ("does not parse", escaping),
+        ("does not parse", imp.sealed("hub", &escaping(&imp))),
         ("are the limit", huge),
     ] {
         assert_counted(&world.hub, "imp", words, || imp.publish(&topic, payload));

@@ -6,6 +6,7 @@ use larder_tests::fleet::{
     write_files,
 };
 use larder_tests::node::{Node, noise, wait_for};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -444,6 +445,53 @@ fn fetches_without_a_link_wait_up_to_the_bound_and_are_answered_later() {
     assert!(fleet.leecher.get("kept") == Some(kept), "after a start without a broker too");
 }
 
+#[test]
+fn fetches_that_wait_for_a_master_that_is_down_are_all_answered() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.start();
+    let names: Vec<String> = (0..100).map(|index| format!("own/{index:02}")).collect();
+    let files: Contents = names.iter().map(|name| (name.clone(), noise(9_000, name))).collect();
+    write_files(fleet.master.folder(), &files);
+    fleet.master.run(["put", "own"]).expect(0);
+    assert_eq!(fleet.master.stop(), 0);
+    fleet.leecher.wait_status("the session is over", |status| {
+        let peers = status["peers"].as_array()?;
+        peers.iter().all(|peer| peer["session"] == false).then_some(())
+    });
+    let fetch = std::iter::once("fetch").chain(names.iter().map(String::as_str));
+    let said = fleet.leecher.run(fetch).expect(0).text();
+    assert!(said.contains("100 requests waiting"), "{said}");
+    fleet.master.start();
+    wait_for("all have come", || (fleet.leecher.names("").len() == names.len()).then_some(()));
+    assert_holds(&fleet.leecher, &files);
+}
+
+#[test]
+fn rm_on_a_leecher_drops_its_copy_alone_which_can_be_had_again() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"maps/\"]");
+    fleet.start();
+    let (map, film) = (noise(50_000, "map"), noise(300_000, "film"));
+    put(&fleet.master, "maps/a", &map);
+    put(&fleet.master, "film", &film);
+    wait_for_bytes(&fleet.leecher, "maps/a", &map);
+    assert!(fleet.leecher.get("film").is_some_and(|got| got == film));
+    fleet.leecher.run(["rm", "maps/a", "film"]).expect(0);
+    assert_eq!(fleet.leecher.names(""), [""; 0]);
+    fleet.leecher.run(["rm", "film"]).expect(3);
+    fleet.leecher.restart();
+    fleet.settled();
+    assert_eq!(fleet.master.names(""), ["film", "maps/a"], "what others have stays");
+    assert!(fleet.leecher.get("film").is_some_and(|got| got == film));
+    fleet.leecher.run(["fetch", "maps/a"]).expect(0);
+    assert_eq!(fleet.leecher.names(""), ["film", "maps/a"]);
+    let newer = noise(60_000, "newer");
+    put(&fleet.master, "maps/a", &newer);
+    wait_for_bytes(&fleet.leecher, "maps/a", &newer);
+}
+
 /// The whole job once, over whatever the nodes are joined by.
 fn do_the_job(fleet: &mut Fleet) {
     fleet.leecher.set("node", "subscribe", "[\"maps/\"]");
@@ -494,4 +542,86 @@ fn the_job_is_done_over_the_masters_embedded_broker() {
     for node in fleet.nodes() {
         wait_for_bytes(node, "maps/late", b"late");
     }
+}
+
+#[test]
+fn the_job_is_done_over_the_masters_embedded_broker_with_tls_on_every_address() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let mut fleet = Fleet::without_broker();
+    for node in fleet.nodes() {
+        connect_by_tls(node, port, &certificates);
+    }
+    // over the same files: one certificate for both ends
+    certificates.node_with_broker(fleet.master.name());
+    fleet.master.set("mqtt", "embedded_broker", "true");
+    fleet.master.set("mqtt", "listen", &format!("\"0.0.0.0:{port}\""));
+    do_the_job(&mut fleet);
+    let plain = Node::new("van", "worker");
+    befriend(&fleet.master, &plain);
+    connect(&plain, port);
+    put(&plain, "maps/plain", b"without TLS");
+    let mut plain = plain;
+    plain.start();
+    plain.wait_status("it is told why", |status| {
+        (status["link"]["reason"].as_str()? != "not connected yet").then_some(())
+    });
+    assert_eq!(number(&plain.status(), "link", "connects"), 0);
+}
+
+#[test]
+fn a_worker_fetches_what_it_subscribes_to_and_other_prefixes_after_sighup() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.worker.set("node", "subscribe", "[\"photos/\"]");
+    fleet.start();
+    for name in ["photos/a", "docs/b", "photographs"] {
+        put(&fleet.master, name, name.as_bytes());
+    }
+    wait_for("what it subscribes to comes", || {
+        fleet.worker.names("").contains(&"photos/a".into()).then_some(())
+    });
+    fleet.settled();
+    assert_holds(&fleet.worker, &contents([("photos/a", b"photos/a".to_vec())]));
+    fleet.worker.set("node", "subscribe", "[\"docs/\"]");
+    fleet.worker.signal(Signal::HUP);
+    wait_for("the other prefix comes", || fleet.worker.names("").contains(&"docs/b".into()).then_some(()));
+    put(&fleet.master, "photos/c", b"no longer wanted");
+    fleet.settled();
+    let held = contents([("photos/a", b"photos/a".to_vec()), ("docs/b", b"docs/b".to_vec())]);
+    assert_holds(&fleet.worker, &held);
+}
+
+/// Has a node trust another one instead.
+fn trust_instead(node: &Node, one: &Node, other: &Node) {
+    let text = fs::read_to_string(node.config()).expect("a configuration");
+    assert!(text.contains(one.stanza()), "{text}");
+    fs::write(node.config(), text.replace(one.stanza(), other.stanza())).expect("a configuration");
+    node.signal(Signal::HUP);
+}
+
+#[test]
+fn a_master_of_another_key_or_name_is_followed_by_sighup_without_a_restart() {
+    let broker = mosquitto();
+    let mut worker = Node::new("cam", "worker");
+    let [before, mut rekeyed, mut renamed] = ["hub", "hub", "attic"].map(|name| Node::new(name, "master"));
+    connect(&worker, broker.port());
+    worker.trust(&before);
+    for master in [&rekeyed, &renamed] {
+        connect(master, broker.port());
+        master.trust(&worker);
+    }
+    rekeyed.start();
+    worker.start();
+    put(&worker, "kept", b"here all the time");
+    worker.wait_status("a hello went out", |status| {
+        (number(status, "sync", "messages_sent") > 0).then_some(())
+    });
+    trust_instead(&worker, &before, &rekeyed);
+    wait_for_bytes(&rekeyed, "kept", b"here all the time");
+    assert_eq!(rekeyed.stop(), 0);
+    trust_instead(&worker, &rekeyed, &renamed);
+    // only a new connection makes the broker tell of the state of this one
+    worker.wait_status("it connects again", |status| (number(status, "link", "connects") == 2).then_some(()));
+    renamed.start();
+    wait_for_bytes(&renamed, "kept", b"here all the time");
 }

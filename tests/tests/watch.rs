@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
+use larder_tests::broker::{Config, Mosquitto};
+use larder_tests::fleet::{befriend, connect};
 use larder_tests::node::{Node, SOON, larder_bin, noise, skip, wait_for};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -138,6 +140,29 @@ fn files_that_vanish_links_pipes_and_names_of_no_object_disturb_nothing() {
         "{}",
         status["ingest"]
     );
+}
+
+#[test]
+fn a_folder_replaced_by_a_link_leads_to_no_file_outside_and_nothing_there_is_deleted() {
+    let broker = Mosquitto::start(Config::default());
+    let (mut master, mut node) = (Node::new("hub", "master"), watching("after = \"delete-after-ack\"\n"));
+    befriend(&master, &node);
+    connect(&master, broker.port());
+    connect(&node, broker.port());
+    write(&node, "in/a/first", b"taken");
+    write(&node, "outside/x", b"not to be taken");
+    master.start();
+    node.start();
+    wait_for("the folder is watched and works", || (!node.path("in/a/first").exists()).then_some(()));
+    fs::rename(node.path("in/a"), node.path("aside")).unwrap();
+    symlink("../outside", node.path("in/a")).unwrap();
+    // the kernel still gives notice of this folder, by its old name
+    write(&node, "aside/x", b"no longer below the folder");
+    write(&node, "in/last", b"taken after all notices before it");
+    wait_for("what comes later is taken", || (!node.path("in/last").exists()).then_some(()));
+    assert_eq!(node.names(""), ["in/a/first", "in/last"]);
+    assert_eq!(fs::read(node.path("outside/x")).unwrap(), b"not to be taken");
+    assert_eq!(fs::read(node.path("aside/x")).unwrap(), b"no longer below the folder");
 }
 
 #[test]

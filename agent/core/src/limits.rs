@@ -35,7 +35,8 @@ pub const PEERS_MAX: usize = 16_384;
 /// in tests.
 pub const EFFECTS_MAX: usize = 512;
 
-/// Effects that one input or one message between actors may have at the most.
+/// Effects that one input or one message between actors may have at the most. What could have more, such as
+/// repeating something to every peer, looks before each whether there is this room and goes on in the next call.
 pub const EFFECTS_ROOM: usize = 192;
 
 /// Messages between actors waiting inside one call, with the same policy.
@@ -56,8 +57,13 @@ pub const WRITES_MAX: usize = 2048;
 /// Writes of one batch. Further ones go with the next.
 pub const BATCH_WRITES_MAX: usize = 256;
 
-/// Fetches asked of the master and not answered. A further one is answered `Busy`.
+/// Fetches of this node that are not answered, those that wait for their turn or for a link included. A further
+/// one is answered `Busy`.
 pub const FETCHES_MAX: usize = 256;
+
+/// Fetches asked of the master at once; further ones wait for their turn. A master that answers so many of one
+/// peer's answers a further one `Busy`.
+pub const FETCHES_OPEN_MAX: usize = 16;
 
 /// Local connections at once. A further one is told so and closed.
 pub const CLIENTS_MAX: usize = 32;

@@ -64,10 +64,10 @@ impl Node {
     }
 
     /// Takes over new settings; identity, store and watched folders are those of the start.
-    pub fn reload(&mut self, settings: &Settings) {
+    pub fn reload(&mut self, now: Time, settings: &Settings) {
         self.settings = settings.clone();
         self.power.reload(settings);
-        self.follow_profile();
+        self.follow_profile(now);
     }
 
     /// The profile in force, for the shell; none where the settings have no plan.
@@ -76,14 +76,14 @@ impl Node {
     }
 
     /// Puts what the profile in force steers into all actors.
-    fn follow_profile(&mut self) {
+    fn follow_profile(&mut self, now: Time) {
         let settings = match self.power.steering() {
             Some(steering) => self.settings.under(steering),
             None => self.settings.clone(),
         };
         self.ingest.reload(&settings);
         self.store.reload(&settings);
-        self.sync.reload(&settings);
+        self.sync.reload(now, &settings);
         self.control.reload(&settings);
         self.keeper.reload(&settings);
     }
@@ -104,13 +104,18 @@ impl Node {
         }
         let sync = &self.sync;
         if self.power.ride(now, || sync.is_busy(), out) {
-            self.follow_profile();
+            self.follow_profile(now);
         }
         let (messages, bytes) = out.take_sent();
         self.power.sent(messages, bytes);
         self.backlog = out.has_messages();
         self.dropped = out.dropped();
         if self.stopping && self.store.is_quiet() && !self.backlog {
+            if self.sync.save_last_cursors(now, out) {
+                out.tell(Message::FlushNow);
+                self.backlog = true;
+                return;
+            }
             self.stopping = false;
             out.emit(Effect::Presence(Presence::Offline));
             out.emit(Effect::Stopped);
@@ -179,12 +184,12 @@ impl Node {
             Input::Measured(process) => self.measured(now, &process, out),
             Input::Sensed(readings) => {
                 if self.power.sensed(now, readings, out) {
-                    self.follow_profile();
+                    self.follow_profile(now);
                 }
             }
             Input::Stop => {
                 self.stopping = true;
-                self.sync.save_cursors(now, true, out);
+                self.sync.stop();
                 out.tell(Message::PutsGo);
                 out.tell(Message::FlushNow);
             }
@@ -251,7 +256,7 @@ impl Node {
             Message::Post { to, channel, payload } => self.post(&to, channel, payload, out),
             Message::Power { ticket, ask } => {
                 if self.power.asked(now, ticket, ask, out) {
-                    self.follow_profile();
+                    self.follow_profile(now);
                 }
             }
             Message::PowerNews { ticket, done } => self.control.power_news(ticket.number, done, out),

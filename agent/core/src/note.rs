@@ -2,6 +2,7 @@
 
 use crate::id::{BlockId, NodeName};
 use crate::name::Name;
+use crate::request::Target;
 
 /// Things worth a line in the log. The shell writes them; tests assert on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,13 @@ pub enum Note {
     Store {
         /// What.
         what: String,
+    },
+    /// A fetch of which nobody waits for the answer was given up.
+    Fetch {
+        /// What was asked for.
+        target: Target,
+        /// Why.
+        why: String,
     },
     /// An object was taken from a peer.
     Received {

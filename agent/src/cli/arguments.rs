@@ -82,7 +82,7 @@ pub(super) enum Command {
     Get(Get),
     /// List names
     Ls(List),
-    /// Delete names here and, by sync, where they went
+    /// Delete names here and, by sync, where they went; on a leecher its own copy alone
     Rm(Remove),
     /// Ask the master for objects and keep them here
     Fetch(Fetch),

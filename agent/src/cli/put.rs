@@ -8,7 +8,7 @@
 //! all that follow when the store is full, failed or not ours to write.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +22,7 @@ use super::client::Connection;
 use super::exit::{CommandError, Exit};
 use super::output::{Output, bytes, count};
 use super::source::{Reading, Source, SourceError, Walk};
+use crate::below;
 use crate::config::Config;
 use crate::socket::Frame;
 
@@ -344,15 +345,7 @@ fn dooms_all(kind: FailureKind) -> bool {
 async fn read_stdin() -> io::Result<Bytes> {
     let read = || {
         let mut buffer = BytesMut::zeroed(FRAME_BYTES_MAX);
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match io::stdin().lock().read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(more) => filled += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = below::read_full(&mut io::stdin().lock(), &mut buffer)?;
         buffer.truncate(filled);
         Ok(buffer.freeze())
     };

@@ -8,7 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -21,9 +21,10 @@ use larder_core::binding::Meta;
 use larder_core::limits::FRAME_BYTES_MAX;
 use larder_core::name::{Name, NameError};
 use larder_core::request::FailureKind;
-use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
+use rustix::fs::Dir;
 
 use super::exit::kind_of;
+use crate::below;
 
 /// Why a file was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -116,13 +117,11 @@ impl Source {
     /// Opens it for one reading.
     pub(super) fn open(&self) -> Result<Reading<'_>, SourceError> {
         let unreadable = |reason: io::Error| SourceError::Unreadable { path: self.path.clone(), reason };
-        // without NONBLOCK a FIFO that has taken the file's place would keep us waiting
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match &self.parent {
-            Some(parent) => openat(parent, &self.entry, flags | OFlags::NOFOLLOW, Mode::empty()),
-            None => openat(CWD, &self.entry, flags, Mode::empty()),
+            Some(parent) => below::file(parent, &self.entry),
+            None => below::named_file(&self.path),
         };
-        let file = File::from(file.map_err(|errno| unreadable(errno.into()))?);
+        let file = file.map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
         match special(&metadata) {
             Some(what) => Err(SourceError::Special { path: self.path.clone(), what }),
@@ -174,15 +173,8 @@ impl Reading<'_> {
         // one byte more than there should be shows a file that grows
         let room = usize::try_from(left + 1).map_or(FRAME_BYTES_MAX, |room| room.min(FRAME_BYTES_MAX));
         let mut buffer = BytesMut::zeroed(room);
-        let mut filled = 0;
-        while filled < room {
-            match self.file.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(more) => filled += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(reason) => return Err(self.unreadable(reason)),
-            }
-        }
+        let filled =
+            below::read_full(&mut self.file, &mut buffer).map_err(|reason| self.unreadable(reason))?;
         buffer.truncate(filled);
         self.done += filled as u64;
         if self.done > self.stamp.size || (filled < room && self.done < self.stamp.size) {
@@ -265,8 +257,7 @@ impl Walk {
             },
             None => self.prefix.clone(),
         };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.descend(openat(CWD, &path, flags, Mode::empty()), path, prefix).err().map(Err)
+        self.descend(below::root(&path), path, prefix).err().map(Err)
     }
 
     /// An entry of the innermost directory.
@@ -289,8 +280,7 @@ impl Walk {
             Ok(prefix) => prefix,
             Err(error) => return Some(Err(error)),
         };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.descend(openat(&directory, &entry, flags, Mode::empty()), path, prefix).err().map(Err)
+        self.descend(below::folder(&directory, &entry), path, prefix).err().map(Err)
     }
 
     fn file(
@@ -325,7 +315,7 @@ impl Walk {
 
     fn descend(
         &mut self,
-        opened: rustix::io::Result<OwnedFd>,
+        opened: io::Result<OwnedFd>,
         path: PathBuf,
         prefix: String,
     ) -> Result<(), SourceError> {
@@ -391,9 +381,10 @@ fn entries(directory: &OwnedFd) -> io::Result<Vec<OsString>> {
 
 /// What is there, links not followed.
 fn look(parent: Option<&OwnedFd>, entry: &OsStr) -> io::Result<Metadata> {
-    let Some(parent) = parent else { return std::fs::metadata(entry) };
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    File::from(openat(parent, entry, flags, Mode::empty())?).metadata()
+    match parent {
+        Some(parent) => below::look(parent, entry),
+        None => std::fs::metadata(entry),
+    }
 }
 
 /// What it is if it is no regular file.
@@ -414,6 +405,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{CWD, Mode};
 
     use super::*;
 

@@ -295,7 +295,8 @@ fn what_nobody_says_comes_from_board_role_and_profile() {
     assert_eq!((effective.evict.value, effective.evict.from.as_str()), (Evict::Oldest, "role leecher"));
     assert_eq!(effective.segment_bytes.from, "board raspberry-pi-4");
     assert_eq!(effective.clean_period_s.value, 1_800);
-    assert_eq!(config.notes, [""; 0]);
+    // the board's processor is usually another one than that of the machine these tests run on
+    assert!(config.notes.iter().all(|note| note.contains("instructions")), "{:?}", config.notes);
 }
 
 #[test]

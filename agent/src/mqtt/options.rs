@@ -131,7 +131,7 @@ impl fmt::Debug for LinkOptions {
 pub enum LinkOptionsError {
     /// Plain TCP would carry the data over a network in the clear.
     #[error(
-        "mqtt.host {host:?} is not this machine and mqtt.tls is not set: set mqtt.tls.ca (and certificate and key), or use 127.0.0.1, ::1 or localhost"
+        "[mqtt] host {host:?} is not this machine and there is no TLS: set [mqtt] ca (and certificate and key), or use 127.0.0.1, ::1 or localhost"
     )]
     PlainBeyondLoopback {
         /// The host as given.
@@ -172,10 +172,10 @@ pub enum LinkOptionsError {
         why: &'static str,
     },
     /// One of certificate and key is missing.
-    #[error("mqtt.tls.certificate and mqtt.tls.key belong together: set both or neither")]
+    #[error("[mqtt] certificate and key belong together: set both or neither")]
     HalfIdentity,
     /// A PEM file cannot be used.
-    #[error("mqtt.tls.{key} {path:?} cannot be used: {why}")]
+    #[error("[mqtt] {key} {path:?} cannot be used: {why}")]
     Pem {
         /// The setting.
         key: &'static str,
@@ -409,7 +409,7 @@ mod tests {
         }
         for host in ["192.168.1.4", "broker.example", "0.0.0.0", "::", "localhost.example", "128.0.0.1"] {
             let message = refused(|options| options.host = host.to_owned());
-            assert!(message.contains(host) && message.contains("mqtt.tls.ca"), "{message}");
+            assert!(message.contains(host) && message.contains("[mqtt] ca"), "{message}");
         }
     }
 

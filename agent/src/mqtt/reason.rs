@@ -85,7 +85,7 @@ fn judge_error(error: &ConnectionError, reached: Reached, options: &LinkOptions,
     match error {
         ConnectionError::Timeout(_) => Verdict::new(
             format!(
-                "the broker at {broker} did not answer within {CONNECT_SECONDS_MAX} s: check the address, the firewall, and that mqtt.tls fits the port"
+                "the broker at {broker} did not answer within {CONNECT_SECONDS_MAX} s: check the address, the firewall, and that [mqtt] ca fits the port"
             ),
             broken,
         ),
@@ -150,7 +150,7 @@ fn closed(reached: Reached, options: &LinkOptions, broker: &str) -> Verdict {
     let Some(up_for) = reached.up_for else {
         return Verdict::new(
             format!(
-                "the broker at {broker} closed the connection before answering: check the login, that it speaks MQTT 5, and that mqtt.tls fits the port"
+                "the broker at {broker} closed the connection before answering: check the login, that it speaks MQTT 5, and that [mqtt] ca fits the port"
             ),
             Ended::Broken { up_for: Duration::ZERO },
         );
@@ -214,7 +214,7 @@ fn rustls_words(error: &rustls::Error, broker: &str, options: &LinkOptions) -> S
     let advice = match error {
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
-        ) => "its certificate is not signed by the authority in mqtt.tls.ca",
+        ) => "its certificate is not signed by the authority in [mqtt] ca",
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::NotValidForName
             | rustls::CertificateError::NotValidForNameContext { .. },
@@ -229,7 +229,7 @@ fn rustls_words(error: &rustls::Error, broker: &str, options: &LinkOptions) -> S
         rustls::Error::AlertReceived(_)
             if options.tls.as_ref().is_some_and(|tls| tls.certificate.is_none()) =>
         {
-            "it asks for a client certificate: set mqtt.tls.certificate and mqtt.tls.key"
+            "it asks for a client certificate: set [mqtt] certificate and key"
         }
         rustls::Error::AlertReceived(_) => {
             "it does not accept this node's certificate: have it signed by the authority the broker trusts"

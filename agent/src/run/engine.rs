@@ -27,6 +27,9 @@ use tokio::sync::{mpsc, oneshot};
 /// Jobs waiting for the thread; the core's own bounds stay below it.
 const JOBS_HELD_MAX: usize = 512;
 
+/// Names looked through at once for a root.
+const FIND_PAGE: usize = 1024;
+
 /// What the thread is told.
 enum Order {
     Job(JobId, Job),
@@ -145,6 +148,8 @@ fn run(
             if done.blocking_send(input).is_err() {
                 return keeper.close();
             }
+            // Nobody's answer waits for it: what was answered is in the log.
+            keeper.checkpoint_if_due();
         }
     }
     keeper.close()
@@ -304,11 +309,13 @@ impl StoreKeeper {
             let seq = self.seq(&name)?.unwrap_or_default();
             done[index] = ChangeDone::Bound { seq };
         }
-        let store = self.store()?;
-        if store.needs_checkpoint() {
+        Ok(done)
+    }
+
+    fn checkpoint_if_due(&mut self) {
+        if let Some(store) = self.store.as_mut().filter(|store| store.needs_checkpoint()) {
             store.checkpoint().unwrap_or_else(|error| tracing::warn!("checkpoint put off: {error}"));
         }
-        Ok(done)
     }
 
     fn seq(&mut self, name: &str) -> Result<Option<u64>, Failure> {
@@ -344,20 +351,8 @@ impl StoreKeeper {
                 let found = found.map(|binding| Ok(binding.map_err(of_read)?.map(bound_of)));
                 Answer::Bindings(found.collect::<Result<_, Failure>>()?)
             }
-            Question::List { prefix, after, limit } => {
-                let mut after = after.map(|name| name.as_str().to_owned());
-                full_page(limit, |limit| {
-                    let page = store.bindings(&prefix, after.as_deref(), limit).map_err(of_read)?;
-                    after = page.last().map(|(name, _)| name.clone());
-                    Ok(page)
-                })?
-            }
-            Question::Changes { mut after, limit } => full_page(limit, |limit| {
-                let page = store.changes(after, limit).map_err(of_read)?;
-                after = page.last().map_or(after, |(seq, ..)| *seq);
-                let bound = |(seq, name, value)| (name, larder_store::Binding { seq, value });
-                Ok(page.into_iter().map(bound).collect())
-            })?,
+            Question::List { prefix, after, limit } => Answer::Page(self.names(&prefix, after, limit)?),
+            Question::Changes { after, limit } => Answer::Page(self.changes(after, limit)?),
             Question::Find { root, after } => self.find(root, after)?,
             Question::Settings(prefix) => Answer::Settings(store.settings(&prefix).map_err(of_read)?),
             Question::Numbers => Answer::Numbers(Box::new(self.numbers())),
@@ -389,19 +384,41 @@ impl StoreKeeper {
 
     /// One page of the names, looked through for a root.
     fn find(&mut self, root: BlockId, after: Option<Name>) -> Result<Answer, Failure> {
-        const PAGE: usize = 1024;
-        let after = after.as_ref().map(Name::as_str);
-        let page = self.store()?.bindings("", after, PAGE).map_err(of_read)?;
-        let next =
-            if page.len() == PAGE { page.last().and_then(|(name, _)| Name::parse(name).ok()) } else { None };
+        let page = self.names("", after, FIND_PAGE)?;
+        let next = if page.len() == FIND_PAGE { page.last().map(|(name, _)| name.clone()) } else { None };
         let is_it = |bound: &Bound| {
             use larder_core::binding::{Content, Stored};
             Stored::decode(&bound.value).is_ok_and(
                 |stored| matches!(stored.binding.content, Content::Object { root: of, .. } if of == root),
             )
         };
-        let binding = page.into_iter().filter_map(named).find(|(_, bound)| is_it(bound));
+        let binding = page.into_iter().find(|(_, bound)| is_it(bound));
         Ok(Answer::Found { binding, next })
+    }
+
+    fn names(
+        &mut self,
+        prefix: &str,
+        after: Option<Name>,
+        limit: usize,
+    ) -> Result<Vec<(Name, Bound)>, Failure> {
+        let store = self.store()?;
+        let mut after = after.map(|name| name.as_str().to_owned());
+        full_page(limit, |limit| {
+            let page = store.bindings(prefix, after.as_deref(), limit).map_err(of_read)?;
+            after = page.last().map(|(name, _)| name.clone());
+            Ok(page)
+        })
+    }
+
+    fn changes(&mut self, mut after: u64, limit: usize) -> Result<Vec<(Name, Bound)>, Failure> {
+        let store = self.store()?;
+        full_page(limit, |limit| {
+            let page = store.changes(after, limit).map_err(of_read)?;
+            after = page.last().map_or(after, |(seq, ..)| *seq);
+            let bound = |(seq, name, value)| (name, larder_store::Binding { seq, value });
+            Ok(page.into_iter().map(bound).collect())
+        })
     }
 
     /// A step of a verification; one at a time is under way, and its position is a plain number outside.
@@ -467,7 +484,7 @@ fn bound_of(binding: larder_store::Binding) -> Bound {
 fn full_page(
     limit: usize,
     mut read: impl FnMut(usize) -> Result<Vec<(String, larder_store::Binding)>, Failure>,
-) -> Result<Answer, Failure> {
+) -> Result<Vec<(Name, Bound)>, Failure> {
     let mut page = Vec::with_capacity(limit);
     while page.len() < limit {
         let raw = read(limit - page.len())?;
@@ -476,7 +493,7 @@ fn full_page(
         }
         page.extend(raw.into_iter().filter_map(named));
     }
-    Ok(Answer::Page(page))
+    Ok(page)
 }
 
 /// A name that came out of the store is checked again; one that does not pass is not handed on.
@@ -562,6 +579,42 @@ fn of_open(error: OpenError) -> Failure {
 mod tests {
     use super::*;
     use bytes::Bytes;
+
+    #[test]
+    fn an_object_is_found_by_its_root_behind_a_full_page_that_ends_with_a_refused_name() {
+        use larder_core::binding::{Binding, Content, Meta, Stored};
+        let folder = tempfile::tempdir().unwrap();
+        let (mut keeper, _) = StoreKeeper::open(folder.path().to_owned(), Options::default()).unwrap();
+        let root = BlockId([7; 32]);
+        let me = "cam".parse().unwrap();
+        let mut version = larder_core::version::Version::default();
+        version.write(&me, 1).unwrap();
+        let binding = Binding {
+            version,
+            content: Content::Object { root, depth: 0 },
+            meta: Meta { size: 1, mtime_ms: 0, mode: 0 },
+            origin: me,
+            conflict_of: None,
+        };
+        let value = Bytes::from(Stored { binding, via: None, refused: false }.encode());
+        let plain = (0..FIND_PAGE - 1).map(|index| (format!("a/{index:04}"), Bytes::new()));
+        let names = plain.chain([("b/../c".to_owned(), Bytes::new()), ("d".to_owned(), value)]);
+        keeper
+            .store()
+            .unwrap()
+            .commit(names.map(|(name, value)| Op::Bind { name, value }).collect())
+            .unwrap();
+        let (mut after, mut found) = (None, None);
+        while found.is_none() {
+            let Answer::Found { binding, next } = keeper.find(root, after.take()).unwrap() else {
+                panic!("an answer to another question");
+            };
+            assert!(binding.is_some() || next.is_some(), "it is not found");
+            (found, after) = (binding.map(|(name, _)| name), next);
+        }
+        assert_eq!(found.unwrap().as_str(), "d");
+        keeper.close().unwrap();
+    }
 
     fn commit(run: u32, length: usize) -> Job {
         let bytes = Bytes::from(vec![7; length]);

@@ -1,18 +1,24 @@
 //! Files of watched folders, on the helper thread: scanned a page at a time, read a piece at a time.
 //!
 //! A scan has each folder watched before it reads it.
-//! Symbolic links are never followed, and only regular files are taken. A file is opened by its path below
-//! the folder; one that is no longer a regular file is refused.
+//! Only regular files are taken. Every look, reading and deletion goes from the watched folder down part by part
+//! and follows no link, whatever becomes of the tree meanwhile: what is outside stays unread and where it is.
+//! The watched folder itself is opened anew each time, since it may be mounted or made again.
 
 use super::watcher::Watching;
+use crate::below;
 use crate::config::{FOLDER_DEPTH_MAX, Watch};
 use bytes::BytesMut;
 use larder_core::limits::{FRAME_BYTES_MAX, SCAN_PAGE};
 use larder_core::message::{FileDone, FileId, FileJob, FileStat};
+use rustix::fs::{AtFlags, Dir, unlinkat};
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata, OpenOptions, ReadDir};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Entries one job of a scan looks at, files or not, so that others have their turn.
@@ -22,8 +28,15 @@ const SCAN_ENTRIES_MAX: usize = 4096;
 pub(super) struct Files {
     watches: Vec<Watch>,
     open: BTreeMap<FileId, File>,
-    scans: BTreeMap<u8, Vec<(PathBuf, ReadDir)>>,
+    scans: BTreeMap<u8, Vec<Level>>,
     watching: Watching,
+}
+
+/// A folder being scanned.
+struct Level {
+    /// Its path below the watched folder.
+    relative: PathBuf,
+    entries: Dir,
 }
 
 impl Files {
@@ -54,22 +67,22 @@ impl Files {
         &self.watches[usize::from(watch)]
     }
 
-    fn path(&self, watch: u8, path: &str) -> PathBuf {
-        self.watch(watch).path.join(path)
+    /// The folder of a file below a watched one, open, and the file's own name.
+    fn parent<'a>(&self, watch: u8, path: &'a str) -> io::Result<(OwnedFd, &'a OsStr)> {
+        let root = below::root(&self.watch(watch).path)?;
+        below::parent(root.as_fd(), Path::new(path))
     }
 
     fn stat(&self, watch: u8, path: &str) -> Option<FileStat> {
         let takes = self.watch(watch).takes(Path::new(path));
-        let metadata = std::fs::symlink_metadata(self.path(watch, path)).ok()?;
+        let (parent, entry) = self.parent(watch, path).ok()?;
+        let metadata = below::look(parent, entry).ok()?;
         (takes && metadata.is_file()).then(|| stat_of(&metadata))
     }
 
     fn open(&mut self, file: FileId, watch: u8, path: &str) -> io::Result<FileDone> {
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits().cast_signed())
-            .open(self.path(watch, path))?;
+        let (parent, entry) = self.parent(watch, path)?;
+        let opened = below::file(parent, entry)?;
         let metadata = opened.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("it is no longer a regular file"));
@@ -81,59 +94,54 @@ impl Files {
     fn read(&mut self, file: FileId) -> io::Result<FileDone> {
         let open = self.open.get_mut(&file).ok_or_else(|| io::Error::other("it is not open"))?;
         let mut bytes = BytesMut::zeroed(FRAME_BYTES_MAX);
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match open.read(&mut bytes[filled..]) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = below::read_full(open, &mut bytes)?;
         let end = if filled < bytes.len() { Some(stat_of(&open.metadata()?)) } else { None };
         bytes.truncate(filled);
         Ok(FileDone::Data { bytes: bytes.freeze(), end })
     }
 
     fn delete(&mut self, watch: u8, path: &str, expected: FileStat) -> io::Result<FileDone> {
-        if self.stat(watch, path) != Some(expected) {
+        let Ok((parent, entry)) = self.parent(watch, path) else { return Ok(FileDone::Deleted(false)) };
+        let is_expected = |metadata: Metadata| metadata.is_file() && stat_of(&metadata) == expected;
+        if !below::look(&parent, entry).is_ok_and(is_expected) {
             return Ok(FileDone::Deleted(false));
         }
-        std::fs::remove_file(self.path(watch, path))?;
+        unlinkat(&parent, entry, AtFlags::empty())?;
         Ok(FileDone::Deleted(true))
     }
 
     /// The next page of regular files; folders that can not be read are left out and said.
     fn scan(&mut self, watch: u8, restart: bool) -> io::Result<FileDone> {
-        let mut stack: Vec<(PathBuf, ReadDir)> = self.scans.remove(&watch).unwrap_or_default();
-        let root = self.watch(watch).path.clone();
-        let recursive = self.watch(watch).recursive;
+        let mut stack = self.scans.remove(&watch).unwrap_or_default();
         if restart || stack.is_empty() {
             self.watching.begin(watch);
-            self.watching.watch(watch, &root, Path::new(""));
-            stack = vec![(PathBuf::new(), std::fs::read_dir(&root)?)];
+            let root = below::root(&self.watch(watch).path);
+            stack = vec![self.descend(watch, PathBuf::new(), root)?];
         }
         let mut files: Vec<(String, FileStat)> = Vec::new();
         let mut looked_at = 0;
         while files.len() < SCAN_PAGE
             && looked_at < SCAN_ENTRIES_MAX
-            && let Some((folder, entries)) = stack.last_mut()
+            && let Some(level) = stack.last_mut()
         {
             looked_at += 1;
-            let Some(entry) = entries.next() else {
+            let Some(entry) = level.entries.next() else {
                 stack.pop();
                 continue;
             };
-            let Ok(entry) = entry else { continue };
-            let relative = folder.join(entry.file_name());
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() && recursive && stack.len() <= FOLDER_DEPTH_MAX {
-                self.watching.watch(watch, &root.join(&relative), &relative);
-                match std::fs::read_dir(root.join(&relative)) {
-                    Ok(entries) => stack.push((relative, entries)),
-                    Err(error) => tracing::warn!("{}: {error}", root.join(&relative).display()),
+            let (Ok(entry), Ok(folder)) = (entry, level.entries.fd()) else { continue };
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let Ok(metadata) = below::look(folder, name) else { continue };
+            let relative = level.relative.join(name);
+            if metadata.is_dir() && self.watch(watch).recursive {
+                let opened = below::folder(folder, name);
+                if stack.len() <= FOLDER_DEPTH_MAX {
+                    stack.extend(self.descend(watch, relative, opened));
                 }
-            } else if metadata.is_file() && self.watches[usize::from(watch)].takes(&relative) {
+            } else if metadata.is_file() && self.watch(watch).takes(&relative) {
                 match relative.to_str() {
                     Some(path) => files.push((path.to_owned(), stat_of(&metadata))),
                     None => tracing::warn!("{}: its name is not UTF-8; rename it", relative.display()),
@@ -146,6 +154,22 @@ impl Files {
         }
         Ok(FileDone::Page { files, end })
     }
+
+    /// A folder that was opened is watched, and then read.
+    fn descend(&mut self, watch: u8, relative: PathBuf, opened: io::Result<OwnedFd>) -> io::Result<Level> {
+        let path = self.watch(watch).path.join(&relative);
+        let entries = opened.and_then(|folder| {
+            self.watching.watch(watch, folder.as_fd(), &path, &relative);
+            Ok(Dir::new(folder)?)
+        });
+        match entries {
+            Ok(entries) => Ok(Level { relative, entries }),
+            Err(error) => {
+                self.watching.unwatched(watch, &path, &error);
+                Err(error)
+            }
+        }
+    }
 }
 
 fn stat_of(metadata: &Metadata) -> FileStat {
@@ -154,5 +178,65 @@ fn stat_of(metadata: &Metadata) -> FileStat {
         mtime_ms: metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000,
         mode: metadata.mode() & 0o7777,
         inode: metadata.ino(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::watcher::Watcher;
+    use super::*;
+    use crate::config::After;
+    use globset::GlobSet;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_folder_that_becomes_a_link_while_it_is_scanned_shows_nothing_of_where_it_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let (watched, outside) = (dir.path().join("in"), dir.path().join("outside"));
+        for index in 0..2 * SCAN_PAGE {
+            for (root, content) in [(&watched, "ours"), (&outside, "of somebody else")] {
+                let folder = root.join(format!("a/{index}"));
+                fs::create_dir_all(&folder).unwrap();
+                fs::write(folder.join("file"), content).unwrap();
+            }
+        }
+        let watches = vec![Watch {
+            path: watched.clone(),
+            prefix: String::new(),
+            include: GlobSet::empty(),
+            exclude: GlobSet::empty(),
+            recursive: true,
+            settle_s: 0,
+            after: After::DeleteAfterAck,
+        }];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (_watcher, watching) = runtime.block_on(async { Watcher::start(&watches) });
+        let mut files = Files::new(watches, watching);
+        let mut found = Vec::new();
+        for restart in [true, false] {
+            let Some(FileDone::Page { files: page, end: false }) =
+                files.work(FileId(1), FileJob::Scan { watch: 0, restart })
+            else {
+                panic!("a page and more to come");
+            };
+            found.extend(page);
+            if restart {
+                fs::rename(watched.join("a"), dir.path().join("aside")).unwrap();
+                symlink(outside.join("a"), watched.join("a")).unwrap();
+            }
+        }
+        assert_eq!(found.len(), 2 * SCAN_PAGE);
+        assert!(found.iter().all(|(_, stat)| stat.size == 4), "a file outside was found");
+        let (path, expected) = found[0].clone();
+        assert_eq!(files.stat(0, &path), None);
+        assert!(matches!(
+            files.work(FileId(2), FileJob::Open { watch: 0, path: path.clone() }),
+            Some(FileDone::Failed(_))
+        ));
+        let outside = outside.join(&path);
+        let expected = FileStat { inode: fs::metadata(&outside).unwrap().ino(), ..expected };
+        let done = files.work(FileId(3), FileJob::Delete { watch: 0, path, expected });
+        assert!(matches!(done, Some(FileDone::Deleted(false))) && outside.exists());
     }
 }

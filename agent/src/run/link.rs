@@ -151,6 +151,16 @@ impl Wire {
         self.end_link(None, "connecting again with the profile's keep-alive")
     }
 
+    /// Takes over whose states are to be heard; the broker learns it with a new connection.
+    pub(super) fn reload(&mut self, config: &Config) -> Option<Input> {
+        let subscriptions = self.topics.subscriptions(config);
+        if subscriptions == self.options.subscriptions {
+            return None;
+        }
+        self.options.subscriptions = subscriptions;
+        self.end_link(None, "connecting again to hear of another master")
+    }
+
     fn start_link(&mut self) {
         if self.link.is_some() || self.closing.is_some() {
             return;

@@ -318,9 +318,9 @@ impl Agent {
             Order::Connect(stream) => Some(self.server.connect(stream)),
             Order::Reload(config) => {
                 self.service.reloading();
-                let is_reloaded = self.reload(&config);
+                let input = self.reload(&config);
                 self.service.ready();
-                is_reloaded.then_some(Input::Wake)
+                input
             }
             Order::CutBroker(done) => {
                 if let Some(broker) = &mut self.broker {
@@ -341,28 +341,29 @@ impl Agent {
         }
     }
 
-    /// Puts in force what may change while running; the rest waits for a restart.
-    fn reload(&mut self, config: &Config) -> bool {
+    /// Puts in force what may change while running, and says what the core is to hear then; the rest waits for a
+    /// restart.
+    fn reload(&mut self, config: &Config) -> Option<Input> {
         let resolved = settings::effective(config, &self.machine)
             .and_then(|effective| Ok((effective, settings::plan(config, &self.machine)?)));
         let (effective, plan) = match resolved {
             Ok(resolved) => resolved,
             Err(error) => {
                 tracing::error!("not reloaded: {error}");
-                return false;
+                return None;
             }
         };
         let old = &self.core;
         if config.name != old.me || config.fleet.as_str() != old.fleet || config.role.value != old.role {
             tracing::error!("not reloaded: name, fleet and role need a restart");
-            return false;
+            return None;
         }
         let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, old.store);
         if new.watches != old.watches {
             tracing::warn!("changed [[watch]] folders need a restart");
         }
         let new = Settings { watches: old.watches.clone(), ..new };
-        self.node.reload(&new);
+        self.node.reload(self.now(Instant::now()), &new);
         self.core = new;
         if let Some(steering) = self.node.steering().cloned() {
             self.follow(&steering);
@@ -370,7 +371,7 @@ impl Agent {
         tracing::info!(
             "the configuration was reloaded; store, broker and socket keep theirs until a restart"
         );
-        true
+        Some(self.wire.as_mut().and_then(|wire| wire.reload(config)).unwrap_or(Input::Wake))
     }
 
     /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience.

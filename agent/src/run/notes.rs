@@ -19,6 +19,7 @@ pub(super) fn write(note: &Note) {
         Note::Refused { by, name, why } => tracing::warn!("{by} refused {}: {why}", name.as_str()),
         Note::File { path, what } => tracing::warn!("{path}: {what}"),
         Note::Store { what } => tracing::warn!("store: {what}"),
+        Note::Fetch { target, why } => tracing::warn!("the fetch of {target} is given up: {why}"),
         Note::Received { from, name } => tracing::debug!("{} was taken from {from}", name.as_str()),
         Note::Profile { name, why } => tracing::info!("profile {name} is in force: {why}"),
         Note::Cleaned { bytes } => tracing::info!("cleaning gave {bytes} bytes back"),

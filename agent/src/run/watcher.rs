@@ -11,6 +11,7 @@ use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, Watc
 use larder_core::message::Input;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,24 +41,28 @@ impl Watching {
         lock(&self.known).blind.remove(&watch);
     }
 
-    /// Watches a folder, as `relative` below the watched one; once more does no harm.
-    pub(super) fn watch(&mut self, watch: u8, path: &Path, relative: &Path) {
+    /// Watches an open folder, as `relative` below the watched one; once more does no harm.
+    pub(super) fn watch(&mut self, watch: u8, folder: BorrowedFd<'_>, path: &Path, relative: &Path) {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
             | WatchMask::CREATE
             | WatchMask::ONLYDIR
-            | WatchMask::DONT_FOLLOW
             | WatchMask::DELETE_SELF;
+        // the path may lead elsewhere by now
+        let itself = format!("/proc/self/fd/{}", folder.as_raw_fd());
         let refused = || Err(io::Error::other("no inotify instance is left"));
-        match self.watches.as_mut().map_or_else(refused, |watches| watches.add(path, mask)) {
+        match self.watches.as_mut().map_or_else(refused, |watches| watches.add(itself, mask)) {
             Ok(descriptor) => {
                 lock(&self.known).folders.insert(descriptor, (watch, relative.to_owned()));
             }
-            Err(error) => {
-                if lock(&self.known).blind.insert(watch) {
-                    tracing::warn!("{} is not watched but scanned every minute: {error}", path.display());
-                }
-            }
+            Err(error) => self.unwatched(watch, path, &error),
+        }
+    }
+
+    /// A folder is not watched: the whole is scanned now and then.
+    pub(super) fn unwatched(&self, watch: u8, path: &Path, error: &io::Error) {
+        if lock(&self.known).blind.insert(watch) {
+            tracing::warn!("{} is not watched but scanned every minute: {error}", path.display());
         }
     }
 }

@@ -14,6 +14,8 @@ pub enum Bug {
     MissingCommitCheck,
     /// A checkpoint leaves out what lies in the newest segment.
     ForgottenSegment,
+    /// A start builds on what a killed process wrote without making it durable.
+    NoSettle,
 }
 
 thread_local! {

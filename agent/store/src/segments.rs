@@ -343,15 +343,13 @@ impl<D: Disk> Segments<D> {
         }
     }
 
-    /// Takes back what a write that met a full device left behind the end.
-    pub(crate) fn cut(&mut self) {
-        if let Some(open) = &self.open
-            && let Some(segment) = self.all.get_mut(&open.id)
-        {
-            // A cut that fails costs space; the next header says where the segment ended.
-            let _kept = open.file.set_len(segment.row.end);
-            segment.disk_bytes = open.file.bytes_on_disk().unwrap_or(segment.disk_bytes);
-        }
+    /// Takes back what lies behind the end of the open segment; durable with the next sync.
+    pub(crate) fn cut(&mut self) -> io::Result<()> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let Some(segment) = self.all.get_mut(&open.id) else { return Ok(()) };
+        open.file.set_len(segment.row.end)?;
+        segment.disk_bytes = open.file.bytes_on_disk().unwrap_or(segment.disk_bytes);
+        Ok(())
     }
 
     /// Cuts the newest segment at its end: on a full device what it kept whole for is the room a deletion needs.
@@ -371,7 +369,8 @@ impl<D: Disk> Segments<D> {
     pub(crate) fn seal(&mut self) {
         let unused = self.open_segment().map_or(0, |(_, _, end)| self.open_disk_bytes().saturating_sub(end));
         if unused > self.spares.tail_bytes() {
-            self.cut();
+            // A cut that fails costs space.
+            let _kept = self.cut();
         }
         self.close();
     }
@@ -379,7 +378,8 @@ impl<D: Disk> Segments<D> {
     /// Closes the open segment where it was last acknowledged: what a failed write or sync left behind may look
     /// whole.
     pub(crate) fn seal_failed(&mut self) {
-        self.cut();
+        // If it fails, the next header says where the segment ended.
+        let _kept = self.cut();
         self.close();
     }
 

@@ -275,6 +275,26 @@ fn a_flipped_bit_in_a_block_is_an_error_that_names_it_and_a_new_put_heals_it() {
 }
 
 #[test]
+fn a_range_of_a_damaged_block_is_an_error_even_where_its_bytes_are_whole_and_none_of_a_deleted_one() {
+    let directory = filled();
+    let (damaged, deleted) = (content(33, 5000), content(34, 5000));
+    let (path, at) = find(directory.path(), &damaged);
+    flip(&path, at + 1234);
+    let (mut store, _) = open(directory.path());
+    for range in [0..10, 1230..1240, 4990..5000] {
+        let error = store.read_range(&hash(&damaged), range).unwrap_err();
+        assert!(
+            matches!(&error, ReadError::Damaged { hash: named, .. } if *named == hash(&damaged)),
+            "{error}"
+        );
+    }
+    store.commit(vec![Op::Delete { hash: hash(&deleted) }]).unwrap();
+    assert_eq!(store.read_range(&hash(&deleted), 0..10).unwrap(), None);
+    let whole = content(35, 5000);
+    assert_eq!(store.read_range(&hash(&whole), 0..10).unwrap().unwrap(), whole.slice(..10));
+}
+
+#[test]
 fn verifying_finds_every_damaged_block_and_mends_names() {
     let directory = filled();
     for number in [3, 70] {

@@ -3,9 +3,11 @@
 
 mod common;
 
+use common::faults::FaultDisk;
 use common::*;
 use larder_store::{Hash, MaintainError, Op, Options, OsDisk, Store, rebuild_index};
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
 
 /// 300 blocks of 4000 bytes; only every third is worth keeping.
 fn mixed(directory: &Path) -> Store<OsDisk> {
@@ -204,4 +206,35 @@ fn a_segment_with_damage_is_left_alone_and_served() {
     while !store.clean_step(1 << 20).unwrap().done {}
     assert!(first.exists());
     assert_kept(&mut store);
+}
+
+#[test]
+fn a_read_that_goes_wrong_while_a_block_is_moved_costs_no_block() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 4 << 20, cache_bytes: 0, ..options() };
+    let (mut store, _) = Store::open(disk(directory.path()), options.clone()).unwrap();
+    store.commit(puts(0..40, 50_000)).unwrap();
+    store.commit(puts(40..75, 50_000)).unwrap();
+    store.commit(puts(100..140, 50_000)).unwrap();
+    store.close().unwrap();
+    let live: Vec<u64> = (0..75).step_by(2).chain(100..140).collect();
+    let marked: Vec<Hash> = live.iter().map(|number| hash(&content(*number, 50_000))).collect();
+    let mut reads = 0;
+    for wrong in 1.. {
+        let place = copy_to_memory(directory.path());
+        let disk = FaultDisk::new(disk(place.path()));
+        let (mut store, _) = Store::open(disk.clone(), options.clone()).unwrap();
+        store.clean_begin();
+        store.clean_mark(&marked).unwrap();
+        disk.faults.wrong_read.store(wrong, SeqCst);
+        while !store.clean_step(1 << 30).unwrap().done {}
+        if disk.faults.wrong_read.swap(0, SeqCst) > 0 {
+            break;
+        }
+        for (number, hash) in live.iter().zip(&marked) {
+            assert!(matches!(store.get(hash), Ok(Some(_))), "block {number}, wrong was read {wrong}");
+        }
+        reads = wrong;
+    }
+    assert!(reads > 20, "{reads} reads");
 }

@@ -38,6 +38,10 @@ fn a_range_is_cut_to_the_block() {
     assert_eq!(store.read_range(&hash(&block), 10..20).unwrap().unwrap(), block.slice(10..20));
     assert_eq!(store.read_range(&hash(&block), 990..5000).unwrap().unwrap(), block.slice(990..));
     assert_eq!(store.read_range(&hash(&block), 2000..3000).unwrap().unwrap(), Bytes::new());
+    let (end, start) = (10, 20);
+    assert_eq!(store.read_range(&hash(&block), start..end).unwrap().unwrap(), Bytes::new(), "reversed");
+    let reversed = std::ops::Range { start: u32::MAX, end: 0 };
+    assert_eq!(store.read_range(&hash(&block), reversed).unwrap().unwrap(), Bytes::new());
     assert_eq!(store.read_range(&[9; 32], 0..1).unwrap(), None);
 }
 

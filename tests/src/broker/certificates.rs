@@ -41,7 +41,7 @@ impl Certificates {
         fs::write(directory.path().join("ca.pem"), certificate.pem()).expect("the directory is writable");
         let certificates = Self { directory, issuer: Issuer::new(params, key) };
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        certificates.issue("broker", named("broker", names), ExtendedKeyUsagePurpose::ServerAuth);
+        certificates.issue("broker", named("broker", names), &[ExtendedKeyUsagePurpose::ServerAuth]);
         certificates
     }
 
@@ -62,7 +62,13 @@ impl Certificates {
 
     /// Makes a client certificate with this common name.
     pub fn node(&self, name: &str) -> Identity {
-        self.issue(name, named(name, Vec::new()), ExtendedKeyUsagePurpose::ClientAuth)
+        self.issue(name, named(name, Vec::new()), &[ExtendedKeyUsagePurpose::ClientAuth])
+    }
+
+    /// Makes the certificate of a node that is a broker too, on localhost.
+    pub fn node_with_broker(&self, name: &str) -> Identity {
+        let purposes = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(name, named(name, vec!["localhost".to_owned()]), &purposes)
     }
 
     fn identity(&self, name: &str) -> Identity {
@@ -70,9 +76,14 @@ impl Certificates {
         Identity { certificate: file("pem"), key: file("key") }
     }
 
-    fn issue(&self, name: &str, mut params: CertificateParams, purpose: ExtendedKeyUsagePurpose) -> Identity {
+    fn issue(
+        &self,
+        name: &str,
+        mut params: CertificateParams,
+        purposes: &[ExtendedKeyUsagePurpose],
+    ) -> Identity {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![purpose];
+        params.extended_key_usages = purposes.to_vec();
         let key = KeyPair::generate().expect("a key can be made");
         let certificate = params.signed_by(&key, &self.issuer).expect("the authority signs");
         let identity = self.identity(name);

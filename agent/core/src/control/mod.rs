@@ -421,22 +421,31 @@ impl Control {
             Answer::Failed(failure) => return self.respond(origin, Err(failure), out),
             _ => None,
         };
-        let expected_seq = bound.as_ref().map(|bound| bound.seq);
-        let old = bound.as_ref().and_then(decode).filter(|old| old.content != Content::Deleted);
-        let Some(mut binding) = old else {
+        let old = bound.and_then(|bound| Some((bound.seq, decode(&bound)?)));
+        let Some((seq, old)) = old.filter(|(_, old)| old.content != Content::Deleted) else {
             let why = format!("{} is not here; `larder ls` shows what is", name.as_str());
             return self.respond(origin, Err(Failure::new(FailureKind::NotFound, why)), out);
         };
-        if let Err(error) = binding.version.write(&self.settings.me, now.wall_ms) {
-            return self.respond(origin, Err(Failure::new(FailureKind::Invalid, error.to_string())), out);
-        }
-        binding.content = Content::Deleted;
-        binding.meta.size = 0;
-        binding.origin = self.settings.me.clone();
-        let value = Bytes::from(Stored { binding, via: None, refused: false }.encode());
-        let change = Change::Bind { name: name.clone(), value, expected_seq };
+        let change = if self.settings.role == Role::Leecher {
+            // It writes nothing: its copy goes, and can be had again from the master.
+            Change::Unbind { name: name.clone(), expected_seq: seq }
+        } else {
+            match self.deletion(now, old) {
+                Ok(value) => Change::Bind { name: name.clone(), value, expected_seq: Some(seq) },
+                Err(failure) => return self.respond(origin, Err(failure), out),
+            }
+        };
         let ticket = self.ticket(Purpose::Removed(origin, name));
         out.tell(Message::Write { ticket, change, haste: Haste::Now });
+    }
+
+    /// What a name is bound to once `old` is deleted.
+    fn deletion(&self, now: Time, old: Binding) -> Result<Bytes, Failure> {
+        let mut binding = Binding { content: Content::Deleted, origin: self.settings.me.clone(), ..old };
+        let written = binding.version.write(&self.settings.me, now.wall_ms);
+        written.map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
+        binding.meta.size = 0;
+        Ok(Bytes::from(Stored { binding, via: None, refused: false }.encode()))
     }
 
     /// An answer of the store.
@@ -453,7 +462,7 @@ impl Control {
             Some(Purpose::Rebuild(origin)) => {
                 let done = match answer {
                     Answer::Rebuilt { blocks, names } => Ok(Response::Rebuilt { blocks, names }),
-                    answer => Err(failure_of(answer)),
+                    answer => Err(answer.failure()),
                 };
                 self.respond(origin, done, out);
             }
@@ -523,7 +532,7 @@ impl Control {
     fn list_read(&mut self, origin: Origin, answer: Answer, out: &mut Effects) {
         let page = match answer {
             Answer::Page(page) => page,
-            answer => return self.respond(origin, Err(failure_of(answer)), out),
+            answer => return self.respond(origin, Err(answer.failure()), out),
         };
         let limit = if matches!(origin, Origin::Local(_)) { LIST_PAGE } else { LIST_PAGE / 4 };
         let next = if page.len() >= limit { page.last().map(|(name, _)| name.clone()) } else { None };
@@ -551,7 +560,7 @@ impl Control {
             }
             (Some(index), answer) => {
                 let (origin, _) = self.statuses.remove(index);
-                self.respond(origin, Err(failure_of(answer)), out);
+                self.respond(origin, Err(answer.failure()), out);
             }
             (None, _) => {}
         }
@@ -625,11 +634,4 @@ fn exports_already() -> Failure {
 
 fn decode(bound: &Bound) -> Option<Binding> {
     Stored::decode(&bound.value).ok().map(|stored| stored.binding)
-}
-
-fn failure_of(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        _ => Failure::new(FailureKind::Disk, "the store gave an answer to another question"),
-    }
 }

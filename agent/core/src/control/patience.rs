@@ -2,8 +2,8 @@
 //!
 //! A put may say that it is patient: neither it nor what its connection says next is in a hurry. Such a
 //! connection, when it has said all for now, *rests*: it is not read, and the processor is not woken for it.
-//! After half of the profile's flush age, and before its end, all that rest are read together, and what they
-//! have put goes in one batch, so that nothing is answered later than that age. Profiles with a short age
+//! Between half and three quarters of the profile's flush age later all that rest are read together, and what
+//! they have put goes in one batch, so that nothing is answered later than that age. Profiles with a short age
 //! have no rests, which would save nothing.
 
 use super::{Client, Control};
@@ -115,6 +115,6 @@ impl Control {
     pub(super) fn rest_deadline(&self) -> Option<Deadline> {
         let age_ms = self.settings.flush.age_ms;
         let at_ms = self.rest_ms?.saturating_add(age_ms / 2);
-        Some(Deadline { at_ms, slack_ms: age_ms * 3 / 8, why: "patient puts" })
+        Some(Deadline { at_ms, slack_ms: age_ms / 4, why: "patient puts" })
     }
 }

@@ -83,8 +83,9 @@ impl Envelope {
     /// Whether a command is in time. A clock before 2020 was never set and can not judge.
     pub fn check_expiry(&self, wall_ms: i64) -> Result<(), EnvelopeError> {
         const CLOCK_UNSET_MS: i64 = 1_577_836_800_000;
-        let far = self.expires_ms > wall_ms + 24 * 3_600_000;
-        if wall_ms >= CLOCK_UNSET_MS && (self.expires_ms + COMMAND_SKEW_MS < wall_ms || far) {
+        let far = self.expires_ms > wall_ms.saturating_add(24 * 3_600_000);
+        let past = self.expires_ms.saturating_add(COMMAND_SKEW_MS) < wall_ms;
+        if wall_ms >= CLOCK_UNSET_MS && (past || far) {
             return Err(EnvelopeError::Expired);
         }
         Ok(())
@@ -126,6 +127,10 @@ mod tests {
         assert_eq!(opened.check_expiry(now_ms), Ok(()));
         assert_eq!(opened.check_expiry(now_ms + 3_600_000), Err(EnvelopeError::Expired));
         assert_eq!(opened.check_expiry(0), Ok(()));
+        for never in [i64::MIN, i64::MAX] {
+            let envelope = Envelope { expires_ms: never, ..envelope.clone() };
+            assert_eq!(envelope.check_expiry(now_ms), Err(EnvelopeError::Expired));
+        }
         for altered in [
             Envelope { counter: 8, ..envelope.clone() },
             Envelope { expires_ms: now_ms + 1, ..envelope.clone() },

@@ -5,11 +5,6 @@
 //! however many there are. Refused: names that leave the root, objects on a leecher (Control says so).
 //! A file that vanishes, grows or can not be read is dropped without a trace and tried again.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "an answer of another kind is one case, however many kinds there are"
-)]
-
 pub mod cutter;
 mod folder;
 mod stream;
@@ -294,10 +289,10 @@ impl Ingest {
                 out.tell(Message::FlushNow);
             }
             (Some(Purpose::Lookups(streams)), answer) => {
-                let failure = failure_of(answer);
+                let failure = answer.failure();
                 streams.into_iter().for_each(|stream| self.fail(now, stream, failure.clone(), out));
             }
-            (Some(Purpose::Lookup { stream }), answer) => self.fail(now, stream, failure_of(answer), out),
+            (Some(Purpose::Lookup { stream }), answer) => self.fail(now, stream, answer.failure(), out),
             (Some(Purpose::Page(page)), Answer::Bindings(found)) => {
                 self.page_looked_up(now, page, found, out);
             }
@@ -465,11 +460,4 @@ fn response(stream: Stream, finished: Finished) -> Result<Response, Failure> {
 
 fn gone_failure() -> Failure {
     Failure::new(FailureKind::Invalid, "the connection ended before the object's data did")
-}
-
-fn failure_of(answer: Answer) -> Failure {
-    match answer {
-        Answer::Failed(failure) => failure,
-        _ => Failure::new(FailureKind::Disk, "the store gave an answer to another question"),
-    }
 }

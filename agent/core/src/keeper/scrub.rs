@@ -27,8 +27,10 @@ const NAMES_STEP: u32 = 1_024;
 pub(super) struct Scrub {
     period_ms: u64,
     rest_ms: u64,
-    /// When the next one begins.
-    at_ms: Option<u64>,
+    /// When everything was verified last, in [`Time::mono_ms`]; before the start it is below zero.
+    last_ms: i64,
+    /// The next one does not begin earlier.
+    not_before_ms: u64,
     aside: Option<(u64, Verifying)>,
     asked: u32,
     numbers: ScrubNumbers,
@@ -37,14 +39,8 @@ pub(super) struct Scrub {
 impl Scrub {
     /// Takes over new settings.
     pub(super) fn reload(&mut self, settings: &Settings) {
-        let (before_ms, after_ms) = (self.period_ms, settings.scrub_period_ms);
-        (self.period_ms, self.rest_ms) = (after_ms, settings.scrub_rest_ms);
-        self.at_ms = match self.at_ms {
-            _ if after_ms == 0 => None,
-            Some(at_ms) => Some((at_ms + after_ms).saturating_sub(before_ms)),
-            None => Some(after_ms),
-        };
-        if after_ms == 0 {
+        (self.period_ms, self.rest_ms) = (settings.scrub_period_ms, settings.scrub_rest_ms);
+        if !self.is_wanted() {
             self.aside = None;
         }
     }
@@ -53,21 +49,24 @@ impl Scrub {
         self.period_ms > 0
     }
 
+    /// When the next one begins.
+    fn at_ms(&self) -> Option<u64> {
+        let at_ms = u64::try_from(self.last_ms.saturating_add_unsigned(self.period_ms)).unwrap_or(0);
+        self.is_wanted().then_some(at_ms.max(self.not_before_ms))
+    }
+
     /// The store says when everything was verified last.
     pub(super) fn recall(&mut self, now: Time, answer: Answer) {
         let Answer::Settings(found) = answer else { return };
         let value = found.into_iter().find_map(|(key, value)| (key == SETTING).then_some(value));
         let last_ms = value.and_then(|value| std::str::from_utf8(&value).ok()?.parse::<i64>().ok());
         self.numbers.last_ms = last_ms;
-        let left_ms = match last_ms {
-            None => self.period_ms.min(FIRST_MS),
-            Some(last_ms) if now.clock_is_set() => {
-                let since_ms = u64::try_from(now.wall_ms - last_ms).unwrap_or(0);
-                self.period_ms.saturating_sub(since_ms)
-            }
-            Some(_) => self.period_ms,
+        let since_ms = match last_ms {
+            None => self.period_ms.saturating_sub(FIRST_MS),
+            Some(last_ms) if now.clock_is_set() => u64::try_from(now.wall_ms - last_ms).unwrap_or(0),
+            Some(_) => 0,
         };
-        self.at_ms = self.is_wanted().then_some(now.mono_ms + left_ms);
+        self.last_ms = mono(now).saturating_sub_unsigned(since_ms);
     }
 
     /// The verification that has its turn now, and whether it begins.
@@ -75,7 +74,7 @@ impl Scrub {
         if let Some((_, verifying)) = self.aside.take_if(|(at_ms, _)| *at_ms <= now.mono_ms) {
             return Some((verifying, false));
         }
-        let is_due = self.aside.is_none() && self.at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms);
+        let is_due = self.aside.is_none() && self.at_ms().is_some_and(|at_ms| at_ms <= now.mono_ms);
         is_due.then(|| (Verifying::new(None), true))
     }
 
@@ -108,7 +107,7 @@ impl Scrub {
 
     /// Everything was verified. Says what is to be remembered.
     pub(super) fn ended(&mut self, now: Time, verifying: &Verifying) -> Bytes {
-        self.at_ms = self.is_wanted().then_some(now.mono_ms + self.period_ms);
+        self.last_ms = mono(now);
         let shown = verifying.incomplete.iter().take(SCRUB_NAMES_SHOWN);
         self.numbers = ScrubNumbers {
             ended: self.numbers.ended + 1,
@@ -123,24 +122,28 @@ impl Scrub {
     }
 
     pub(super) fn failed(&mut self, now: Time) {
-        self.at_ms = self.is_wanted().then_some(now.mono_ms + self.period_ms.min(FAILED_MS));
+        self.not_before_ms = now.mono_ms + self.period_ms.min(FAILED_MS);
     }
 
     pub(super) fn deadline(&self) -> Option<Deadline> {
         if let Some((at_ms, _)) = self.aside {
             return Some(Deadline { at_ms, slack_ms: self.rest_ms, why: "next step of a scrub" });
         }
-        self.at_ms.map(|at_ms| Deadline { at_ms, slack_ms: self.period_ms / 10, why: "scrub" })
+        self.at_ms().map(|at_ms| Deadline { at_ms, slack_ms: self.period_ms / 10, why: "scrub" })
     }
 
     /// For `status`; `present` is the one that has its turn.
     pub(super) fn numbers(&self, now: Time, present: Option<&Verifying>) -> ScrubNumbers {
         let under_way = present.or(self.aside.as_ref().map(|(_, verifying)| verifying));
-        let next_in_ms = self.at_ms.filter(|_| under_way.is_none());
+        let next_in_ms = self.at_ms().filter(|_| under_way.is_none());
         ScrubNumbers {
             under_way: under_way.map(|verifying| (verifying.blocks, verifying.total)),
             next_in_ms: next_in_ms.map(|at_ms| at_ms.saturating_sub(now.mono_ms)),
             ..self.numbers.clone()
         }
     }
+}
+
+fn mono(now: Time) -> i64 {
+    i64::try_from(now.mono_ms).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,10 @@
 //! Fetches: a node below asks its master for one object, which is then announced to it like any other.
 //!
-//! Without a link a fetch that may wait does, up to the role's bound; any other fails at once and says
-//! so. The master looks a CID up among its names and, failing that, among its blocks.
+//! So many are asked for at once as the master answers at once; the others wait for their turn, first those of
+//! which somebody waits for the answer. Without a session a fetch that may wait does, up to the role's bound; any
+//! other fails at once and says so. Who waits too long for an answer is told that the fetch waits; from then on
+//! it is asked for again, and a note says when it is given up. The master looks a CID up among its names and,
+//! failing that, among its blocks.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -10,85 +13,125 @@
 
 use super::group::{InGroup, Plan};
 use super::outbox::OutGroup;
-use super::wire::{Outcome, SyncMessage};
-use super::{Purpose, Sync, Wires};
+use super::wire::{Hindrance, Outcome, SyncMessage};
+use super::{Purpose, RETRY_MS, Sync, Wires};
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::{BlockId, NodeName};
-use crate::limits::{FETCHES_MAX, OUT_GROUPS_MAX};
+use crate::limits::{FETCHES_MAX, FETCHES_OPEN_MAX};
 use crate::message::{Answer, Bound, Effects, FetchDone, Message, Question, Ticket};
 use crate::name::Name;
+use crate::note::Note;
 use crate::request::{Failure, FailureKind, Target};
 use crate::role::may_fetch;
 use crate::time::Time;
 use crate::version::Version;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Milliseconds without any sign of the object after which a fetch fails.
+/// Milliseconds without any sign of the object after which a fetch was in vain.
 const FETCH_MS: u64 = 60_000;
+/// Milliseconds after which a master that could not answer is asked on.
+const PAUSE_MS: u64 = RETRY_MS / 4;
+/// Times a fetch is asked for in vain before it is given up.
+const TRIES_MAX: u32 = 8;
 
-/// Fetches this node has asked for.
+/// Fetches of this node.
 pub(super) struct Fetches {
-    waiting: VecDeque<(Ticket, Target)>,
+    /// Those to be asked for, in this order; of none behind the first without a ticket is an answer waited for.
+    waiting: VecDeque<Fetch>,
     waiting_max: usize,
     open: BTreeMap<u32, Open>,
     next: u32,
+    /// Nothing is asked for until then.
+    pause_until_ms: u64,
+    /// There is no session: who waits for an answer is told so then.
+    patience_until_ms: Option<u64>,
 }
 
-struct Open {
-    ticket: Ticket,
+struct Fetch {
+    /// Who waits for the answer; nobody, once it was said that the fetch waits.
+    ticket: Option<Ticket>,
     target: Target,
+    /// Whether it may wait for a session.
     wait: bool,
+    /// So often it was asked for in vain.
+    tries: u32,
+}
+
+/// A fetch that was asked for.
+struct Open {
+    fetch: Fetch,
     expires_at_ms: u64,
+}
+
+impl Fetch {
+    fn fail(self, failure: Failure, out: &mut Effects) {
+        match self.ticket {
+            Some(ticket) => out.tell(Message::Fetched { ticket, done: Err(failure) }),
+            None => out.note(Note::Fetch { target: self.target, why: failure.message }),
+        }
+    }
 }
 
 impl Fetches {
     /// Requests are numbered from a place of this epoch's own, as announcements are.
     pub(super) fn new(waiting_max: usize, epoch: u64) -> Self {
-        let next = (epoch ^ (epoch >> 32)) as u32;
-        Fetches { waiting: VecDeque::new(), waiting_max, open: BTreeMap::new(), next }
+        Fetches {
+            waiting: VecDeque::new(),
+            waiting_max,
+            open: BTreeMap::new(),
+            next: (epoch ^ (epoch >> 32)) as u32,
+            pause_until_ms: 0,
+            patience_until_ms: None,
+        }
     }
 
     pub(super) fn resize(&mut self, waiting_max: usize) {
         self.waiting_max = waiting_max;
     }
 
-    fn send(
-        &mut self,
-        now: Time,
-        to: &NodeName,
-        open: (Ticket, Target, bool),
-        wires: &mut Wires,
-        out: &mut Effects,
-    ) {
-        let (ticket, target, wait) = open;
-        self.next = self.next.wrapping_add(1);
-        wires.post(to, &SyncMessage::Fetch { request: self.next, target: target.clone() }, out);
-        let expires_at_ms = now.mono_ms + FETCH_MS;
-        self.open.insert(self.next, Open { ticket, target, wait, expires_at_ms });
+    /// Takes its turn; who waits for an answer goes first.
+    fn push(&mut self, fetch: Fetch) {
+        let untold = self.waiting.iter().position(|other| other.ticket.is_none());
+        let place = untold.filter(|_| fetch.ticket.is_some()).unwrap_or(self.waiting.len());
+        self.waiting.insert(place, fetch);
     }
 
-    /// The master is there, and remembers nothing: what waited is asked for, and what was asked again.
-    pub(super) fn session(&mut self, now: Time, master: &NodeName, wires: &mut Wires, out: &mut Effects) {
-        for (_, open) in std::mem::take(&mut self.open) {
-            self.send(now, master, (open.ticket, open.target, open.wait), wires, out);
+    /// Asks for as many as the master answers at once.
+    fn ask(&mut self, now: Time, master: &NodeName, wires: &mut Wires, out: &mut Effects) {
+        while self.pause_until_ms <= now.mono_ms
+            && self.open.len() < FETCHES_OPEN_MAX
+            && let Some(fetch) = self.waiting.pop_front()
+        {
+            self.next = self.next.wrapping_add(1);
+            let target = fetch.target.clone();
+            wires.post(master, &SyncMessage::Fetch { request: self.next, target }, out);
+            self.open.insert(self.next, Open { fetch, expires_at_ms: now.mono_ms + FETCH_MS });
         }
-        while let Some((ticket, target)) = self.waiting.pop_front() {
-            self.send(now, master, (ticket, target, true), wires, out);
+    }
+
+    /// The master is there, and remembers nothing: what was asked for is asked for again.
+    pub(super) fn session(&mut self) {
+        self.pause_until_ms = 0;
+        self.patience_until_ms = None;
+        for (_, open) in std::mem::take(&mut self.open).into_iter().rev() {
+            self.waiting.push_front(open.fetch);
         }
+    }
+
+    /// The session with the master has ended, and may be back soon.
+    pub(super) fn session_over(&mut self, now: Time) {
+        self.patience_until_ms.get_or_insert(now.mono_ms + FETCH_MS);
     }
 
     /// What may wait does, the rest fails.
-    pub(super) fn link_down(&mut self, _now: Time, out: &mut Effects) {
-        for (_, open) in std::mem::take(&mut self.open) {
-            if open.wait && self.waiting.len() < self.waiting_max {
-                self.waiting.push_back((open.ticket, open.target));
+    pub(super) fn link_down(&mut self, out: &mut Effects) {
+        self.session();
+        for fetch in std::mem::take(&mut self.waiting) {
+            if fetch.ticket.is_none() || fetch.wait && self.waiting.len() < self.waiting_max {
+                self.push(fetch);
             } else {
-                fail(
-                    open.ticket,
-                    FailureKind::Unreachable,
-                    "the link fell before it was here; ask again",
-                    out,
-                );
+                let why = "the link fell before it was here; ask again";
+                fetch.fail(Failure::new(FailureKind::Unreachable, why), out);
             }
         }
     }
@@ -106,46 +149,105 @@ impl Fetches {
     }
 
     pub(super) fn not_found(&mut self, request: u32, out: &mut Effects) {
-        if let Some(open) = self.open.remove(&request) {
-            let why = format!("{} is neither here nor on the master", open.target);
-            fail(open.ticket, FailureKind::NotFound, why, out);
+        if let Some(Open { fetch, .. }) = self.open.remove(&request) {
+            let why = format!("{} is neither here nor on the master", fetch.target);
+            fetch.fail(Failure::new(FailureKind::NotFound, why), out);
+        }
+    }
+
+    /// The master can not answer, for now or for good.
+    pub(super) fn unable(&mut self, now: Time, request: u32, why: Hindrance, out: &mut Effects) {
+        let Some(Open { fetch, .. }) = self.open.remove(&request) else { return };
+        let message = format!("{}: {why}", fetch.target);
+        match why {
+            Hindrance::Damaged => fetch.fail(Failure::new(FailureKind::Damaged, message), out),
+            Hindrance::Busy => self.again(now, fetch, Failure::new(FailureKind::Busy, message), out),
+            Hindrance::Disk => self.again(now, fetch, Failure::new(FailureKind::Disk, message), out),
         }
     }
 
     /// A group is finished; if it answers a fetch, that is too.
-    pub(super) fn finished(&mut self, _now: Time, group: &InGroup, failed: Option<&str>, out: &mut Effects) {
+    pub(super) fn finished(&mut self, now: Time, group: &InGroup, failed: Option<&str>, out: &mut Effects) {
         let Some(open) = group.request.and_then(|request| self.open.remove(&request)) else { return };
+        let fetch = open.fetch;
         if let Some(why) = failed {
-            return fail(open.ticket, FailureKind::Disk, why, out);
+            let failure = Failure::new(FailureKind::Disk, why);
+            return match fetch.ticket {
+                Some(_) => fetch.fail(failure, out),
+                None => self.again(now, fetch, failure, out),
+            };
         }
         let Some(entry) = group.entries.first() else { return };
         match &entry.plan {
             Plan::Done(Outcome::Refused(why)) => {
-                fail(open.ticket, FailureKind::Damaged, why.to_string(), out)
+                fetch.fail(Failure::new(FailureKind::Damaged, why.to_string()), out)
             }
             Plan::Done(Outcome::Stored | Outcome::Superseded | Outcome::Conflict)
             | Plan::Take(_)
             | Plan::Unknown => {
-                let done = Ok(FetchDone::Here(entry.name.clone()));
-                out.tell(Message::Fetched { ticket: open.ticket, done });
+                if let Some(ticket) = fetch.ticket {
+                    let done = Ok(FetchDone::Here(entry.name.clone()));
+                    out.tell(Message::Fetched { ticket, done });
+                }
             }
         }
+    }
+
+    /// It was in vain this time.
+    fn again(&mut self, now: Time, mut fetch: Fetch, failure: Failure, out: &mut Effects) {
+        fetch.tries += 1;
+        if fetch.tries >= TRIES_MAX {
+            return fetch.fail(failure, out);
+        }
+        self.pause_until_ms = now.mono_ms + PAUSE_MS;
+        self.push(fetch);
+    }
+
+    /// Nobody shall wait for the answer any longer; the fetch does, if it may.
+    fn put_off(&mut self, now: Time, mut fetch: Fetch, out: &mut Effects) {
+        let why = "the master did not answer within a minute; see the link in `larder status`";
+        let failure = Failure::new(FailureKind::Unreachable, why);
+        if let Some(ticket) = fetch.ticket {
+            if !fetch.wait || self.waiting.len() >= self.waiting_max {
+                return fetch.fail(failure, out);
+            }
+            fetch.ticket = None;
+            out.tell(Message::Fetched { ticket, done: Ok(FetchDone::Waiting(self.count() + 1)) });
+        }
+        self.again(now, fetch, failure, out);
     }
 
     pub(super) fn expire(&mut self, now: Time, out: &mut Effects) {
-        let expired = |open: &Open| open.expires_at_ms <= now.mono_ms;
-        let requests: Vec<u32> =
-            self.open.iter().filter(|(_, open)| expired(open)).map(|(request, _)| *request).collect();
+        let is_over = |at_ms: u64| at_ms <= now.mono_ms;
+        let expired = |(_, open): &(&u32, &Open)| is_over(open.expires_at_ms);
+        let requests: Vec<u32> = self.open.iter().filter(expired).map(|(request, _)| *request).collect();
         for request in requests {
             if let Some(open) = self.open.remove(&request) {
-                let why = "the master did not answer within a minute; see the link in `larder status`";
-                fail(open.ticket, FailureKind::Unreachable, why, out);
+                self.put_off(now, open.fetch, out);
+            }
+        }
+        if self.patience_until_ms.take_if(|at_ms| is_over(*at_ms)).is_some() {
+            for fetch in std::mem::take(&mut self.waiting) {
+                match fetch.ticket {
+                    Some(_) => self.put_off(now, fetch, out),
+                    None => self.push(fetch),
+                }
             }
         }
     }
 
-    pub(super) fn expires_at_ms(&self) -> Option<u64> {
-        self.open.values().map(|open| open.expires_at_ms).min()
+    /// When something must be done, with a session or without.
+    pub(super) fn deadline_ms(&self, in_session: bool) -> Option<u64> {
+        let first = self.waiting.front();
+        let expires = self.open.values().map(|open| open.expires_at_ms).min();
+        let patience = self.patience_until_ms.filter(|_| first.is_some_and(|fetch| fetch.ticket.is_some()));
+        let may_ask = in_session && first.is_some() && self.open.len() < FETCHES_OPEN_MAX;
+        [expires, patience, may_ask.then_some(self.pause_until_ms)].into_iter().flatten().min()
+    }
+
+    /// All fetches.
+    fn count(&self) -> u32 {
+        u32::try_from(self.waiting.len() + self.open.len()).expect("FETCHES_MAX is the most")
     }
 }
 
@@ -160,12 +262,13 @@ impl Sync {
                 out,
             );
         };
-        if self.fetches.open.len() >= FETCHES_MAX {
-            let why = format!("{FETCHES_MAX} fetches are under way already; try again");
-            return fail(ticket, FailureKind::Busy, why, out);
-        }
-        if self.peers.get(&upstream).is_some_and(|peer| peer.session.is_some()) {
-            return self.fetches.send(now, &upstream, (ticket, target, wait), &mut self.wires, out);
+        if self.has_upstream_session() {
+            if self.fetches.count() as usize >= FETCHES_MAX {
+                let why = format!("{FETCHES_MAX} fetches are under way already; try again");
+                return fail(ticket, FailureKind::Busy, why, out);
+            }
+            self.fetches.push(Fetch { ticket: Some(ticket), target, wait, tries: 0 });
+            return self.ask_fetches(now, out);
         }
         if !wait {
             let why = format!(
@@ -174,14 +277,28 @@ impl Sync {
             );
             return fail(ticket, FailureKind::Unreachable, why, out);
         }
-        if self.fetches.waiting.len() >= self.fetches.waiting_max {
+        // without a session all of them wait
+        if self.fetches.count() as usize >= self.fetches.waiting_max.min(FETCHES_MAX) {
             let why =
                 format!("{} requests wait for a link already, no more are kept", self.fetches.waiting_max);
             return fail(ticket, FailureKind::Busy, why, out);
         }
-        self.fetches.waiting.push_back((ticket, target));
-        let waiting = u32::try_from(self.fetches.waiting.len()).unwrap_or(u32::MAX);
-        out.tell(Message::Fetched { ticket, done: Ok(FetchDone::Waiting(waiting)) });
+        self.fetches.push(Fetch { ticket: None, target, wait, tries: 0 });
+        out.tell(Message::Fetched { ticket, done: Ok(FetchDone::Waiting(self.fetches.count())) });
+    }
+
+    /// Asks for what waits for its turn.
+    pub(super) fn ask_fetches(&mut self, now: Time, out: &mut Effects) {
+        if self.has_upstream_session()
+            && let Some(master) = &self.upstream
+        {
+            self.fetches.ask(now, master, &mut self.wires, out);
+        }
+    }
+
+    pub(super) fn has_upstream_session(&self) -> bool {
+        let master = self.upstream.as_ref().and_then(|master| self.peers.get(master));
+        master.is_some_and(|peer| peer.session.is_some())
     }
 
     /// A peer asks for an object.
@@ -192,8 +309,9 @@ impl Sync {
             return self.wires.dropped(from, why, out);
         }
         let answers = peer.out.groups.iter().filter(|group: &&OutGroup| group.request.is_some()).count();
-        if answers >= OUT_GROUPS_MAX * 4 {
-            return; // it asks again when it is still interested
+        if answers >= FETCHES_OPEN_MAX {
+            let busy = SyncMessage::Unable { request, why: Hindrance::Busy };
+            return self.wires.post(from, &busy, out);
         }
         let question = match &target {
             Target::Name(name) => Question::Lookup(vec![name.clone()]),
@@ -212,6 +330,7 @@ impl Sync {
         out: &mut Effects,
     ) {
         let entry = match (target, answer) {
+            (_, Answer::Failed(failure)) => return self.unable(peer, request, failure, out),
             (Target::Name(name), Answer::Bindings(found)) => found
                 .into_iter()
                 .next()
@@ -245,6 +364,7 @@ impl Sync {
         out: &mut Effects,
     ) {
         let entry = match answer {
+            Answer::Failed(failure) => return self.unable(peer, request, failure, out),
             Answer::Block(Some(bytes)) => {
                 let meta = Meta { size: bytes.len() as u64, mtime_ms: 0, mode: 0o644 };
                 self.by_cid(root, Content::Object { root, depth: 0 }, meta)
@@ -252,6 +372,19 @@ impl Sync {
             _ => None,
         };
         self.announce_found(now, peer, request, entry, out);
+    }
+
+    /// What a peer asked for can not be looked for, or not be read.
+    fn unable(&mut self, peer: &NodeName, request: u32, failure: Failure, out: &mut Effects) {
+        let why = match failure.kind {
+            FailureKind::Busy => Hindrance::Busy,
+            FailureKind::Damaged => Hindrance::Damaged,
+            _ => Hindrance::Disk,
+        };
+        if why != Hindrance::Busy {
+            out.note(Note::Store { what: failure.message });
+        }
+        self.wires.post(peer, &SyncMessage::Unable { request, why }, out);
     }
 
     fn announce_found(

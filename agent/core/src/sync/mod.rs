@@ -170,6 +170,8 @@ pub struct Sync {
     subscriptions: Vec<String>,
     sessions_max: usize,
     sessions_begun: u64,
+    /// No peer that was forgotten had a session of this number or a later one.
+    session_numbers_used: u64,
     window_blocks: u32,
     kernels: Level,
     /// Transfers to this node, by peer and the peer's number.
@@ -181,6 +183,8 @@ pub struct Sync {
     /// News for peers, waiting for bytes, age or an awake radio.
     news: LowPowerBatcher<()>,
     fetches: Fetches,
+    /// Peers whose cursors are not saved yet, when the process ends.
+    unsaved: Vec<NodeName>,
 }
 
 impl Sync {
@@ -208,6 +212,7 @@ impl Sync {
             subscriptions: Vec::new(),
             sessions_max: 0,
             sessions_begun: 0,
+            session_numbers_used: 0,
             window_blocks: 0,
             kernels: settings.kernels,
             incoming: BTreeMap::new(),
@@ -215,32 +220,57 @@ impl Sync {
             serving: BTreeSet::new(),
             news: LowPowerBatcher::new(news_limits(settings)),
             fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
+            unsaved: Vec::new(),
         };
-        sync.reload(settings);
+        sync.reload(Time { mono_ms: 0, wall_ms: 0 }, settings);
         sync
     }
 
     /// Takes over new settings; identity and store are those of the start.
-    pub fn reload(&mut self, settings: &Settings) {
+    pub fn reload(&mut self, now: Time, settings: &Settings) {
         self.wires.in_flight_max = settings.in_flight_max as usize;
-        self.upstream = settings.upstream().map(|peer| peer.name.clone());
-        self.subscriptions.clone_from(&settings.subscriptions);
         self.sessions_max = settings.sessions_max;
         self.window_blocks = settings.window_blocks;
         self.kernels = settings.kernels;
         self.news.set_limits(news_limits(settings));
         self.fetches.resize(settings.offline_requests_max);
-        let known = |name: &NodeName, peer: &Peer| {
-            settings.peers.iter().any(|p| p.name == *name && p.role == peer.role && p.key == peer.key)
+        self.reload_peers(&settings.peers);
+        let upstream = settings.upstream().map(|peer| peer.name.clone());
+        let wants_others = self.subscriptions != settings.subscriptions;
+        self.subscriptions.clone_from(&settings.subscriptions);
+        self.upstream = upstream;
+        // Only a hello tells a master of us, and what we subscribe to; without a link the next one does.
+        if self.wires.up
+            && let Some(upstream) = self.upstream.clone()
+            && let Some(peer) = self.peers.get(&upstream)
+            && (wants_others || !peer.is_active())
+        {
+            self.end_session(now, &upstream);
+            if let Some(peer) = self.peers.get_mut(&upstream) {
+                peer.hello_at_ms = Some(now.mono_ms);
+            }
+        }
+    }
+
+    /// A peer of another role or key is another peer: whatever was under way with the old one is forgotten.
+    fn reload_peers(&mut self, peers: &[PeerSettings]) {
+        let configured: BTreeMap<&NodeName, &PeerSettings> =
+            peers.iter().map(|peer| (&peer.name, peer)).collect();
+        let is_known = |name: &NodeName, peer: &mut Peer| {
+            configured.get(name).is_some_and(|p| p.role == peer.role && p.key == peer.key)
         };
-        self.peers.retain(|name, peer| known(name, peer));
-        for PeerSettings { name, role, key } in &settings.peers {
-            let epoch = self.wires.epoch;
-            self.peers.entry(name.clone()).or_insert_with(|| Peer::new(*role, *key, epoch));
+        for (_, gone) in self.peers.extract_if(.., |name, peer| !is_known(name, peer)) {
+            self.session_numbers_used = self.session_numbers_used.max(gone.session_number + 1);
         }
         let peers = &self.peers;
         self.incoming.retain(|(peer, _), _| peers.contains_key(peer));
         self.serving.retain(|peer| peers.contains_key(peer));
+        for (name, PeerSettings { role, key, .. }) in configured {
+            if !self.peers.contains_key(name) {
+                let peer = Peer::new(*role, *key, self.wires.epoch, self.session_numbers_used);
+                self.peers.insert(name.clone(), peer);
+            }
+        }
     }
 
     /// The link is up: say hello to the master, who answers with its own.
@@ -260,9 +290,9 @@ impl Sync {
         self.wires.in_flight.clear();
         let names: Vec<NodeName> = self.peers.keys().cloned().collect();
         for name in names {
-            self.end_session(&name);
+            self.end_session(now, &name);
         }
-        self.fetches.link_down(now, out);
+        self.fetches.link_down(out);
     }
 
     /// The broker has taken a message: there is room for another.
@@ -299,7 +329,7 @@ impl Sync {
             || !self.incoming.is_empty()
             || !self.wires.in_flight.is_empty()
             || !self.news.is_empty()
-            || self.fetches.expires_at_ms().is_some()
+            || self.fetches.deadline_ms(self.has_upstream_session()).is_some()
     }
 
     /// A message was not believed by Control.
@@ -326,6 +356,7 @@ impl Sync {
             Channel::State => self.peer_state(now, from, &payload, out),
             Channel::Command | Channel::Answer => {}
         }
+        self.ask_fetches(now, out);
         // The radio is awake now; what waits for it need not wait longer.
         self.spread_news(now, true, out);
     }
@@ -366,6 +397,7 @@ impl Sync {
             SyncMessage::Busy { group } => self.peer_is_busy(now, from, group),
             SyncMessage::Fetch { request, target } => self.fetch_asked(from, request, target, out),
             SyncMessage::NotFound { request } => self.fetches.not_found(request, out),
+            SyncMessage::Unable { request, why } => self.fetches.unable(now, request, why, out),
             SyncMessage::Missing { group, round, id } => self.missing(now, from, group, round, id, out),
         }
     }
@@ -394,6 +426,7 @@ impl Sync {
             }
             Purpose::CursorSaved { .. } => {}
         }
+        self.ask_fetches(now, out);
     }
 
     /// A write is durable, or failed.
@@ -412,6 +445,7 @@ impl Sync {
             }
             Some(_) | None => {}
         }
+        self.ask_fetches(now, out);
     }
 
     /// A deadline has come.
@@ -424,7 +458,8 @@ impl Sync {
             self.repeat_wants(now, out);
         }
         self.fetches.expire(now, out);
-        self.save_cursors(now, false, out);
+        self.ask_fetches(now, out);
+        self.save_cursors(now, out);
     }
 
     /// The earliest moment something here must be done.
@@ -446,7 +481,8 @@ impl Sync {
             }
             consider(self.incoming.values().map(|group| group.retry_at_ms).min(), "want again");
         }
-        consider(self.fetches.expires_at_ms(), "a fetch without an answer");
+        let in_session = self.has_upstream_session();
+        consider(self.fetches.deadline_ms(in_session), "a fetch without an answer");
         earliest
     }
 
@@ -520,12 +556,12 @@ impl Sync {
 }
 
 impl Peer {
-    fn new(role: Role, key: ed25519_dalek::VerifyingKey, epoch: u64) -> Self {
+    fn new(role: Role, key: ed25519_dalek::VerifyingKey, epoch: u64, session_number: u64) -> Self {
         Peer {
             role,
             key,
             session: None,
-            session_number: 0,
+            session_number,
             begun: 0,
             out: Outbox::new(epoch),
             hello_at_ms: None,

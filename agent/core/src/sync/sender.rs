@@ -9,7 +9,7 @@ use super::outbox::{Echo, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted};
-use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
+use super::{Asked, Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Content, Stored};
 use crate::id::{BlockId, NodeName};
 use crate::limits::{
@@ -28,6 +28,8 @@ use bytes::Bytes;
 
 /// Milliseconds after which the log is read again when the store had no time.
 const READ_AGAIN_MS: u64 = 1_000;
+/// Cursors saved in one turn.
+const CURSORS_MAX: usize = 128;
 
 impl Sync {
     /// Reads on in the log for a peer, if there is room for another announcement.
@@ -429,10 +431,18 @@ impl Sync {
         let (moved, freed) = (peer.out.cursor > cursor, peer.out.groups.len() < groups);
         if moved {
             self.delivered(name, out);
-            self.save_cursors(now, false, out);
+            self.save_cursor_of(now, name, out);
         }
         if freed {
             self.pump(now, name, out);
+        }
+    }
+
+    fn save_cursor_of(&mut self, now: Time, name: &NodeName, out: &mut Effects) {
+        if let Some(peer) = self.peers.get_mut(name)
+            && peer.out.wants_saving(now, false)
+        {
+            save_cursor(&mut self.asked, name, &peer.out, out);
         }
     }
 
@@ -444,15 +454,35 @@ impl Sync {
         }
     }
 
-    /// Saves the cursors that have moved far or long ago, or all before the process ends.
-    pub fn save_cursors(&mut self, now: Time, at_once: bool, out: &mut Effects) {
-        for (name, peer) in &mut self.peers {
-            if peer.out.wants_saving(now, at_once) {
-                let change = Change::Set { key: cursor_key(name), value: Bytes::from(peer.out.value()) };
-                let purpose = Purpose::CursorSaved { peer: name.clone() };
-                self.asked.write(purpose, change, Haste::Patient, out);
+    /// Saves the cursors that have moved far or long ago, a part at a time; the others are still due.
+    pub(super) fn save_cursors(&mut self, now: Time, out: &mut Effects) {
+        let peers = self.peers.iter_mut();
+        let due = peers.filter_map(|(name, peer)| peer.out.wants_saving(now, false).then_some((name, peer)));
+        for (name, peer) in due.take(CURSORS_MAX) {
+            save_cursor(&mut self.asked, name, &peer.out, out);
+        }
+    }
+
+    /// The process ends: all cursors are to be saved.
+    pub fn stop(&mut self) {
+        self.unsaved = self.peers.keys().cloned().collect();
+    }
+
+    /// Saves the next part of the cursors that are not saved yet, each once, whatever comes of it; whether there
+    /// were any.
+    pub fn save_last_cursors(&mut self, now: Time, out: &mut Effects) -> bool {
+        let mut count = 0;
+        while count < CURSORS_MAX
+            && let Some(name) = self.unsaved.pop()
+        {
+            if let Some(peer) = self.peers.get_mut(&name)
+                && peer.out.wants_saving(now, true)
+            {
+                save_cursor(&mut self.asked, &name, &peer.out, out);
+                count += 1;
             }
         }
+        count > 0
     }
 
     pub(super) fn missing(
@@ -466,6 +496,11 @@ impl Sync {
     ) {
         self.give_up(now, from, group, round, id, Refusal::Lost, out);
     }
+}
+
+fn save_cursor(asked: &mut Asked, name: &NodeName, outbox: &Outbox, out: &mut Effects) {
+    let change = Change::Set { key: cursor_key(name), value: Bytes::from(outbox.value()) };
+    asked.write(Purpose::CursorSaved { peer: name.clone() }, change, Haste::Patient, out);
 }
 
 /// The leading changes of a page that concern the peer and fit one message; the outbox has read so far.

@@ -105,7 +105,7 @@ impl Sync {
             }
             return;
         }
-        if !self.has_session_for(from, out) {
+        if !self.has_session_for(now, from, out) {
             return self.wires.post(from, &SyncMessage::Later, out);
         }
         self.sessions_begun += 1;
@@ -137,7 +137,8 @@ impl Sync {
         let question = Question::Settings(cursor_key(from));
         self.asked.ask(Purpose::Cursor { peer: from.clone() }, question, out);
         if upstream {
-            self.fetches.session(now, from, &mut self.wires, out);
+            self.fetches.session();
+            self.ask_fetches(now, out);
         }
     }
 
@@ -157,7 +158,7 @@ impl Sync {
     }
 
     /// Whether this peer may have a session; the oldest one with nothing under way makes room for it.
-    fn has_session_for(&mut self, name: &NodeName, out: &mut Effects) -> bool {
+    fn has_session_for(&mut self, now: Time, name: &NodeName, out: &mut Effects) -> bool {
         let others = self.peers.iter().filter(|(other, peer)| *other != name && peer.session.is_some());
         if others.clone().count() < self.sessions_max {
             return true;
@@ -170,13 +171,13 @@ impl Sync {
         let idle = others.filter(|(other, peer)| is_idle(other, peer)).min_by_key(|(_, peer)| peer.begun);
         let Some(idle) = idle.map(|(other, _)| other.clone()) else { return false };
         self.wires.post(&idle, &SyncMessage::Later, out);
-        self.end_session(&idle);
+        self.end_session(now, &idle);
         true
     }
 
     /// The peer has no session for us now.
     pub(super) fn later(&mut self, now: Time, from: &NodeName) {
-        self.end_session(from);
+        self.end_session(now, from);
         if self.upstream.as_ref() == Some(from)
             && let Some(peer) = self.peers.get_mut(from)
         {
@@ -185,7 +186,10 @@ impl Sync {
     }
 
     /// Ends the session with a peer: what was under way is forgotten, and a hello will say so.
-    pub(super) fn end_session(&mut self, name: &NodeName) {
+    pub(super) fn end_session(&mut self, now: Time, name: &NodeName) {
+        if self.upstream.as_ref() == Some(name) {
+            self.fetches.session_over(now);
+        }
         self.incoming.retain(|(from, _), _| from != name);
         self.serving.remove(name);
         if let Some(peer) = self.peers.get_mut(name) {
@@ -208,14 +212,14 @@ impl Sync {
         let known = peer.session.as_ref().is_some_and(of_epoch);
         if !state.contains("\"state\":\"online\"") {
             // Without a session too: an answer to a hello may still be on its way.
-            self.end_session(from);
+            self.end_session(now, from);
             // Its coming back will be said; should that be missed, this is tried now and then.
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.hello_at_ms = Some(now.mono_ms + RETRY_MS_MAX);
             }
         } else if !known {
             if peer.session.is_some() {
-                self.end_session(from);
+                self.end_session(now, from);
             }
             self.say_hello(now, from, out);
         }

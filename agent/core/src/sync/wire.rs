@@ -65,6 +65,27 @@ pub enum SyncMessage {
     },
     /// Others have the sessions now: our session, if there was one, has ended; say hello again later.
     Later,
+    /// The object can not be given, or not now.
+    Unable {
+        /// The asker's number.
+        request: u32,
+        /// Why.
+        why: Hindrance,
+    },
+}
+
+/// Why a fetch can not be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Hindrance {
+    /// Ask again, later.
+    #[error("the master has too much to do")]
+    Busy,
+    /// The bytes are not what they were.
+    #[error("it is damaged on the master")]
+    Damaged,
+    /// Ask again, later.
+    #[error("the master's disk can not be read")]
+    Disk,
 }
 
 /// The first message of a session, repeated until it is answered.
@@ -188,6 +209,7 @@ impl SyncMessage {
             | SyncMessage::Fetch { .. }
             | SyncMessage::NotFound { .. }
             | SyncMessage::Missing { .. }
+            | SyncMessage::Unable { .. }
             | SyncMessage::Later => false,
         };
         if long { Err(WireError::Long) } else { Ok(message) }

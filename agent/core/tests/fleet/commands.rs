@@ -215,9 +215,8 @@ fn a_request_that_carries_data_is_refused_over_mqtt() {
 #[test]
 fn commands_that_are_switched_off_or_have_no_receiver_say_so() {
     let (mut world, [master, w1, ..]) = World::fleet(6);
-    let mut settings = world.machines[w1].settings.clone();
-    settings.commands = false;
-    world.machines[w1].node.as_mut().unwrap().reload(&settings);
+    world.machines[w1].settings.commands = false;
+    world.reload(w1);
     for node in ["w1", "nobody"] {
         let answer = world.request(master, remote(node, Request::Status));
         let kind = if node == "w1" { FailureKind::Forbidden } else { FailureKind::Invalid };

@@ -5,6 +5,7 @@
 
 mod commands;
 mod cutting;
+mod fetches;
 mod folders;
 mod keeping;
 mod peers;

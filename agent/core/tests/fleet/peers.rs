@@ -8,11 +8,12 @@ use crate::transfer::{are_alike, by_name, is_whole, noise};
 use bytes::Bytes;
 use larder_core::binding::Content;
 use larder_core::id::BlockId;
-use larder_core::message::Channel;
+use larder_core::message::{Channel, Input};
 use larder_core::note::Note;
 use larder_core::request::{FailureKind, Request, Response, Target};
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
+use larder_core::settings::{Peer, Settings};
 use larder_core::sync::wire::{Announce, Blocks, SyncMessage, Want, Wanted};
 
 fn names(world: &World, node: usize) -> Vec<String> {
@@ -107,6 +108,29 @@ fn a_fetch_goes_on_after_the_link_or_the_master_failed() {
     let answer = world.wait(call);
     assert!(matches!(answer, Response::Fetched { .. }), "{answer:?}");
     assert!(world.get(leecher, by_name("film")) == Some(bytes));
+}
+
+#[test]
+fn what_a_leecher_removes_is_gone_there_alone_and_can_be_had_again() {
+    let (mut world, [master, _, _, leecher]) = World::fleet(17);
+    world.put_now(master, "shared/a", noise(1, 50_000));
+    world.put_now(master, "film", noise(2, 50_000));
+    assert!(world.get(leecher, by_name("film")).is_some());
+    world.run_until(10_000, "it has both", |world| names(world, leecher).len() == 2);
+    for name in ["shared/a", "film"] {
+        let removed = world.request(leecher, Request::Remove { name: name.parse().unwrap() });
+        assert_eq!(removed, Response::Removed { name: name.parse().unwrap() });
+    }
+    let again = world.request(leecher, Request::Remove { name: "film".parse().unwrap() });
+    assert!(matches!(again, Response::Error(failure) if failure.kind == FailureKind::NotFound));
+    assert!(world.machines[leecher].engine.names.is_empty(), "no deletion is kept");
+    world.run_ms(60_000);
+    assert_eq!(names(&world, master), ["film", "shared/a"]);
+    assert_eq!(world.get(leecher, by_name("film")), Some(noise(2, 50_000)));
+    let fetched = world.request(leecher, Request::Fetch { target: by_name("shared/a") });
+    assert!(matches!(fetched, Response::Fetched { .. }), "{fetched:?}");
+    world.put_now(master, "shared/a", noise(3, 50_000));
+    world.run_until(10_000, "news still come", |world| are_alike(world, master, leecher));
 }
 
 #[test]
@@ -358,4 +382,52 @@ fn a_node_of_another_fleet_is_not_believed() {
     world.run_ms(120_000);
     assert!(names(&world, master).is_empty());
     assert!(world.status(master).sync.messages_dropped > 0);
+}
+
+/// As SIGHUP does.
+fn reload(world: &mut World, node: usize, change: impl FnOnce(&mut Settings)) {
+    change(&mut world.machines[node].settings);
+    world.reload(node);
+    world.input(node, Input::Wake);
+}
+
+#[test]
+fn other_subscriptions_are_in_force_without_a_restart() {
+    let (mut world, [_, w1, _, leecher]) = World::fleet(41);
+    world.put_now(w1, "shared/a", noise(1, 50_000));
+    world.put_now(w1, "other/b", noise(2, 50_000));
+    world.run_until(10_000, "what it subscribes to is there", |world| names(world, leecher) == ["shared/a"]);
+    reload(&mut world, leecher, |settings| settings.subscriptions = vec!["other".into()]);
+    world.run_until(5_000, "and now the other", |world| names(world, leecher) == ["other/b", "shared/a"]);
+    reload(&mut world, leecher, |settings| settings.subscriptions.clear());
+    world.run_ms(5_000);
+    world.put_now(w1, "other/c", noise(3, 50_000));
+    world.run_ms(20_000);
+    assert_eq!(names(&world, leecher), ["other/b", "shared/a"]);
+}
+
+#[test]
+fn a_master_that_is_new_or_has_another_key_is_known_without_a_restart() {
+    let mut world = World::new(42);
+    let master = world.add(master_settings(&[("worker", Role::Worker)]));
+    let mut settings = below_settings("worker", Role::Worker);
+    settings.peers.clear();
+    let worker = world.add(settings);
+    world.put_now(worker, "a", noise(1, 50_000));
+    let keyed = |key_of: &str| Peer { key: key(key_of).verifying_key(), ..peer("master", Role::Master) };
+    reload(&mut world, worker, |settings| settings.peers = vec![keyed("master")]);
+    world.run_until(5_000, "the new master has it", |world| names(world, master) == ["a"]);
+    for name in ["b", "c"] {
+        reload(&mut world, worker, |settings| settings.peers = vec![keyed("somebody")]);
+        world.put_now(worker, name, noise(2, 50_000));
+        world.run_ms(30_000);
+        assert!(!names(&world, master).contains(&name.to_owned()));
+        reload(&mut world, worker, |settings| settings.peers = vec![keyed("master")]);
+        world.run_until(5_000, "it has this too", |world| names(world, master).contains(&name.to_owned()));
+    }
+    world.run_ms(5_000);
+    let sent = world.status(worker).sync.messages_sent;
+    reload(&mut world, worker, |_| ());
+    world.run_ms(5_000);
+    assert_eq!(world.status(worker).sync.messages_sent, sent, "a reload of the same says nothing");
 }

@@ -103,7 +103,7 @@ fn crumbs(count: u16) -> (Vec<Bytes>, Manifest) {
 fn a_message_of_more_blocks_than_allowed_is_dropped_and_counted() {
     let (mut world, master, _) = world_of(5, &["imp"]);
     let (blocks, manifest) = crumbs(2_048);
-    let root = Bytes::from(manifest.encode());
+    let root = manifest.encode();
     let content = Content::Object { root: BlockId::of(&root), depth: 1 };
     world.announce_as("imp", "master", 1, vec![("crumbs".into(), 4_096, content)]);
     world.send_blocks_as("imp", "master", 1, vec![root]);
@@ -131,7 +131,7 @@ fn assert_crumbs_arrive(world: &mut World, master: usize, blocks: &[Bytes]) {
 fn blocks_beyond_the_credit_are_not_taken() {
     let (mut world, master, _) = world_of(6, &["imp"]);
     let (blocks, manifest) = crumbs(640);
-    let root = Bytes::from(manifest.encode());
+    let root = manifest.encode();
     let content = Content::Object { root: BlockId::of(&root), depth: 1 };
     world.announce_as("imp", "master", 1, vec![("crumbs".into(), 1_280, content)]);
     world.send_blocks_as("imp", "master", 1, vec![root]);
@@ -209,7 +209,7 @@ fn a_write_of_an_earlier_transfer_is_not_taken_for_one_of_the_next_of_that_numbe
         let (mut world, master, _) = world_of(100 + seed, &["imp"]);
         let first = Bytes::from(noise(1, 30_000));
         let (blocks, manifest) = crumbs(3);
-        let root = Bytes::from(manifest.encode());
+        let root = manifest.encode();
         world.announce_as("imp", "master", 1, vec![("first".into(), 30_000, object(&first))]);
         world.machines[master].job_ms_max = 1_000;
         world.send_blocks_as("imp", "master", 1, vec![first]);
@@ -238,4 +238,34 @@ fn a_write_of_an_earlier_transfer_is_not_taken_for_one_of_the_next_of_that_numbe
         }
         assert_eq!(outcomes, [(0, Outcome::Stored)], "seed {seed}");
     }
+}
+
+#[test]
+fn a_stop_saves_the_cursors_of_more_peers_than_one_turn_has_room_for() {
+    let mut world = World::new(8);
+    let names: Vec<String> = (0..1_100).map(|index| format!("l{index}")).collect();
+    let below: Vec<(&str, Role)> = names.iter().map(|name| (name.as_str(), Role::Leecher)).collect();
+    let mut master = master_settings(&below);
+    master.sessions_max = 2_000;
+    let master = world.add(master);
+    world.run_ms(500);
+    world.put_now(master, "private", noise(1, 100));
+    for name in &names {
+        world.forward(crate::sim::impostor::sealed(name, "master", name, &hello(Role::Leecher, 1, None)));
+    }
+    world.run_ms(20_000);
+    world.input(master, Input::Stop);
+    world.run_until(60_000, "it has stopped", |world| world.machines[master].stopped);
+    let saved = world.machines[master].engine.settings.keys().filter(|key| key.starts_with("cursor/l"));
+    assert_eq!(saved.count(), 1_100);
+}
+
+#[test]
+fn a_stop_ends_though_the_disk_fails() {
+    let (mut world, _, worker) = World::pair(9);
+    world.put_now(worker, "a", noise(1, 100));
+    world.run_ms(2_000);
+    world.machines[worker].engine.failing_commits = u32::MAX;
+    world.input(worker, Input::Stop);
+    world.run_until(60_000, "it has stopped", |world| world.machines[worker].stopped);
 }

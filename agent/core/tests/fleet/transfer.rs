@@ -276,8 +276,7 @@ fn a_failing_batch_of_very_many_writes_is_told_to_each() {
     let (mut world, master, worker) = World::pair(16);
     world.machines[worker].settings.flush.age_ms = 5_000;
     world.machines[worker].job_ms_max = 60;
-    let settings = world.machines[worker].settings.clone();
-    world.machines[worker].node.as_mut().unwrap().reload(&settings);
+    world.reload(worker);
     world.machines[worker].engine.failing_commits = 2;
     let calls: Vec<_> = (0..3_000_u32)
         .map(|index| world.put_as(worker, 1 + index % 30, &format!("f{index}"), noise(u64::from(index), 100)))
@@ -296,8 +295,7 @@ fn a_failing_batch_of_very_many_writes_is_told_to_each() {
 fn the_end_of_a_process_waits_for_its_flush() {
     let (mut world, _, worker) = World::pair(17);
     world.machines[worker].settings.flush.age_ms = 60_000;
-    let settings = world.machines[worker].settings.clone();
-    world.machines[worker].node.as_mut().unwrap().reload(&settings);
+    world.reload(worker);
     let call = world.put(worker, "a", noise(1, 1_000));
     world.run_ms(100);
     assert!(world.heard(call).is_empty(), "a patient put waits");
@@ -311,8 +309,7 @@ fn no_patient_write_waits_longer_than_its_age_and_a_flush_waits_for_nothing() {
     let (mut world, _, worker) = World::pair(18);
     world.machines[worker].settings.flush.age_ms = 10_000;
     world.machines[worker].settings.tick_ms = 1_000;
-    let settings = world.machines[worker].settings.clone();
-    world.machines[worker].node.as_mut().unwrap().reload(&settings);
+    world.reload(worker);
     for index in 0..20 {
         let asked_ms = world.now_ms;
         let call = world.put(worker, &format!("f{index}"), noise(index, 1_000));
@@ -353,8 +350,7 @@ fn batches_of_a_patient_profile_spare_flash_and_radio() {
         let (mut world, master, worker) = World::pair(22);
         let settings = &mut world.machines[worker].settings;
         (settings.flush.age_ms, settings.send.age_ms) = (flush_ms, send_ms);
-        let settings = settings.clone();
-        world.machines[worker].node.as_mut().unwrap().reload(&settings);
+        world.reload(worker);
         let before = (world.machines[worker].engine.commits, world.judge.announcements);
         for index in 0..600 {
             world.put(worker, &format!("f{index}"), noise(index, 200));

@@ -9,7 +9,7 @@
 
 use super::ENTRY_WITHIN;
 use super::access;
-use super::hub::{Arrival, Attached, Hub};
+use super::hub::{Arrival, Attached, Hub, IN_FLIGHT_MAX};
 use crate::mqtt::PACKET_BYTES_MAX;
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5::{
@@ -29,7 +29,6 @@ const OUT_BYTES_STOP: usize = 4 * OUT_BYTES_MAX;
 const READ_BYTES: usize = 16 * 1024;
 /// For clients that ask for no keep-alive: a vanished one must not hold its place for ever.
 const KEEP_ALIVE_DEFAULT: u16 = 60;
-const IN_FLIGHT_MAX: u16 = 64;
 const CLIENT_ID_BYTES_MAX: usize = 256;
 
 /// The login at the door, kept as hashes: comparing them takes the same time for every guess.

@@ -29,8 +29,8 @@ const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
 const RETAINED_MAX: usize = 4096;
 const RETAINED_BYTES_MAX: usize = 8 * 1024 * 1024;
 const SESSION_EXPIRY_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Unacknowledged messages per connection, whatever the client would take.
-const IN_FLIGHT_MAX: u16 = 64;
+/// Unacknowledged messages per connection, whatever the client would take; as many are taken from it.
+pub(super) const IN_FLIGHT_MAX: u16 = 64;
 /// What a queued message costs beside its own bytes.
 const ENTRY_BYTES: usize = 64;
 /// Smaller payloads are copied, so that they do not keep a whole receive buffer alive.

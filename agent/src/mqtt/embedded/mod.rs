@@ -83,14 +83,16 @@ impl fmt::Debug for EmbeddedOptions {
 pub enum EmbeddedError {
     /// Plain TCP would carry the data over a network in the clear.
     #[error(
-        "the embedded broker is to listen on {listen} without TLS: set broker.tls.ca, certificate and key, or listen on 127.0.0.1"
+        "the embedded broker is to listen on {listen} without TLS: set ca, certificate and key of [mqtt], or listen on 127.0.0.1"
     )]
     PlainBeyondLoopback {
         /// The address as given.
         listen: SocketAddr,
     },
     /// The address is taken or not there.
-    #[error("the embedded broker cannot listen on {listen}: {source}; choose another broker.listen")]
+    #[error(
+        "the embedded broker cannot listen on {listen}: {source}; choose another address for [mqtt] listen"
+    )]
     Listen {
         /// The address as given.
         listen: SocketAddr,

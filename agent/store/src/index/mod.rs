@@ -7,6 +7,7 @@
 //! A panic inside redb on damaged pages is an error here, not the end of the process.
 
 mod backend;
+mod check;
 mod cursor;
 mod merge;
 mod page;
@@ -21,12 +22,13 @@ pub(crate) use runs::Answer;
 pub(crate) use table::{ByPrefix, Entry, Place, Prefix, Table, prefix_of, texts_after};
 
 use crate::disk::{Disk, OpenMode};
-use crate::format::{INDEX_NAME, StoreId, array_at, u64_at};
+use crate::format::{INDEX_NAME, StoreId, u64_at};
 use crate::limits::{INDEX_BYTES_PER_BLOCK, MERGE_ENTRIES_MIN};
 use backend::Backend;
+use check::{damaged, sealed, unsealed};
 use larder_kernels::Level;
 use larder_kernels::bloom::Probe;
-use pages::{Pages, damaged_page};
+use pages::Pages;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use runs::Runs;
 use std::collections::BTreeSet;
@@ -37,11 +39,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const ROW_BYTES: usize = 33;
 const CHECKPOINT_BYTES: usize = 41;
 /// The layout of the tables below; an index of another layout is made again.
-const LAYOUT: u8 = 3;
+const LAYOUT: u8 = 4;
 
-const SEGMENTS: TableDefinition<'_, u32, &[u8; ROW_BYTES]> = TableDefinition::new("segments");
+const SEGMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("segments");
 const DAMAGED: TableDefinition<'_, &Prefix, ()> = TableDefinition::new("damaged");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+/// Keys of `meta` whose values decide over the log, and have checks.
+const CHECKPOINT: &str = "checkpoint";
+const RUNS: &str = "runs";
 
 /// Why the index can not answer.
 #[derive(Debug)]
@@ -247,8 +252,7 @@ impl<D: Disk> Index<D> {
     }
 
     fn keep_runs(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
-        transaction.open_table(META)?.insert("runs", self.runs.encode().as_slice())?;
-        Ok(())
+        write_meta(&mut transaction.open_table(META)?, RUNS, &self.runs.encode())
     }
 
     /// Bytes of the runs' filters.
@@ -322,18 +326,21 @@ fn read_opening(
     if !belongs {
         return Ok(None);
     }
-    let checkpoint = meta.get("checkpoint")?.and_then(|value| decode_checkpoint(value.value()));
-    let list = meta.get("runs")?.ok_or_else(damaged_page)?;
-    let runs = Runs::load(level, list.value(), &transaction)?;
+    let checkpoint = match meta.get(CHECKPOINT)? {
+        Some(bytes) => Some(decode_checkpoint(unsealed(CHECKPOINT.as_bytes(), bytes.value())?)?),
+        None => None,
+    };
+    let list = meta.get(RUNS)?.ok_or_else(damaged)?;
+    let runs = Runs::load(level, unsealed(RUNS.as_bytes(), list.value())?, &transaction)?;
     let mut opened = Opened { checkpoint, ..Opened::default() };
     for item in transaction.open_table(SEGMENTS)?.iter()? {
         let (id, row) = item?;
-        opened.segments.push((id.value(), decode_row(row.value())));
+        opened.segments.push((id.value(), decode_row(unsealed(&id.value().to_le_bytes(), row.value())?)?));
     }
     for item in transaction.open_table(DAMAGED)?.iter()?.take(crate::limits::DAMAGED_MAX) {
         opened.damaged.insert(*item?.0.value());
     }
-    Ok(Some((runs.ok_or_else(damaged_page)?, opened)))
+    Ok(Some((runs.ok_or_else(damaged)?, opened)))
 }
 
 fn create_tables(database: &Database, level: Level, store: &StoreId) -> Result<(), redb::Error> {
@@ -342,7 +349,7 @@ fn create_tables(database: &Database, level: Level, store: &StoreId) -> Result<(
         let mut meta = transaction.open_table(META)?;
         meta.insert("store", store.as_slice())?;
         meta.insert("layout", [LAYOUT].as_slice())?;
-        meta.insert("runs", Runs::new(level).encode().as_slice())?;
+        write_meta(&mut meta, RUNS, &Runs::new(level).encode())?;
         transaction.open_table(texts::NAMES)?;
         transaction.open_table(texts::CHANGES)?;
         transaction.open_table(texts::SETTINGS)?;
@@ -357,7 +364,7 @@ fn write_rows(transaction: &redb::WriteTransaction, update: &Update<'_>) -> Resu
     let mut segments = transaction.open_table(SEGMENTS)?;
     for (id, row) in &update.segments {
         match row {
-            Some(row) => drop(segments.insert(id, &encode_row(row))?),
+            Some(row) => drop(segments.insert(id, sealed(&id.to_le_bytes(), &encode_row(row)).as_slice())?),
             None => drop(segments.remove(id)?),
         }
     }
@@ -368,52 +375,49 @@ fn write_rows(transaction: &redb::WriteTransaction, update: &Update<'_>) -> Resu
             table.insert(hash, ())?;
         }
     }
-    transaction.open_table(META)?.insert("checkpoint", encode_checkpoint(&update.checkpoint).as_slice())?;
+    write_meta(&mut transaction.open_table(META)?, CHECKPOINT, &encode_checkpoint(&update.checkpoint))
+}
+
+fn write_meta(meta: &mut redb::Table<'_, &str, &[u8]>, key: &str, body: &[u8]) -> Result<(), redb::Error> {
+    meta.insert(key, sealed(key.as_bytes(), body).as_slice())?;
     Ok(())
 }
 
-fn encode_row(row: &SegmentRow) -> [u8; ROW_BYTES] {
-    let mut bytes = [0; ROW_BYTES];
-    for (number, field) in [row.generation, row.first_seq, row.end, row.live].into_iter().enumerate() {
-        bytes[number * 8..number * 8 + 8].copy_from_slice(&field.to_le_bytes());
-    }
-    bytes[32] = u8::from(row.retired);
-    bytes
+fn encode_row(row: &SegmentRow) -> Vec<u8> {
+    encode_fields(&[row.generation, row.first_seq, row.end, row.live], row.retired)
 }
 
-fn decode_row(bytes: &[u8; ROW_BYTES]) -> SegmentRow {
-    SegmentRow {
+fn decode_row(bytes: &[u8]) -> Result<SegmentRow, redb::Error> {
+    let bytes: &[u8; ROW_BYTES] = bytes.try_into().map_err(|_| damaged())?;
+    Ok(SegmentRow {
         generation: u64_at(bytes, 0),
         first_seq: u64_at(bytes, 8),
         end: u64_at(bytes, 16),
         live: u64_at(bytes, 24),
         retired: bytes[32] != 0,
-    }
-}
-
-fn encode_checkpoint(checkpoint: &Checkpoint) -> [u8; CHECKPOINT_BYTES] {
-    let mut bytes = [0; CHECKPOINT_BYTES];
-    let Checkpoint { generation, offset, next_seq, blocks, names, clean } = *checkpoint;
-    let fields = [generation, offset, next_seq, blocks, names];
-    for (number, field) in fields.into_iter().enumerate() {
-        bytes[number * 8..number * 8 + 8].copy_from_slice(&field.to_le_bytes());
-    }
-    bytes[40] = u8::from(clean);
-    bytes
-}
-
-fn decode_checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
-    (bytes.len() == CHECKPOINT_BYTES).then(|| {
-        let bytes: [u8; CHECKPOINT_BYTES] = array_at(bytes, 0);
-        Checkpoint {
-            generation: u64_at(&bytes, 0),
-            offset: u64_at(&bytes, 8),
-            next_seq: u64_at(&bytes, 16),
-            blocks: u64_at(&bytes, 24),
-            names: u64_at(&bytes, 32),
-            clean: bytes[40] != 0,
-        }
     })
+}
+
+fn encode_checkpoint(checkpoint: &Checkpoint) -> Vec<u8> {
+    let Checkpoint { generation, offset, next_seq, blocks, names, clean } = *checkpoint;
+    encode_fields(&[generation, offset, next_seq, blocks, names], clean)
+}
+
+fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, redb::Error> {
+    let bytes: &[u8; CHECKPOINT_BYTES] = bytes.try_into().map_err(|_| damaged())?;
+    Ok(Checkpoint {
+        generation: u64_at(bytes, 0),
+        offset: u64_at(bytes, 8),
+        next_seq: u64_at(bytes, 16),
+        blocks: u64_at(bytes, 24),
+        names: u64_at(bytes, 32),
+        clean: bytes[40] != 0,
+    })
+}
+
+/// Numbers and a mark.
+fn encode_fields(fields: &[u64], mark: bool) -> Vec<u8> {
+    fields.iter().flat_map(|field| field.to_le_bytes()).chain([u8::from(mark)]).collect()
 }
 
 fn failed(error: io::Error) -> IndexError {

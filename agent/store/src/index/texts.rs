@@ -3,6 +3,7 @@
 //! Duty: answer look-ups and ordered pages, and take the texts of a memory table in. Memory is one page of
 //! answers.
 
+use super::check::{CHECK_BYTES, damaged, sealed, unsealed};
 use super::table::{Entry, Place, Table};
 use super::{Index, IndexError, guarded};
 use crate::disk::Disk;
@@ -10,13 +11,11 @@ use crate::format::{u32_at, u64_at};
 use redb::{ReadableDatabase, TableDefinition, WriteTransaction};
 
 pub(super) const NAMES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("names");
-pub(super) const CHANGES: TableDefinition<'_, u64, &str> = TableDefinition::new("changes");
+pub(super) const CHANGES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("changes");
 pub(super) const SETTINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("settings");
 
 /// Sequence number and place in front of a value.
 const ENTRY_BYTES: usize = 20;
-/// The check in front of that.
-const CHECK_BYTES: usize = 4;
 
 impl<D: Disk> Index<D> {
     pub(crate) fn name(&self, name: &str) -> Result<Option<Entry>, IndexError> {
@@ -58,9 +57,11 @@ impl<D: Disk> Index<D> {
             let table = self.database()?.begin_read()?.open_table(CHANGES)?;
             let mut changes = Vec::new();
             for item in table.range(seq.saturating_add(1)..)? {
-                let (seq, name) = item?;
-                if !skip(name.value()) {
-                    changes.push((seq.value(), name.value().to_owned()));
+                let (seq, bytes) = item?;
+                let name = unsealed(&seq.value().to_le_bytes(), bytes.value())?;
+                let name = str::from_utf8(name).map_err(|_| damaged())?;
+                if !skip(name) {
+                    changes.push((seq.value(), name.to_owned()));
                 }
                 if changes.len() >= limit {
                     break;
@@ -121,7 +122,7 @@ pub(super) fn write_texts(transaction: &WriteTransaction, table: &Table) -> Resu
     }
     for (name, entry) in table.names() {
         if let Some(entry) = entry {
-            changes.insert(entry.seq, name.as_str())?;
+            changes.insert(entry.seq, sealed(&entry.seq.to_le_bytes(), name.as_bytes()).as_slice())?;
         }
     }
     let mut settings = transaction.open_table(SETTINGS)?;
@@ -134,31 +135,20 @@ pub(super) fn write_texts(transaction: &WriteTransaction, table: &Table) -> Resu
     Ok(())
 }
 
-/// redb checks no page it reads, and no hash tells whether a value is the right one: each entry has its check.
+/// No hash tells whether a value is the right one: each entry has its check.
 fn encode_entry(key: &str, entry: &Entry) -> Vec<u8> {
     let Entry { seq, place, value } = entry;
     let Place { segment, offset, length } = place;
-    let mut bytes = Vec::with_capacity(CHECK_BYTES + ENTRY_BYTES + value.len());
-    bytes.extend([0; CHECK_BYTES]);
+    let mut bytes = Vec::with_capacity(ENTRY_BYTES + value.len());
     bytes.extend(seq.to_le_bytes());
     [segment, offset, length].into_iter().for_each(|field| bytes.extend(field.to_le_bytes()));
     bytes.extend(value);
-    let check = entry_check(key, &bytes[CHECK_BYTES..]);
-    bytes[..CHECK_BYTES].copy_from_slice(&check.to_le_bytes());
-    bytes
-}
-
-fn entry_check(key: &str, body: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(key.as_bytes()), body)
+    sealed(key.as_bytes(), &bytes)
 }
 
 fn decode_entry(key: &str, bytes: &[u8]) -> Result<Entry, redb::Error> {
-    let damaged = || redb::Error::Corrupted("an entry does not pass its check".into());
-    let (check, body) = bytes.split_first_chunk::<CHECK_BYTES>().ok_or_else(damaged)?;
+    let body = unsealed(key.as_bytes(), bytes)?;
     let (head, value) = body.split_first_chunk::<ENTRY_BYTES>().ok_or_else(damaged)?;
-    if entry_check(key, body) != u32::from_le_bytes(*check) {
-        return Err(damaged());
-    }
     let place = Place { segment: u32_at(head, 8), offset: u32_at(head, 12), length: u32_at(head, 16) };
     Ok(Entry { seq: u64_at(head, 0), place, value: bytes::Bytes::copy_from_slice(value) })
 }

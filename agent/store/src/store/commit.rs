@@ -211,7 +211,12 @@ impl<D: Disk> Store<D> {
             let encoded = encode(records, commit_seq, generation, self.salt());
             match self.segments.write(&encoded.slices(), encoded.length) {
                 Err(error) if is_full(&error) => {
-                    self.segments.cut();
+                    // All of it may have arrived but the padding: it is gone when the cut, or the next header, is
+                    // durable.
+                    self.end_untold = true;
+                    if self.segments.cut().is_err() {
+                        self.segments.seal_failed();
+                    }
                     return Err(self.full());
                 }
                 Err(error) => failure = self.close_failed_segment(&error),

@@ -19,17 +19,22 @@ use std::io;
 impl<D: Disk> Store<D> {
     /// Whether enough was written since the last checkpoint that one is due.
     pub fn needs_checkpoint(&self) -> bool {
-        self.table.entries() >= self.options.table_entries
+        let is_due = self.table.entries() >= self.options.table_entries
             || self.table.text_bytes() >= TABLE_BYTES_MAX
-            || self.log_since_checkpoint >= LOG_BYTES_PER_CHECKPOINT
+            || self.log_since_checkpoint >= LOG_BYTES_PER_CHECKPOINT;
+        is_due && self.unsettled.is_none()
     }
 
     /// Makes the index durable up to now. Does nothing if there is nothing new.
     ///
     /// # Errors
-    /// No room, or an index that can not be made again. Nothing acknowledged is lost.
+    /// No room, an index that can not be made again, or a log whose end could not be made durable at the start.
+    /// Nothing acknowledged is lost.
     pub fn checkpoint(&mut self) -> Result<(), MaintainError> {
         let now = self.position(false);
+        if self.unsettled.is_some() {
+            self.refuse_if_stopped()?;
+        }
         let known = now == Checkpoint { clean: false, ..self.checkpoint };
         if known && self.nothing_new() { Ok(()) } else { self.checkpoint_at(now) }
     }
@@ -44,7 +49,8 @@ impl<D: Disk> Store<D> {
     /// As for [`Store::checkpoint`]; the store is closed all the same, and the next start reads the log.
     pub fn close(mut self) -> Result<(), MaintainError> {
         let now = self.position(self.stopped.is_none() && !self.end_untold);
-        if now == self.checkpoint && self.nothing_new() { Ok(()) } else { self.checkpoint_at(now) }
+        let known = now == self.checkpoint && self.nothing_new();
+        if known || self.unsettled.is_some() { Ok(()) } else { self.checkpoint_at(now) }
     }
 
     /// The end of the log as it is now.
@@ -81,8 +87,12 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// Writes table and rows; `checkpoint` says up to where the log is in them.
+    /// Writes table and rows; `checkpoint` says up to where the log is in them. What could not be made durable stays
+    /// in the table: at most what one segment holds.
     pub(super) fn write_index(&mut self, checkpoint: Checkpoint) -> Result<(), IndexError> {
+        if self.unsettled.is_some_and(|generation| checkpoint.generation >= generation) {
+            return Ok(());
+        }
         #[cfg(planted)]
         self.table.forget_newest_segment();
         let damaged = self.damaged_changed.then(|| self.damaged.clone());

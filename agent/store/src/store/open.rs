@@ -11,8 +11,8 @@ use crate::disk::{Disk, DiskFile, Listed, OpenMode};
 use crate::error::OpenError;
 use crate::format::{
     Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, OBSOLETE_NAMES, SEGMENT_HEADER_BYTES, SUPERBLOCK_BYTES,
-    SUPERBLOCK_NAME, StoreId, decode_superblock, encode_superblock, segment_name, unreadable_name,
-    unreadable_number,
+    SUPERBLOCK_NAME, SegmentHeader, StoreId, decode_superblock, encode_superblock, segment_name,
+    unreadable_name, unreadable_number,
 };
 use crate::index::{Checkpoint, Index, IndexError, Opened, SegmentRow, Table};
 use crate::options::Options;
@@ -79,30 +79,35 @@ impl<D: Disk> Store<D> {
         self.next_seq = self.next_seq.max(checkpoint.next_seq);
         (self.blocks, self.names) = (checkpoint.blocks, checkpoint.names);
         self.damaged = opened.damaged;
-        if checkpoint.clean {
+        let newest = self.segments.newest().map(|(id, segment)| (id, segment.row.generation));
+        if checkpoint.clean && newest.map_or(0, |(_, generation)| generation) == checkpoint.generation {
             report.clean = true;
-            self.end_at(&checkpoint);
+            // The log ends where the closing checkpoint says.
+            if let Some(segment) = newest.and_then(|(id, _)| self.segments.get_mut(id)) {
+                (segment.row.end, segment.end_known) = (checkpoint.offset, true);
+            }
             return Ok(());
         }
         self.settle();
         self.replay(&checkpoint, report)
     }
 
-    /// The log ends where the closing checkpoint says.
-    fn end_at(&mut self, checkpoint: &Checkpoint) {
-        let newest = self.segments.newest().map(|(id, _)| id);
-        if let Some(segment) = newest.and_then(|id| self.segments.get_mut(id)) {
-            (segment.row.end, segment.end_known) = (checkpoint.offset, true);
-        }
-    }
-
-    /// What will be read must be durable before anything is built on it: a process may have died between write
-    /// and sync, and a put of what it wrote would otherwise be acknowledged without a sync.
+    /// What will be read must be durable before anything is built on it, its name included: a process may have died
+    /// between a write or rename and its sync, and a put of what it wrote, or a batch in a file whose name the power
+    /// takes back, would be acknowledged and lost.
     fn settle(&mut self) {
-        let Some((id, _)) = self.segments.newest() else { return };
+        #[cfg(planted)]
+        if crate::planted::is(crate::planted::Bug::NoSettle) {
+            return;
+        }
+        let Some((id, generation)) = self.segments.newest().map(|(id, s)| (id, s.row.generation)) else {
+            return;
+        };
         self.counters.log_syncs += 1;
-        if let Err(error) = self.segments.reader(id).and_then(DiskFile::sync_data) {
+        let named = self.disk.sync_dir();
+        if let Err(error) = named.and_then(|()| self.segments.reader(id)?.sync_data()) {
             self.stopped = Some(format!("syncing {} failed: {error}", segment_name(id)));
+            self.unsettled = Some(generation);
         }
     }
 
@@ -206,6 +211,7 @@ fn empty_store<D: Disk>(
         log_since_checkpoint: 0,
         cleaning: None,
         stopped: None,
+        unsettled: None,
         end_untold: false,
         counters: Counters::default(),
     }
@@ -232,7 +238,7 @@ fn identify<D: Disk>(
     let directory = disk.location();
     let newer =
         |found| OpenError::NewerFormat { directory: disk.location(), found, supported: FORMAT_VERSION };
-    let superblock = read_superblock(disk, listed).map_err(io_error(disk, "reading the superblock"))?;
+    let superblock = read_superblock(disk, listed);
     // a segment of a newer program would otherwise pass for one that was being made, and be removed
     let segment = files.iter().find_map(|file| match file.header {
         Decoded::Newer(found) => Some(found),
@@ -242,20 +248,22 @@ fn identify<D: Disk>(
         return Err(newer(found));
     }
     match superblock {
-        Some(Decoded::Whole(id)) => return Ok(id),
-        Some(Decoded::Newer(found)) => return Err(newer(found)),
-        Some(Decoded::Damaged) | None => {}
+        Ok(Some(Decoded::Whole(id))) => return Ok(id),
+        Ok(Some(Decoded::Newer(found))) => return Err(newer(found)),
+        Ok(Some(Decoded::Damaged) | None) | Err(_) => {}
     }
     for file in files {
         match file.header {
             Decoded::Whole(header) => {
-                report.superblock_restored = true;
-                write_superblock(disk, &header.store)?;
+                // Where it can not be written, the next start asks a segment again.
+                report.superblock_restored = write_superblock(disk, &header.store).is_ok();
                 return Ok(header.store);
             }
             Decoded::Newer(_) | Decoded::Damaged => {}
         }
     }
+    // It may be readable the next time.
+    superblock.map_err(io_error(disk, "reading the superblock"))?;
     let begins_anew = create && files.iter().all(|file| holds_no_header(disk, file));
     if !files.is_empty() && !begins_anew {
         return Err(OpenError::Unrecognised { directory });
@@ -271,11 +279,11 @@ fn identify<D: Disk>(
     Ok(id)
 }
 
-/// The first page can be read and is no header; a page that can not be read now may be one.
+/// The first page can be read and is no header; a page that can not be read now, or could not before, may be one.
 fn holds_no_header<D: Disk>(disk: &D, file: &SegmentFile) -> bool {
     let mut page = [0; SEGMENT_HEADER_BYTES];
     match disk.open(&segment_name(file.id), OpenMode::Read).and_then(|opened| opened.read_at(&mut page, 0)) {
-        Ok(()) => true,
+        Ok(()) => !matches!(SegmentHeader::decode(&page), Decoded::Whole(header) if header.id == file.id),
         Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
     }
 }
@@ -303,11 +311,11 @@ fn read_superblock<D: Disk>(disk: &D, listed: &[Listed]) -> io::Result<Option<De
         return Ok(None);
     }
     let mut bytes = [0; SUPERBLOCK_BYTES];
-    let file = disk.open(SUPERBLOCK_NAME, OpenMode::Read)?;
-    Ok(Some(match file.read_at(&mut bytes, 0) {
-        Ok(()) => decode_superblock(&bytes),
-        Err(_short_or_unreadable) => Decoded::Damaged,
-    }))
+    match disk.open(SUPERBLOCK_NAME, OpenMode::Read)?.read_at(&mut bytes, 0) {
+        Ok(()) => Ok(Some(decode_superblock(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Some(Decoded::Damaged)),
+        Err(error) => Err(error),
+    }
 }
 
 fn write_superblock<D: Disk>(disk: &D, id: &StoreId) -> Result<(), OpenError> {
@@ -355,6 +363,11 @@ fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
         return None;
     };
     let rows: BTreeMap<u32, SegmentRow> = opened.segments.iter().copied().collect();
+    // What was emptied was sealed before, and its file goes because the row says so.
+    if let Some((id, _)) = rows.iter().find(|(_, row)| row.retired && row.generation >= checkpoint.generation)
+    {
+        return Some(format!("it gives up {}, which is the newest it knows", segment_name(*id)));
+    }
     for (id, row) in rows.iter().filter(|(_, row)| !row.retired) {
         let name = segment_name(*id);
         match files.iter().find(|file| file.id == *id).map(|file| file.header) {

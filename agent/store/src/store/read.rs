@@ -33,7 +33,10 @@ impl<D: Disk> Store<D> {
     }
 
     fn read_block(&mut self, hash: &Hash, keep: bool) -> Result<Option<Bytes>, ReadError> {
-        if let Some(bytes) = self.cache.get(hash) {
+        // What is in quarantine is looked for on the device: `has` would contradict the cache.
+        if !self.is_quarantined(hash)
+            && let Some(bytes) = self.cache.get(hash)
+        {
             self.counters.cache_hits += 1;
             return Ok(Some(bytes.clone()));
         }
@@ -48,7 +51,8 @@ impl<D: Disk> Store<D> {
         Ok(Some(bytes))
     }
 
-    /// A part of a block, cut to its length. The whole block is read and checked.
+    /// A part of a block, cut to its length; nothing of a range that ends before it begins. The whole block is read
+    /// and checked.
     ///
     /// # Errors
     /// As for [`Store::get`].

@@ -2,8 +2,8 @@
 
 use larder_store::{Disk, DiskFile, Listed, OpenMode, OsDisk, Space};
 use std::io::{self, IoSlice};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
 /// Which operations on which files fail; a name matches by its beginning.
 #[derive(Debug, Default)]
@@ -24,6 +24,12 @@ pub(crate) struct Faults {
     pub(crate) segment_writes: AtomicU64,
     /// Questions for what a file takes on the device.
     pub(crate) sizes_asked: AtomicU64,
+    /// Reads of segments' first pages that fail with `EIO` from now on; counted down.
+    pub(crate) bad_reads: AtomicU64,
+    /// The read of a segment from now on that answers a wrong bit; 0 for none.
+    pub(crate) wrong_read: AtomicU64,
+    /// `EIO` for opening, removing or renaming files whose names begin so.
+    refused: Mutex<Vec<String>>,
 }
 
 #[derive(Clone, Debug)]
@@ -40,6 +46,21 @@ impl FaultDisk {
 }
 
 impl Faults {
+    /// From now on nothing can be done with files whose names begin so.
+    pub(crate) fn refuse(&self, name: &str) {
+        self.refused.lock().unwrap().push(name.into());
+    }
+
+    pub(crate) fn allow_all(&self) {
+        self.refused.lock().unwrap().clear();
+        self.bad_reads.store(0, SeqCst);
+    }
+
+    fn reaches(&self, name: &str) -> io::Result<()> {
+        let refused = self.refused.lock().unwrap().iter().any(|refused| name.starts_with(refused));
+        if refused { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+
     fn changes(&self) -> io::Result<()> {
         if self.read_only.load(SeqCst) { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
     }
@@ -58,6 +79,11 @@ impl Faults {
     }
 }
 
+/// Whether there was something left to count.
+fn counts_down(left: &AtomicU64) -> bool {
+    left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
 #[derive(Debug)]
 pub(crate) struct FaultFile {
     inner: <OsDisk as Disk>::File,
@@ -73,6 +99,7 @@ impl Disk for FaultDisk {
         if mode != OpenMode::Read {
             self.faults.changes()?;
         }
+        self.faults.reaches(name)?;
         let inner = self.inner.open(name, mode)?;
         let (is_segment, is_index) = (name.starts_with("segment-"), name == "index.redb");
         Ok(FaultFile { inner, is_segment, is_index, faults: Arc::clone(&self.faults) })
@@ -84,6 +111,7 @@ impl Disk for FaultDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.faults.changes()?;
+        self.faults.reaches(name)?;
         let given_back = self.inner.open(name, OpenMode::Read).and_then(|file| file.len()).unwrap_or(0);
         if self.faults.room.load(SeqCst) >= 0 {
             self.faults.room.fetch_add(given_back as i64, SeqCst);
@@ -96,6 +124,7 @@ impl Disk for FaultDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.faults.changes()?;
+        self.faults.reaches(from)?;
         self.inner.rename(from, to)
     }
 
@@ -125,7 +154,15 @@ impl DiskFile for FaultFile {
         if self.is_segment && bad > 0 && (offset..offset + buffer.len() as u64).contains(&bad) {
             return Err(io::Error::from_raw_os_error(5));
         }
-        self.inner.read_at(buffer, offset)
+        if self.is_segment && offset == 0 && counts_down(&self.faults.bad_reads) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.inner.read_at(buffer, offset)?;
+        if self.is_segment && counts_down(&self.faults.wrong_read) && self.faults.wrong_read.load(SeqCst) == 0
+        {
+            buffer[buffer.len() / 2] ^= 1;
+        }
+        Ok(())
     }
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

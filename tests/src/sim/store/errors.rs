@@ -4,7 +4,7 @@
 //! the live store must answer as if nothing had happened but the step, take another batch or say why not,
 //! and a power cut must leave what was acknowledged.
 
-use super::exhaustive::{Letter, Looked, programs, used_store};
+use super::exhaustive::{Letter, Looked, batch_after, programs, used_store};
 use super::life::{Life, Step, options};
 use super::model::{Change, Checked, Model};
 use super::workers::spread;
@@ -110,7 +110,39 @@ impl Trial<'_> {
             cut(&life, fate, "after it")?;
         }
         life.faultless = false;
-        life.step(&Step::Commit(vec![Change::Put(90), Change::Put(93), Change::Bind(7, 77)]))?;
+        life.step(&batch_after())?;
         cut(&life, Fate::NOTHING, "after another batch")
     }
+}
+
+/// A deletion that a full device refuses, at each of its first calls, however much of it arrived; then the block is
+/// put, found there and acknowledged without a write. The deletion must not come back.
+///
+/// # Errors
+/// The block is lost; the words say how.
+pub fn refuse_a_deletion(seeds: u64) -> Checked<Looked> {
+    let (image, model) = used_store()?;
+    let mut looked = Looked::default();
+    for seed in 0..seeds {
+        for call in 1..4 {
+            looked.cuts += 1;
+            let disk = SimDisk::new(image.clone(), Faults::default(), seed);
+            let mut life = Life::faulty(disk, model.clone(), options());
+            life.open()?;
+            let at = life.disk.calls() + call;
+            let injection = Some(Injection { at, errno: Errno::Full, lasting: false });
+            life.disk.set_faults(Faults { injection, ..Faults::default() });
+            life.step(&Step::Commit(vec![Change::Delete(1)]))?;
+            life.disk.set_faults(Faults::default());
+            life.faultless = true;
+            life.step(&Step::Commit(vec![Change::Put(1)]))?;
+            for fate in [Fate::NOTHING, Fate::EVERYTHING, Fate::drawn(seed), Fate::drawn(seed + 1000)] {
+                looked.images += 1;
+                let place = |words: String| format!("seed {seed}, call {call}, {fate:?}: {words}");
+                let after = Life::faultless(life.cut(fate), life.model.clone(), options());
+                after.and_then(|mut after| after.check()).map_err(place)?;
+            }
+        }
+    }
+    Ok(looked)
 }

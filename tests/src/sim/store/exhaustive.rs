@@ -1,12 +1,13 @@
 //! Every short program, cut at every change, and cut again in every recovery.
 //!
 //! Of each program only the last step is cut: the cuts in the others are those of shorter programs. The
-//! device is looked at as each [`Fate`] leaves it. What was looked at before is not looked at again.
+//! device is looked at as each [`Fate`] leaves it. What was looked at before is not looked at again. Shorter
+//! programs also end with a killed process on a kernel that lives on: what was written is seen, and not durable.
 
 use super::life::{Life, Step, options};
 use super::model::{Change, Checked, LARGE, Model};
 use super::workers::spread;
-use crate::sim::disk::{Cut, Fate, Faults, Image, SimDisk};
+use crate::sim::disk::{Cut, Errno, Fate, Faults, Image, Injection, SimDisk};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::AddAssign;
@@ -161,19 +162,74 @@ impl Examiner {
     /// A promise is broken; the words say where.
     pub fn examine(&mut self, image: &Image, model: &Model, program: &[Letter]) -> Checked {
         self.looked.programs += 1;
-        let mut life = Life::faultless(image.clone(), model.clone(), options())?;
-        let steps: Vec<Step> = (0..).zip(program).map(|(place, letter)| letter.step(place)).collect();
-        let (last, before) = steps.split_last().ok_or("a program has a step")?;
         let within = |words: String| format!("{program:?}: {words}");
-        for step in before {
-            life.step(step).map_err(within)?;
+        let last_step = run_and_record(image, model, program).map_err(within)?;
+        self.cut_everywhere(&last_step, true).map_err(within)
+    }
+
+    /// Runs a program from a store and kills the process at every change of its last step. The next one sees what
+    /// was written, and what it sees and what it acknowledges must outlast a power cut.
+    ///
+    /// # Errors
+    /// As for [`Examiner::examine`].
+    pub fn examine_kills(&mut self, image: &Image, model: &Model, program: &[Letter]) -> Checked {
+        self.looked.programs += 1;
+        let within = |words: String| format!("{program:?}: {words}");
+        let last_step = run_and_record(image, model, program).map_err(within)?;
+        for (number, (cut, expected)) in last_step.cuts().enumerate() {
+            self.looked.cuts += 1;
+            let place = |words: String| format!("killed {number} before {}: {words}", cut.before);
+            self.restart(&cut.image, expected, number as u64).map_err(place).map_err(within)?;
+            if program.len() == 1 {
+                self.restart_badly(&cut.image, expected).map_err(place).map_err(within)?;
+            }
         }
-        let during = life.expected_during(last);
-        life.disk.record();
-        life.step(last).map_err(within)?;
-        let cuts = life.disk.recorded();
-        life.check().map_err(within)?;
-        self.cut_everywhere(&cuts, &during, &life.model, true).map_err(within)
+        Ok(())
+    }
+
+    /// Each call of the restart fails once; then the store is closed, if it opened at all, and the power fails.
+    fn restart_badly(&mut self, image: &Image, expected: &Model) -> Checked {
+        for at in 1.. {
+            let injection = Injection { at, errno: Errno::Io, lasting: false };
+            let faults = Faults { injection: Some(injection), ..Faults::default() };
+            let disk = SimDisk::new(image.clone(), faults, 0);
+            let mut life = Life::faulty(disk, expected.clone(), options());
+            life.open()?;
+            if life.disk.calls() < at {
+                return Ok(());
+            }
+            let reported = life.reported;
+            drop(life.store.take().map(larder_store::Store::close));
+            for fate in [Fate::NOTHING, Fate::EVERYTHING] {
+                self.looked.images += 1;
+                let place =
+                    |words| format!("call {at} of the restart failed, closed, cut, {fate:?}: {words}");
+                let after = Life::faultless(life.cut(fate), expected.clone(), options());
+                let mut after = after.map_err(place)?;
+                if reported {
+                    after.step(&Step::Rebuild).map_err(place)?;
+                }
+                after.check().map_err(place)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self, image: &Image, expected: &Model, luck: u64) -> Checked {
+        let mut life = Life::faultless(image.clone(), expected.clone(), options())?;
+        life.check()?;
+        for acknowledges in [false, true] {
+            if acknowledges {
+                life.step(&batch_after())?;
+            }
+            for fate in [Fate::NOTHING, Fate::drawn(luck), Fate::drawn(luck + 77)] {
+                self.looked.images += 1;
+                let place = |words| format!("cut, {fate:?}, another batch {acknowledges}: {words}");
+                let after = Life::faultless(life.cut(fate), life.model.clone(), options());
+                after.and_then(|mut after| after.check()).map_err(place)?;
+            }
+        }
+        Ok(())
     }
 
     /// The making of a store, cut everywhere.
@@ -187,19 +243,17 @@ impl Examiner {
         let mut life = Life::faulty(disk, model.clone(), options());
         life.faultless = true;
         life.open()?;
-        let cuts = life.disk.recorded();
-        self.cut_everywhere(&cuts, &model, &model, true).map_err(|words| format!("making a store: {words}"))
+        let making = Recorded { cuts: life.disk.recorded(), during: model.clone(), after: model };
+        self.cut_everywhere(&making, true).map_err(|words| format!("making a store: {words}"))
     }
 
-    /// `during` is what may be found at all cuts but the last, which must hold what is known `after`.
-    fn cut_everywhere(&mut self, cuts: &[Cut], during: &Model, after: &Model, again: bool) -> Checked {
-        for (number, cut) in cuts.iter().enumerate() {
+    fn cut_everywhere(&mut self, recorded: &Recorded, again: bool) -> Checked {
+        for (number, (cut, expected)) in recorded.cuts().enumerate() {
             self.looked.cuts += 1;
-            let expected = if number + 1 == cuts.len() { after } else { during };
             let drawn = |luck: u64| Fate::drawn(number as u64 + 1000 * luck);
             let fates =
                 [Fate::NOTHING, Fate::EVERYTHING, Fate::NAMES, drawn(1), drawn(2), drawn(3), drawn(4)];
-            let one = fates[(number + cuts.len()) % fates.len()];
+            let one = fates[(number + recorded.cuts.len()) % fates.len()];
             for fate in if again { &fates[..] } else { std::slice::from_ref(&one) } {
                 let place = |words: String| format!("cut {number} before {}, {fate:?}: {words}", cut.before);
                 self.open_after(cut.image.cut(*fate), expected, again).map_err(place)?;
@@ -227,12 +281,60 @@ impl Examiner {
             return Err(format!("a power cut passes for damage: {report:?}"));
         }
         if again {
-            let after = life.model.clone();
-            self.cut_everywhere(&cuts, expected, &after, false).map_err(|words| format!("again {words}"))?;
+            let recovery = Recorded { cuts, during: expected.clone(), after: life.model.clone() };
+            self.cut_everywhere(&recovery, false).map_err(|words| format!("again {words}"))?;
             write_again(life)?;
         }
         Ok(())
     }
+}
+
+/// The places where one step can be cut.
+struct Recorded {
+    cuts: Vec<Cut>,
+    /// What may be found at all of them but the last, which must hold what is known `after`.
+    during: Model,
+    after: Model,
+}
+
+impl Recorded {
+    /// The cuts, with what is expected behind each.
+    fn cuts(&self) -> impl Iterator<Item = (&Cut, &Model)> {
+        let last = self.cuts.len().saturating_sub(1);
+        let expected = move |number| if number == last { &self.after } else { &self.during };
+        self.cuts.iter().enumerate().map(move |(number, cut)| (cut, expected(number)))
+    }
+}
+
+/// Runs a program and records its last step.
+fn run_and_record(image: &Image, model: &Model, program: &[Letter]) -> Checked<Recorded> {
+    let mut life = Life::faultless(image.clone(), model.clone(), options())?;
+    let steps: Vec<Step> = (0..).zip(program).map(|(place, letter)| letter.step(place)).collect();
+    let (last, before) = steps.split_last().ok_or("a program has a step")?;
+    for step in before {
+        life.step(step)?;
+    }
+    let during = life.expected_during(last);
+    life.disk.record();
+    life.step(last)?;
+    let cuts = life.disk.recorded();
+    life.check()?;
+    Ok(Recorded { cuts, during, after: life.model })
+}
+
+/// All programs up to a length from a used store, each with its process killed everywhere in the last step.
+pub fn kill_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
+    let (image, model) = match used_store() {
+        Ok(made) => made,
+        Err(words) => return (Looked::default(), vec![words]),
+    };
+    let work = programs(&Letter::CUT, length);
+    let (examiners, broken) = spread(&work, threads, Examiner::default, |examiner, program| {
+        examiner.examine_kills(&image, &model, program)
+    });
+    let mut looked = Looked::default();
+    examiners.into_iter().for_each(|examiner| looked += examiner.looked);
+    (looked, broken)
 }
 
 /// All programs up to a length from a used store, all shorter ones from an empty directory, each cut everywhere.
@@ -263,8 +365,13 @@ pub fn cut_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
 
 /// What is written after a recovery is as durable as anything, and harms nothing.
 fn write_again(mut life: Life) -> Checked {
-    life.step(&Step::Commit(vec![Change::Put(90), Change::Put(93), Change::Bind(7, 77)]))?;
+    life.step(&batch_after())?;
     let image = life.cut(Fate::NOTHING);
     let mut life = Life::faultless(image, life.model, options())?;
     life.check().map_err(|words| format!("after writing again: {words}"))
+}
+
+/// A batch for after whatever happened.
+pub(super) fn batch_after() -> Step {
+    Step::Commit(vec![Change::Put(90), Change::Put(93), Change::Bind(7, 77)])
 }

@@ -192,11 +192,16 @@ impl Storm {
         Ok(())
     }
 
-    /// Looks at several images a power cut may leave now; life goes on with the last.
+    /// Looks at several images a power cut may leave now; life goes on with the last. Or only the process died: the
+    /// next one sees all that was written, durable or not.
     fn cut(&mut self, life: &Life) -> Checked<Life> {
         let image = life.disk.image();
         self.told.calls += life.disk.calls();
         self.told.simulated_ms += life.disk.simulated_ms();
+        if self.random.chance(300) {
+            self.told.images += 1;
+            return self.inspect(image, life).map_err(|words| format!("killed: {words}"));
+        }
         let drawn = (0..IMAGES_PER_CUT).map(|_| Fate::drawn(self.random.number()));
         let fates = [Fate::EVERYTHING, Fate::NOTHING].into_iter().chain(drawn.collect::<Vec<_>>());
         let mut next = None;

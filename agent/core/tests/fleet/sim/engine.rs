@@ -144,20 +144,11 @@ impl Engine {
             return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
         }
         match question {
-            Question::Read(id) if self.damaged.contains(&id) => {
+            Question::Read(id) | Question::Children(id) if self.damaged.contains(&id) => {
                 Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
             }
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
-            Question::Children(id) if self.damaged.contains(&id) => {
-                Answer::Failed(Failure::new(FailureKind::Damaged, format!("block {id} is damaged")))
-            }
-            Question::Children(id) => {
-                let manifest = self.blocks.get(&id).and_then(|bytes| Manifest::decode(bytes).ok());
-                let children = manifest.as_ref().map_or(&[][..], Manifest::children);
-                let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
-                self.mark(&ids);
-                Answer::Children { here: ids.iter().map(|id| self.length(id)).collect(), manifest }
-            }
+            Question::Children(id) => self.children(id),
             Question::ReadMany(ids) => {
                 let whole =
                     |id: &BlockId| self.blocks.get(id).filter(|_| !self.damaged.contains(id)).cloned();
@@ -207,6 +198,14 @@ impl Engine {
             }
             Question::Checkpoint => Answer::Done,
         }
+    }
+
+    fn children(&mut self, id: BlockId) -> Answer {
+        let manifest = self.blocks.get(&id).and_then(|bytes| Manifest::decode(bytes).ok());
+        let children = manifest.as_ref().map_or(&[][..], Manifest::children);
+        let ids: Vec<BlockId> = children.iter().map(|child| child.id).collect();
+        self.mark(&ids);
+        Answer::Children { here: ids.iter().map(|id| self.length(id)).collect(), manifest }
     }
 
     fn is_whole(&self, id: &BlockId) -> bool {

@@ -241,6 +241,13 @@ impl World {
         machine.settings.store = store;
     }
 
+    /// Puts a node's settings in force, as they are now.
+    pub(crate) fn reload(&mut self, node: usize) {
+        let now = self.time(node);
+        let machine = &mut self.machines[node];
+        machine.node.as_mut().expect("the node runs").reload(now, &machine.settings);
+    }
+
     pub(crate) fn time(&self, node: usize) -> Time {
         let wall_ms = START_MS + i64::try_from(self.now_ms).expect("simulated time is short");
         Time { mono_ms: self.now_ms - self.machines[node].booted_ms, wall_ms }

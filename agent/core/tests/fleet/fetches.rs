@@ -1,0 +1,136 @@
+//! Fetches that wait, that many ask for at once, and that can not be answered now.
+
+use crate::sim::World;
+use crate::sim::impostor::hello;
+use crate::sim::setup::{below_settings, master_settings};
+use crate::transfer::{by_name, is_whole, noise};
+use larder_core::note::Note;
+use larder_core::request::{FailureKind, Request, Response, Target};
+use larder_core::role::Role;
+use larder_core::sync::wire::SyncMessage;
+
+fn pair(seed: u64) -> (World, usize, usize) {
+    let mut world = World::new(seed);
+    let master = world.add(master_settings(&[("leech", Role::Leecher)]));
+    let mut leecher = below_settings("leech", Role::Leecher);
+    leecher.offline_requests_max = 256;
+    let leecher = world.add(leecher);
+    world.run_ms(500);
+    (world, master, leecher)
+}
+
+#[test]
+fn every_fetch_that_waited_for_the_master_is_answered() {
+    for (seed, count) in [(1, 100), (2, 256)] {
+        let (mut world, master, leecher) = pair(seed);
+        for index in 0..count {
+            world.put_now(master, &format!("own/{index}"), noise(index, 3_000));
+        }
+        world.run_ms(1_000);
+        world.crash(master);
+        world.run_ms(1_000);
+        for index in 0..count {
+            let target = by_name(&format!("own/{index}"));
+            let answer = world.request(leecher, Request::Fetch { target });
+            assert_eq!(answer, Response::Queued { waiting: index as u32 + 1 });
+        }
+        world.run_ms(10_000);
+        world.start(master);
+        world.net.faults.delay_ms_max = 100;
+        world.machines[leecher].job_ms_max = 60;
+        world.run_until(120_000, "all have come", |world| {
+            world.machines[leecher].engine.table().len() == count as usize && is_whole(world, leecher)
+        });
+    }
+}
+
+#[test]
+fn more_fetches_at_once_than_are_under_way_wait_for_their_turn() {
+    let (mut world, master, leecher) = pair(3);
+    let mut calls = Vec::new();
+    for index in 0..200 {
+        world.put_now(master, &format!("own/{index}"), noise(index, 20_000));
+    }
+    for index in 0..200 {
+        let target = by_name(&format!("own/{index}"));
+        calls.push(world.ask_as(leecher, 1 + index as u32 % 4, Request::Fetch { target }));
+    }
+    for call in calls {
+        let answer = world.wait(call);
+        assert!(matches!(answer, Response::Fetched { .. }), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_disk_of_the_masters_that_fails_for_a_moment_is_no_missing_object() {
+    let (mut world, master, leecher) = pair(4);
+    world.put_now(master, "film", noise(1, 1 << 20));
+    let block = |(_, block): &(_, &bytes::Bytes)| block.len() > 30_000;
+    let (id, bytes) = world.machines[master].engine.blocks.iter().find(block).unwrap();
+    let (id, bytes) = (*id, bytes.to_vec());
+    for kind in [FailureKind::Disk, FailureKind::Busy] {
+        world.machines[master].engine.failing_reads.push_back(kind);
+    }
+    assert!(world.get(leecher, Target::Cid(id)) == Some(bytes));
+    assert!(world.machines[master].engine.failing_reads.is_empty());
+}
+
+#[test]
+fn a_damaged_block_of_the_masters_is_said_to_be_damaged() {
+    let (mut world, master, leecher) = pair(5);
+    world.put_now(master, "film", noise(1, 1 << 20));
+    let (id, _) = world.machines[master].engine.blocks.iter().find(|(_, b)| b.len() > 30_000).unwrap();
+    let id = *id;
+    world.machines[master].engine.damaged.insert(id);
+    let answer = world.request(leecher, Request::Fetch { target: Target::Cid(id) });
+    let is_damaged = |failure: &larder_core::request::Failure| failure.kind == FailureKind::Damaged;
+    assert!(matches!(&answer, Response::Error(failure) if is_damaged(failure)), "{answer:?}");
+}
+
+/// A leecher below a master that no machine plays, in a session.
+fn below_an_impostor(seed: u64) -> (World, usize) {
+    let mut world = World::new(seed);
+    let mut leecher = below_settings("leech", Role::Leecher);
+    leecher.offline_requests_max = 256;
+    let leecher = world.add(leecher);
+    world.run_ms(500);
+    world.ask(leecher, Request::Fetch { target: by_name("x") });
+    world.run_ms(100);
+    let Some(SyncMessage::Hello(said)) = world.told("master").pop() else { panic!("it says hello") };
+    world.say_as("master", "leech", &hello(Role::Master, 1, Some((said.epoch, said.session))));
+    (world, leecher)
+}
+
+fn asked(world: &mut World) -> Vec<u32> {
+    let request = |message| match message {
+        SyncMessage::Fetch { request, .. } => Some(request),
+        _ => None,
+    };
+    world.told("master").into_iter().filter_map(request).collect()
+}
+
+fn given_up(world: &World, node: usize) -> usize {
+    world.machines[node].notes.iter().filter(|note| matches!(note, Note::Fetch { .. })).count()
+}
+
+#[test]
+fn a_fetch_that_waited_and_is_not_answered_is_asked_again_and_given_up_aloud() {
+    let (mut world, leecher) = below_an_impostor(6);
+    assert_eq!(asked(&mut world).len(), 1);
+    world.run_ms(70_000);
+    assert_eq!(asked(&mut world).len(), 1, "asked again");
+    assert_eq!(given_up(&world, leecher), 0);
+    world.run_ms(3_600_000);
+    assert!(asked(&mut world).len() > 2);
+    assert_eq!(given_up(&world, leecher), 1);
+    world.run_ms(3_600_000);
+    assert_eq!((asked(&mut world).len(), given_up(&world, leecher)), (0, 1), "once");
+}
+
+#[test]
+fn a_fetch_that_waited_and_is_nowhere_is_noted() {
+    let (mut world, leecher) = below_an_impostor(7);
+    let request = asked(&mut world)[0];
+    world.say_as("master", "leech", &SyncMessage::NotFound { request });
+    assert_eq!(given_up(&world, leecher), 1);
+}
