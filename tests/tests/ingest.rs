@@ -486,7 +486,7 @@ fn a_long_file_is_hashed_beside_the_loop_by_put_by_a_folder_and_without_an_agent
     let by_put = on_loop(&node);
     assert!((ON_LOOP_MIN..=ON_LOOP_MAX).contains(&by_put), "{by_put} bytes on the loop");
     let shown = node.run(["status"]).expect(0);
-    assert!(shown.text().contains("39.0 MiB of it hashed beside the loop"), "{}", shown.text());
+    assert!(shown.text().contains("39.07 MiB of it hashed beside the loop"), "{}", shown.text());
     fs::write(node.path("in/watched"), &long).unwrap();
     node.wait_status("the file is taken", |_| {
         node.names("").contains(&"in/watched".to_owned()).then_some(())
