@@ -459,3 +459,98 @@ fn small_files_get_the_same_names_at_every_level_and_status_shows_which() {
     assert_eq!(detected, portable);
     assert!(detected.iter().all(|name| name[1].is_string()), "{detected:?}");
 }
+
+/// What of a long object is cut on the loop: its first MiB, but for the block that is begun there and, as its
+/// source gives pieces of another length, the piece that would go beyond.
+const ON_LOOP_MAX: u64 = 1 << 20;
+const ON_LOOP_MIN: u64 = ON_LOOP_MAX - (256 << 10) - (120 << 10);
+
+fn on_loop(node: &Node) -> u64 {
+    let status = node.status();
+    let of = |key: &str| status["ingest"][key].as_u64().unwrap();
+    of("bytes") - of("hashed_beside")
+}
+
+#[test]
+fn a_long_file_is_hashed_beside_the_loop_by_put_by_a_folder_and_without_an_agent() {
+    let mut node = worker();
+    let (alone, long) = (noise(5 << 20, "alone"), noise((40 << 20) + 7, "long"));
+    fs::write(node.path("alone"), &alone).unwrap();
+    node.run(["put", "alone"]).expect(0);
+    watch(&node, "");
+    node.start();
+    assert!(node.get("alone").unwrap() == alone);
+    fs::write(node.path("long"), &long).unwrap();
+    node.run(["put", "long"]).expect(0);
+    assert!(node.get("long").unwrap() == long);
+    let by_put = on_loop(&node);
+    assert!((ON_LOOP_MIN..=ON_LOOP_MAX).contains(&by_put), "{by_put} bytes on the loop");
+    let shown = node.run(["status"]).expect(0);
+    assert!(shown.text().contains("39.07 MiB of it hashed beside the loop"), "{}", shown.text());
+    fs::write(node.path("in/watched"), &long).unwrap();
+    node.wait_status("the file is taken", |_| {
+        node.names("").contains(&"in/watched".to_owned()).then_some(())
+    });
+    let by_folder = on_loop(&node) - by_put;
+    assert!((ON_LOOP_MIN..=ON_LOOP_MAX).contains(&by_folder), "{by_folder} bytes on the loop");
+    assert!(node.get("in/watched").unwrap() == long);
+    assert_eq!(node.status()["power"]["dropped"], 0);
+}
+
+/// Puts this much of an object and does not end it.
+fn put_without_end(node: &Node, name: &str, bytes: &[u8]) -> std::os::unix::net::UnixStream {
+    let mut stream = node.connect();
+    let meta = json!({"size": bytes.len(), "mtime_ms": 0, "mode": 0o644});
+    wire::ask(&mut stream, 1, &json!({"do": "put", "name": name, "meta": meta, "patient": false})).unwrap();
+    for piece in bytes.chunks(256 << 10) {
+        stream.write_all(&wire::frame(wire::DATA, 1, piece)).unwrap();
+    }
+    stream
+}
+
+#[test]
+fn clients_that_go_or_are_killed_while_their_objects_are_hashed_leave_nothing_and_hold_nobody() {
+    let node = running();
+    let bytes = noise(8 << 20, "cut off");
+    for round in 0..16 {
+        // what was said last is still being cut, or waits to be
+        drop(put_without_end(&node, "cut-off", &bytes[round << 10..]));
+    }
+    fs::write(node.path("killed"), noise(96 << 20, "killed")).unwrap();
+    for round in 1..=8 {
+        let mut child = spawn(&node, &["put", "killed"]);
+        wait_read(&child, round << 20);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(
+        node.status()["ingest"]["hashed_beside"].as_u64() > Some(16 << 20),
+        "{}",
+        node.status()["ingest"]
+    );
+    fs::write(node.path("whole"), &bytes).unwrap();
+    node.run(["put", "whole"]).expect(0);
+    assert_eq!(node.names(""), ["whole"]);
+    assert!(node.get("whole").unwrap() == bytes);
+    node.run(["verify"]).expect(0);
+}
+
+#[test]
+fn an_agent_killed_while_it_hashes_keeps_what_it_had_acknowledged_and_nothing_of_the_rest() {
+    let mut node = running();
+    let bytes = noise(12 << 20, "before");
+    fs::write(node.path("before"), &bytes).unwrap();
+    node.run(["put", "before"]).expect(0);
+    for round in 1..=6 {
+        let stream = put_without_end(&node, "cut-off", &noise(round << 20, "cut off"));
+        node.kill();
+        drop(stream);
+        node.start();
+        assert_eq!(node.names(""), ["before"]);
+        assert!(node.get("before").unwrap() == bytes);
+    }
+    node.run(["verify"]).expect(0);
+    fs::write(node.path("cut-off"), noise(9 << 20, "cut off")).unwrap();
+    node.run(["put", "cut-off"]).expect(0);
+    assert!(node.get("cut-off").unwrap() == noise(9 << 20, "cut off"));
+}

@@ -88,8 +88,16 @@ pub const INGESTS_MAX: usize = 1024;
 /// [`QUESTIONS_MAX`], for each of them asks one.
 pub const INGESTS_ENDING_MAX: usize = 256;
 
-/// Bytes an ingest may have handed over and not yet seen stored.
+/// Bytes an ingest may have taken in and not yet seen stored.
 pub const INGEST_WINDOW_BYTES: usize = 2 * 1024 * 1024;
+
+/// Bytes of an object that are cut and hashed on the loop: milliseconds of it in the whole, in turns of one
+/// piece. What follows is done beside it, and pays for the two wake-ups of each way there and back.
+pub const HASHED_ON_LOOP_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Bytes that are cut at once beside the loop; what waits behind them goes the next time. In the shortest of
+/// blocks they are 64 messages of the [`MESSAGES_MAX`] of one call.
+pub const CUT_BYTES_MAX: usize = 512 * 1024;
 
 /// Changed files noted and not yet read. Past it the folder is scanned again later.
 pub const FILES_NOTED_MAX: usize = 4096;

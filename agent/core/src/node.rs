@@ -154,6 +154,7 @@ impl Node {
             Input::Wake => self.wake(now, out),
             Input::JobDone { job, done } => self.store.job_done(now, job, done, out),
             Input::FileDone { file, done } => self.ingest.file_done(now, file, done, out),
+            Input::Cut { stream, cut } => self.ingest.was_cut(now, stream, cut, out),
             Input::FileChanged { watch, path } => self.ingest.file_changed(now, watch, path, out),
             Input::FilesMissed { watch } => self.ingest.files_missed(now, watch, out),
             Input::LinkUp => {

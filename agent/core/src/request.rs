@@ -398,6 +398,9 @@ pub struct IngestNumbers {
     /// Small blocks that were hashed side by side with others.
     #[serde(default)]
     pub hashed_together: u64,
+    /// Bytes of long objects that were cut and hashed beside the loop.
+    #[serde(default)]
+    pub hashed_beside: u64,
     /// Files of watched folders that could not be taken yet; tried again.
     pub deferred: u64,
     /// Files of watched folders refused for their name, or not regular.

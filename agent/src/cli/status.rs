@@ -194,10 +194,11 @@ fn traffic(table: &mut Table, status: &Status) {
     table.row(
         "ingest",
         format_args!(
-            "{} ({} unchanged), {}; of watched files {} deferred, {} refused, {} deleted after upload",
+            "{} ({} unchanged), {}, {} of it hashed beside the loop; of watched files {} deferred, {} refused, {} deleted after upload",
             number(ingest.objects, "object"),
             HumanCount(ingest.unchanged),
             bytes(ingest.bytes),
+            bytes(ingest.hashed_beside),
             HumanCount(ingest.deferred),
             HumanCount(ingest.refused),
             HumanCount(ingest.deleted)

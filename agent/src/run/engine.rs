@@ -1,4 +1,4 @@
-//! The helper thread: owns the store and the open files, takes jobs, gives results back.
+//! The helper thread of the disk: owns the store and the open files, takes jobs, gives results back.
 //!
 //! Everything slow happens here, so that the loop never waits for a disk. Between two batches whatever else
 //! waits has its turn: to the core a batch that has not begun is one that is still filling. Bound: the core

@@ -1,12 +1,13 @@
 //! The agent: one thread, one loop, the core's actors in the middle and the world around them.
 //!
-//! The loop waits for whatever comes first (a result of the helper thread, the link, a connection, a
+//! The loop waits for whatever comes first (a result of a helper thread, the link, a connection, a
 //! watched folder, a signal, the core's deadline), hands it to the core, and carries out what the core
 //! wants. It decides nothing. A turn over 20 ms is counted as a stall; systemd's watchdog is fed here, by
 //! the loop itself, so that a loop that hangs is ended. One shell adapter knows nothing of another.
 
 mod engine;
 mod files;
+mod hasher;
 mod link;
 mod notes;
 mod sensors;
@@ -23,6 +24,7 @@ use crate::socket::Frame;
 use crate::socket::server::{Server, SocketError};
 use engine::Engine;
 use files::Files;
+use hasher::Hasher;
 use larder_core::message::{Effect, Effects, Input};
 use larder_core::node::{Node, Woken};
 use larder_core::power::plan::{PowerPlan, Steering};
@@ -72,7 +74,7 @@ pub enum RunError {
     /// No random numbers from the kernel.
     #[error("the kernel gave no random numbers: {0}")]
     Random(getrandom::Error),
-    /// The kernel gives no timer, or no thread for the sensors.
+    /// The kernel gives no timer, or no thread.
     #[error("starting the loop: {0}")]
     Start(io::Error),
 }
@@ -159,6 +161,7 @@ pub struct Agent {
     started: Instant,
     effects: Effects,
     engine: Engine,
+    hasher: Hasher,
     wire: Option<Wire>,
     broker: Option<Embedded>,
     server: Server,
@@ -224,6 +227,7 @@ impl Agent {
             started: Instant::now(),
             effects: Effects::default(),
             engine,
+            hasher: Hasher::start().map_err(RunError::Start)?,
             wire,
             broker,
             server,
@@ -255,7 +259,11 @@ impl Agent {
             let (input, woken) = tokio::select! {
                 input = self.engine.next() => match input {
                     Some(input) => (input, Woken::By("disk")),
-                    None => return Err(MaintainError::Stopped { reason: "the helper thread ended".into() }.into()),
+                    None => return Err(ended("the helper thread ended")),
+                },
+                input = self.hasher.next() => match input {
+                    Some(input) => (input, Woken::By("hashing")),
+                    None => return Err(ended("the thread that hashes ended")),
                 },
                 input = next_of_wire(&mut self.wire) => (input, Woken::By("link")),
                 input = self.server.next() => (input, Woken::By("client")),
@@ -282,7 +290,8 @@ impl Agent {
             self.service.turned();
             // What is there already needs no waiting; a few at a time, lest others starve.
             for _ in 0..INPUTS_AT_ONCE {
-                let ready = self.engine.ready().or_else(|| self.wire.as_mut().and_then(Wire::ready));
+                let ready = self.engine.ready().or_else(|| self.hasher.ready());
+                let ready = ready.or_else(|| self.wire.as_mut().and_then(Wire::ready));
                 match ready {
                     Some(input) => self.turn(input, None),
                     None => break,
@@ -406,6 +415,7 @@ impl Agent {
         match effect {
             Effect::Job { job, what } => self.engine.job(job, what),
             Effect::File { file, what } => self.engine.file(file, what),
+            Effect::Cut { stream, cutter } => self.hasher.cut(stream, cutter),
             Effect::Send { token, to, channel, payload } => {
                 return self.wire.as_mut()?.send(token, &to, channel, payload);
             }
@@ -461,9 +471,7 @@ impl InProcess {
     /// Flushes, checkpoints, and gives the store free.
     pub async fn finish(self) -> Result<(), RunError> {
         self.handle.stop().await;
-        self.task.await.unwrap_or_else(|error| {
-            Err(MaintainError::Stopped { reason: format!("the agent failed: {error}") }.into())
-        })
+        self.task.await.unwrap_or_else(|error| Err(ended(&format!("the agent failed: {error}"))))
     }
 }
 
@@ -505,6 +513,10 @@ fn node_key(config: &Config, mode: Mode) -> Result<ed25519_dalek::SigningKey, Ke
         return Ok(NodeKey::generate()?.signing().clone());
     }
     Ok(NodeKey::load(&config.key)?.signing().clone())
+}
+
+fn ended(reason: &str) -> RunError {
+    MaintainError::Stopped { reason: reason.to_owned() }.into()
 }
 
 fn random() -> Result<u64, RunError> {

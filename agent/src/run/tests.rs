@@ -83,6 +83,11 @@ async fn what_is_put_is_there_after_a_restart_and_gone_after_rm() {
             "{answer:?}"
         );
     }
+    let status = ask(&mut stream, 9, Request::Status).await;
+    let Response::Status(status) = status else { panic!("{status:?}") };
+    // pieces of 200,000 bytes: the sixth goes beyond what is hashed on the loop
+    let on_loop = status.ingest.bytes - status.ingest.hashed_beside;
+    assert!((1_000_000 - (120 << 10)..=1_000_005).contains(&on_loop), "{on_loop} bytes on the loop");
     drop(stream);
     agent.finish().await.unwrap();
 

@@ -6,7 +6,7 @@
 //! acknowledgement of their binding; those that have no room are found again by a scan.
 
 use super::stream::{Finished, Source, Stream};
-use super::{Ingest, Phase, Purpose};
+use super::{Ingest, Purpose};
 use crate::binding::{Binding, Content, Meta, Stored};
 use crate::limits::FILES_NOTED_MAX;
 use crate::message::{Bound, Effect, Effects, FileDone, FileId, FileJob, FileStat, Message, Question};
@@ -407,7 +407,7 @@ impl Ingest {
         let Some(stream) = self.streams.get_mut(&number) else { return };
         let Source::File { file, watch, path, stat } = &stream.source else { return };
         out.emit(Effect::File { file: *file, what: FileJob::Close });
-        if *stat == at_end && stream.size + buffered(stream) == stat.size {
+        if *stat == at_end && stream.size == stat.size {
             return self.end(number, out);
         }
         let (path, watch) = ((*watch, path.clone()), *watch);
@@ -467,13 +467,6 @@ impl Ingest {
     fn problem(&mut self, path: &str, what: String, out: &mut Effects) {
         self.numbers.last_problem = format!("{path}: {what}");
         out.note(Note::File { path: path.to_owned(), what });
-    }
-}
-
-fn buffered(stream: &Stream) -> u64 {
-    match &stream.phase {
-        Phase::Reading(reading) => reading.0.waiting() as u64,
-        Phase::Binding(_) | Phase::Failed => 0,
     }
 }
 

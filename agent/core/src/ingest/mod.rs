@@ -5,6 +5,7 @@
 //! however many there are. Refused: names that leave the root, objects on a leecher (Control says so).
 //! A file that vanishes, grows or can not be read is dropped without a trace and tried again.
 
+pub mod cutter;
 mod folder;
 mod stream;
 
@@ -53,8 +54,12 @@ pub struct Ingest {
     next_stream: u32,
     asked: BTreeMap<u32, Purpose>,
     next_ticket: u32,
-    /// Bytes handed over and not answered, of all streams.
+    /// Bytes taken in and not answered, of all streams: those that are cut, and those of the store.
     unwritten: usize,
+    /// Chunkers on their way beside the loop.
+    away: usize,
+    /// The window was full while one was: what comes back is written without waiting for more.
+    full: bool,
     /// Streams whose data is complete.
     ending: usize,
     /// Objects of one small block that have no name yet; bounded as those are.
@@ -81,6 +86,8 @@ impl Ingest {
             asked: BTreeMap::new(),
             next_ticket: 0,
             unwritten: 0,
+            away: 0,
+            full: false,
             ending: 0,
             unnamed: Vec::new(),
             patient: Vec::new(),
@@ -156,8 +163,9 @@ impl Ingest {
             if let Some(number) = self.by_caller.remove(&caller)
                 && let Some(stream) = self.streams.get_mut(&number)
                 && matches!(stream.phase, Phase::Reading(_))
+                && !stream.ending
             {
-                stream.phase = Phase::Failed;
+                self.unwritten -= stream.give_up();
                 stream.finished = Some(Finished::Failed(gone_failure()));
                 self.finish_if_written(now, number, out);
             }
@@ -172,29 +180,38 @@ impl Ingest {
     }
 
     fn push(&mut self, number: u32, bytes: Bytes, out: &mut Effects) {
-        let Some(stream) = self.streams.get_mut(&number) else { return };
+        let stream = self.streams.get_mut(&number).filter(|stream| !stream.ending);
+        let Some(stream) = stream else { return };
         self.numbers.bytes += bytes.len() as u64;
-        let blocks = stream.push(bytes);
-        self.put_blocks(number, blocks, out);
+        self.unwritten += stream.push(bytes);
+        self.cut(number, out);
+        self.full |= self.away > 0 && self.unwritten >= self.window;
     }
 
     fn end(&mut self, number: u32, out: &mut Effects) {
-        let Some(stream) = self.streams.get_mut(&number) else { return };
+        let stream = self.streams.get_mut(&number).filter(|stream| !stream.ending);
+        let Some(stream) = stream else { return };
         stream.ending = true;
         self.ending += 1;
-        let (name, is_patient) = (stream.name.clone(), stream.patient && !stream.hasty);
         if let Some(bytes) = stream.end_small() {
             self.unwritten += bytes.len();
             self.unnamed.push((number, bytes));
+            self.look_up(number, out);
         } else {
-            let blocks = stream.end();
-            self.put_blocks(number, blocks, out);
+            self.cut(number, out);
         }
-        if is_patient {
+    }
+
+    /// All its blocks are known: bind it, or wait for the other patient puts. A long one does not, since they
+    /// may have gone while it was cut.
+    fn look_up(&mut self, number: u32, out: &mut Effects) {
+        let Some(stream) = self.streams.get(&number) else { return };
+        if stream.patient && !stream.hasty && !stream.is_long() {
             return self.patient.push(number);
         }
+        let names = vec![stream.name.clone()];
         let ticket = self.ticket(Purpose::Lookup { stream: number });
-        out.tell(Message::Ask { ticket, question: Question::Lookup(vec![name]) });
+        out.tell(Message::Ask { ticket, question: Question::Lookup(names) });
     }
 
     /// Names all objects of one small block that wait for it, side by side. The first that has to know its
@@ -360,7 +377,7 @@ impl Ingest {
 
     fn fail(&mut self, now: Time, number: u32, failure: Failure, out: &mut Effects) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
-        stream.phase = Phase::Failed;
+        self.unwritten -= stream.give_up();
         // what was found unchanged or bound is not whole without the block whose write has failed
         if !matches!(stream.finished, Some(Finished::Failed(_))) {
             stream.finished = Some(Finished::Failed(failure));

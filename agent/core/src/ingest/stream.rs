@@ -1,9 +1,11 @@
 //! One object being taken in: cut into blocks, its manifest built, its name bound.
 //!
-//! Holds at most one pull and one partial manifest a level, whatever the object's size.
+//! Holds the pieces that wait for its chunker and one partial manifest a level, whatever the object's size.
 
+use super::cutter::{Cut, Cutter, Pieces};
 use crate::binding::Meta;
 use crate::id::BlockId;
+use crate::limits::HASHED_ON_LOOP_BYTES_MAX;
 use crate::message::{Caller, FileId, FileStat};
 use crate::name::Name;
 use crate::object::chunk::Chunker;
@@ -34,12 +36,22 @@ pub(super) enum Source {
 
 /// How far it is.
 pub(super) enum Phase {
-    /// Bytes are still coming.
-    Reading(Box<(Chunker, ManifestBuilder)>),
+    /// Bytes are still coming, or being cut.
+    Reading(Box<Reading>),
     /// All blocks are handed over; the name is looked up, then bound.
     Binding(Root),
     /// It failed; writes under way are waited for and forgotten.
     Failed,
+}
+
+/// What makes blocks of bytes, and what has become of them.
+pub(super) struct Reading {
+    /// Away with a [`Cutter`] while there is none.
+    chunker: Option<Chunker>,
+    /// What has come and was not given to the chunker.
+    pieces: Pieces,
+    /// Lists what was handed to the store, never what is away.
+    builder: ManifestBuilder,
 }
 
 /// An object being taken in.
@@ -48,6 +60,7 @@ pub(super) struct Stream {
     pub(super) name: Name,
     pub(super) meta: Meta,
     pub(super) phase: Phase,
+    /// Bytes that have come.
     pub(super) size: u64,
     pub(super) blocks: u64,
     /// Writes handed over and not answered.
@@ -81,12 +94,16 @@ pub(super) enum Finished {
 
 impl Stream {
     pub(super) fn new(source: Source, name: Name, meta: Meta) -> Self {
-        let phase = Phase::Reading(Box::new((Chunker::new(), ManifestBuilder::new())));
+        let reading = Reading {
+            chunker: Some(Chunker::new()),
+            pieces: Pieces::default(),
+            builder: ManifestBuilder::new(),
+        };
         Stream {
             source,
             name,
             meta,
-            phase,
+            phase: Phase::Reading(Box::new(reading)),
             size: 0,
             blocks: 0,
             writes: 0,
@@ -97,31 +114,62 @@ impl Stream {
         }
     }
 
-    /// Takes bytes in and hands out the blocks and manifests that are complete.
-    pub(super) fn push(&mut self, bytes: Bytes) -> Vec<(BlockId, Bytes)> {
-        let Phase::Reading(reading) = &mut self.phase else { return Vec::new() };
-        reading.0.push(bytes);
-        self.drain()
+    /// Takes bytes in; says what they cost while they wait to be cut.
+    pub(super) fn push(&mut self, bytes: Bytes) -> usize {
+        let Phase::Reading(reading) = &mut self.phase else { return 0 };
+        self.size += bytes.len() as u64;
+        reading.pieces.push(bytes)
     }
 
-    /// Says that all bytes were given; hands out what is left and knows the root from now on.
-    pub(super) fn end(&mut self) -> Vec<(BlockId, Bytes)> {
-        if let Phase::Reading(reading) = &mut self.phase {
-            reading.0.finish();
+    /// Whether it is cut beside the loop.
+    pub(super) fn is_long(&self) -> bool {
+        self.size > HASHED_ON_LOOP_BYTES_MAX
+    }
+
+    /// What can be cut now, with the chunker: it is away until [`Stream::take`].
+    pub(super) fn cutter(&mut self) -> Option<Cutter> {
+        let Phase::Reading(reading) = &mut self.phase else { return None };
+        if reading.pieces.is_empty() && !self.ending {
+            return None;
         }
-        let mut blocks = self.drain();
-        if let Phase::Reading(reading) = std::mem::replace(&mut self.phase, Phase::Failed) {
-            let mut root = reading.1.finish();
+        let chunker = reading.chunker.take()?;
+        let pieces = reading.pieces.take_some();
+        let is_last = self.ending && reading.pieces.is_empty();
+        Some(Cutter::new(chunker, pieces, is_last))
+    }
+
+    /// Takes a chunker back and hands out the blocks and manifests that are complete. Knows the root after the
+    /// last.
+    pub(super) fn take(&mut self, cut: Cut) -> Vec<(BlockId, Bytes)> {
+        let Phase::Reading(reading) = &mut self.phase else { return Vec::new() };
+        self.blocks += cut.blocks.len() as u64;
+        let mut blocks = Vec::with_capacity(cut.blocks.len() + 1);
+        for (id, bytes) in cut.blocks {
+            let manifest = reading.builder.push(id, bytes.len() as u64);
+            blocks.push((id, bytes));
+            blocks.extend(manifest);
+        }
+        reading.chunker = cut.chunker;
+        if reading.chunker.is_none() {
+            let mut root = std::mem::take(&mut reading.builder).finish();
             blocks.append(&mut root.last);
             self.phase = Phase::Binding(root);
         }
         blocks
     }
 
+    /// Nothing will come of it; says what the pieces have cost that are not cut any more.
+    pub(super) fn give_up(&mut self) -> usize {
+        match std::mem::replace(&mut self.phase, Phase::Failed) {
+            Phase::Reading(reading) => reading.pieces.cost(),
+            Phase::Binding(_) | Phase::Failed => 0,
+        }
+    }
+
     /// Says that all bytes were given, where they are one small block; hands it out without a name.
     pub(super) fn end_small(&mut self) -> Option<Bytes> {
         let Phase::Reading(reading) = &mut self.phase else { return None };
-        let chunker = &mut reading.0;
+        let chunker = reading.chunker.as_mut()?;
         if self.blocks > 0 || chunker.waiting() > SMALL_BLOCK_BYTES_MAX {
             return None;
         }
@@ -132,8 +180,7 @@ impl Stream {
     /// The name of that block is known, and so is the root.
     pub(super) fn name_small(&mut self, id: BlockId, bytes: u64) {
         if let Phase::Reading(reading) = std::mem::replace(&mut self.phase, Phase::Failed) {
-            let mut builder = reading.1;
-            self.size += bytes;
+            let mut builder = reading.builder;
             self.blocks += 1;
             let manifest = builder.push(id, bytes);
             let root = builder.finish();
@@ -142,25 +189,10 @@ impl Stream {
         }
     }
 
-    fn drain(&mut self) -> Vec<(BlockId, Bytes)> {
-        let Phase::Reading(reading) = &mut self.phase else { return Vec::new() };
-        let (chunker, builder) = &mut **reading;
-        let mut blocks = Vec::new();
-        while let Some(bytes) = chunker.next() {
-            let id = BlockId::of(&bytes);
-            self.size += bytes.len() as u64;
-            self.blocks += 1;
-            let manifest = builder.push(id, bytes.len() as u64);
-            blocks.push((id, bytes));
-            blocks.extend(manifest);
-        }
-        blocks
-    }
-
     /// What the cleaner must keep though no name leads to it: the root, or every block so far.
     pub(super) fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         match &self.phase {
-            Phase::Reading(reading) => reading.1.open_children(),
+            Phase::Reading(reading) => reading.builder.open_children(),
             Phase::Binding(root) => vec![(root.root, root.depth, root.size)],
             Phase::Failed => Vec::new(),
         }

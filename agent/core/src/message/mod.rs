@@ -14,6 +14,7 @@ pub use work::{
 };
 
 use crate::id::NodeName;
+use crate::ingest::cutter::{Cut, Cutter, StreamId};
 use crate::name::Name;
 use crate::note::Note;
 use crate::power::conditions::Readings;
@@ -65,19 +66,26 @@ pub enum Input {
     Start,
     /// A deadline has come.
     Wake,
-    /// The helper thread has finished a job.
+    /// The disk's helper thread has finished a job.
     JobDone {
         /// As given in the job.
         job: JobId,
         /// What came of it.
         done: JobDone,
     },
-    /// The helper thread has finished with a file.
+    /// The disk's helper thread has finished with a file.
     FileDone {
         /// As given in the effect.
         file: FileId,
         /// What came of it.
         done: FileDone,
+    },
+    /// A cutter has done its work.
+    Cut {
+        /// As given in the effect.
+        stream: StreamId,
+        /// What came of it.
+        cut: Cut,
     },
     /// A watched folder says that something at this path, relative to the folder, may be complete.
     FileChanged {
@@ -150,19 +158,26 @@ pub enum Input {
 /// What the core wants done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Run this on the helper thread, in order.
+    /// Run this on the disk's helper thread, in order.
     Job {
         /// Comes back with the result.
         job: JobId,
         /// What to do.
         what: Job,
     },
-    /// Do this with a file, on the helper thread.
+    /// Do this with a file, on the disk's helper thread.
     File {
         /// Comes back with the result.
         file: FileId,
         /// What to do.
         what: FileJob,
+    },
+    /// Cut and hash this on the other helper thread, in order.
+    Cut {
+        /// Comes back with the result.
+        stream: StreamId,
+        /// What to do.
+        cutter: Cutter,
     },
     /// Publish this; `Sent` comes back with the token.
     Send {

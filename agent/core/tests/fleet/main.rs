@@ -4,6 +4,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "an answer of another kind fails the test")]
 
 mod commands;
+mod cutting;
 mod fetches;
 mod folders;
 mod keeping;

@@ -99,6 +99,20 @@ impl World {
         Call { node, client, number }
     }
 
+    /// A put by somebody who goes on with data, and ends it once more, after its end.
+    pub(crate) fn put_with_more(
+        &mut self,
+        node: usize,
+        client: u32,
+        name: &str,
+        bytes: impl Into<Bytes>,
+    ) -> Call {
+        let call = self.put_as(node, client, name, bytes);
+        let more = [Frame::Data(Bytes::from_static(b"more")), Frame::End];
+        self.say(node, client, call.number, more);
+        call
+    }
+
     pub(crate) fn put(&mut self, node: usize, name: &str, bytes: impl Into<Bytes>) -> Call {
         self.put_as(node, 1, name, bytes)
     }

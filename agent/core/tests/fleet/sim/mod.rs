@@ -6,6 +6,7 @@
 pub(crate) mod client;
 pub(crate) mod engine;
 pub(crate) mod folder;
+pub(crate) mod hasher;
 pub(crate) mod impostor;
 pub(crate) mod judge;
 pub(crate) mod net;
@@ -15,6 +16,7 @@ pub(crate) mod setup;
 use client::{Client, Frame};
 use engine::Engine;
 use folder::Folders;
+use hasher::Hasher;
 use judge::Judge;
 use larder_core::id::NodeName;
 use larder_core::message::{Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Presence};
@@ -44,6 +46,11 @@ pub(crate) enum Work {
 pub(crate) enum Event {
     /// The helper thread has finished its oldest work.
     Worked {
+        node: usize,
+        life: u32,
+    },
+    /// The thread that hashes has finished its oldest work.
+    Cut {
         node: usize,
         life: u32,
     },
@@ -95,6 +102,7 @@ pub(crate) struct Machine {
     pub(crate) node: Option<Node>,
     pub(crate) engine: Engine,
     pub(crate) folders: Folders,
+    pub(crate) hasher: Hasher,
     pub(crate) notes: Vec<Note>,
     pub(crate) clients: BTreeMap<u32, Client>,
     pub(crate) wakes: BTreeMap<&'static str, u64>,
@@ -159,6 +167,7 @@ impl World {
             node: None,
             engine: Engine::new(quota_bytes),
             folders: Folders::default(),
+            hasher: Hasher::default(),
             notes: Vec::new(),
             clients: BTreeMap::new(),
             wakes: BTreeMap::new(),
@@ -215,6 +224,7 @@ impl World {
         machine.work.clear();
         machine.helper_free_ms = 0;
         machine.engine.crash();
+        machine.hasher.crash();
         machine.folders.crash();
         machine.clients.clear();
         while machine.out.next_effect().is_some() {}
@@ -282,6 +292,7 @@ impl World {
         self.now_ms = at_ms;
         match event {
             Event::Worked { node, life } if self.machines[node].life == life => self.worked(node),
+            Event::Cut { node, life } if self.machines[node].life == life => self.was_cut(node),
             Event::Timer { node, life, alarm } => {
                 let machine = &self.machines[node];
                 if machine.life == life && machine.alarm == alarm && machine.node.is_some() {
@@ -298,6 +309,7 @@ impl World {
                 self.input(node, Input::ClientSilent(ClientId(client)));
             }
             Event::Worked { .. }
+            | Event::Cut { .. }
             | Event::ClientFrame { .. }
             | Event::ClientSilent { .. }
             | Event::ClientReady { .. } => {}
@@ -381,6 +393,7 @@ impl World {
         match effect {
             Effect::Job { job, what } => self.work(node, Work::Store(job, what)),
             Effect::File { file, what } => self.work(node, Work::File(file, what)),
+            Effect::Cut { stream, cutter } => self.hash(node, stream, cutter),
             Effect::Send { token, to, channel, payload } => {
                 let from = self.name(node);
                 self.judge_sent(node, &to, channel, &payload);
