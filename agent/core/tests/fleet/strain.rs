@@ -99,15 +99,21 @@ fn crumbs(count: u16) -> (Vec<Bytes>, Manifest) {
     (blocks, Manifest::new(1, children).unwrap())
 }
 
+/// Their object is announced to the master, who has its manifest and wants them.
+fn announce_crumbs(world: &mut World, count: u16) -> Vec<Bytes> {
+    let (blocks, manifest) = crumbs(count);
+    let root = manifest.encode();
+    let content = Content::Object { root: BlockId::of(&root), depth: 1 };
+    world.announce_as("imp", "master", 1, vec![("crumbs".into(), 2 * u64::from(count), content)]);
+    world.send_blocks_as("imp", "master", 1, vec![root]);
+    world.run_ms(1_000);
+    blocks
+}
+
 #[test]
 fn a_message_of_more_blocks_than_allowed_is_dropped_and_counted() {
     let (mut world, master, _) = world_of(5, &["imp"]);
-    let (blocks, manifest) = crumbs(2_048);
-    let root = manifest.encode();
-    let content = Content::Object { root: BlockId::of(&root), depth: 1 };
-    world.announce_as("imp", "master", 1, vec![("crumbs".into(), 4_096, content)]);
-    world.send_blocks_as("imp", "master", 1, vec![root]);
-    world.run_ms(1_000);
+    let blocks = announce_crumbs(&mut world, 2_048);
     let before = world.status(master).sync;
     world.send_blocks_as("imp", "master", 1, blocks[..MESSAGE_BLOCKS_MAX + 1].to_vec());
     world.send_blocks_as("imp", "master", 1, blocks.clone());
@@ -130,12 +136,7 @@ fn assert_crumbs_arrive(world: &mut World, master: usize, blocks: &[Bytes]) {
 #[test]
 fn blocks_beyond_the_credit_are_not_taken() {
     let (mut world, master, _) = world_of(6, &["imp"]);
-    let (blocks, manifest) = crumbs(640);
-    let root = manifest.encode();
-    let content = Content::Object { root: BlockId::of(&root), depth: 1 };
-    world.announce_as("imp", "master", 1, vec![("crumbs".into(), 1_280, content)]);
-    world.send_blocks_as("imp", "master", 1, vec![root]);
-    world.run_ms(1_000);
+    let blocks = announce_crumbs(&mut world, 640);
     let limit = world.judge.limits[&"imp".parse().unwrap()] as usize;
     assert!(limit < 640, "there is a limit: {limit}");
     world.machines[master].job_ms_max = 0;
