@@ -354,7 +354,7 @@ impl<D: Disk> Segments<D> {
     /// The last bytes of the log, so many, are durable and will not be read soon.
     pub(crate) fn forget_last(&self, bytes: u64) {
         if let (Some(open), Some((_, _, end))) = (&self.open, self.open_segment()) {
-            open.file.forget(end.saturating_sub(bytes), bytes);
+            open.file.forget(end.saturating_sub(bytes), end);
         }
     }
 

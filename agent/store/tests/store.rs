@@ -4,6 +4,7 @@
 mod common;
 
 use bytes::Bytes;
+use common::faults::FaultDisk;
 use common::*;
 use larder_store::{CommitError, Op, Options, Prepare, Store, limits, rebuild_index};
 
@@ -78,6 +79,26 @@ fn each_batch_is_one_write_and_one_sync() {
         assert_eq!(after.file_syncs - before.file_syncs, 10, "{prepare:?}");
         assert_eq!(after.writes - before.writes, 10, "{prepare:?}");
         assert_eq!(after.directory_syncs, before.directory_syncs, "{prepare:?}");
+    }
+}
+
+#[test]
+fn what_is_not_read_back_leaves_memory_once_it_is_durable() {
+    for (reads_back, bytes, forgotten) in
+        [(false, 8 << 10, true), (false, 100, false), (true, 8 << 10, false)]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FaultDisk::new(disk(directory.path()));
+        let options = Options { segment_bytes: 8 << 20, reads_back, ..options() };
+        let (mut store, _) = Store::open(disk.clone(), options).unwrap();
+        let written = store.commit(puts(0..100, bytes)).unwrap().bytes_written;
+        let ranges = disk.faults.forgotten.lock().unwrap().clone();
+        let expected = if forgotten { vec![(4096, 4096 + written)] } else { Vec::new() };
+        assert_eq!(ranges, expected, "reads back: {reads_back}, {bytes} bytes");
+        for number in 0..100 {
+            let block = content(number, bytes);
+            assert_eq!(store.get(&hash(&block)).unwrap(), Some(block));
+        }
     }
 }
 

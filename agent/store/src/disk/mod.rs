@@ -82,7 +82,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn sync_data(&self) -> io::Result<()>;
     /// What is durable of a range will not be read soon and need not stay in the system's memory. A hint, which
     /// a disk may ignore.
-    fn forget(&self, _offset: u64, _length: u64) {}
+    fn forget(&self, _from: u64, _to: u64) {}
     /// Reserves blocks for a range and extends the file over it; new bytes read as zeros.
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()>;
     /// What the file takes on the device.

@@ -208,11 +208,11 @@ impl OsFile {
         Ok(length as u64)
     }
 
-    /// Has the kernel write out what it holds of a range, without waiting; its errors are the next sync's. Linux
-    /// does that for whom says that he needs the range no more, and keeps pages that are under way.
-    fn begin_writing_out(&self, from: u64, to: u64) {
-        // A file system that can not do it writes at the sync.
-        let _begun = rustix::fs::fadvise(&self.file, from, NonZeroU64::new(to - from), Advice::DontNeed);
+    /// Says that a range is not needed any more. Linux then begins to write out what it holds of it, without waiting
+    /// (errors are the next sync's), and lets go of what is written. A file system that can not do it writes at the
+    /// sync, and keeps the pages until it needs their room.
+    fn needs_no_more(&self, from: u64, to: u64) {
+        let _hint = rustix::fs::fadvise(&self.file, from, NonZeroU64::new(to - from), Advice::DontNeed);
     }
 }
 
@@ -251,7 +251,7 @@ impl DiskFile for OsFile {
             at += self.write_piece(&piece, at)?;
             let is_worth_it = at - begun >= EARLY_BYTES_MIN && end - at >= EARLY_BYTES_MIN;
             if is_long && is_worth_it && at % PIECE_BYTES == 0 {
-                self.begin_writing_out(begun, at);
+                self.needs_no_more(begun, at);
                 begun = at;
             }
         }
@@ -271,9 +271,8 @@ impl DiskFile for OsFile {
         self.file.sync_data()
     }
 
-    fn forget(&self, offset: u64, length: u64) {
-        // A file system that can not do it keeps the pages until it needs their room.
-        let _hint = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
+    fn forget(&self, from: u64, to: u64) {
+        self.needs_no_more(from, to);
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Writing: one batch, one gathered write, one sync; returning `Ok` is the acknowledgement.
+//! Writing: one batch, one gathered write (a long one goes in pieces), one sync; returning `Ok` is the acknowledgement.
 //!
 //! Duty: leave out what is stored already, keep within quota and limits, and put the rest into the open
 //! segment. A failed sync is never retried: the segment is closed where it last was acknowledged and the
@@ -153,7 +153,7 @@ impl<D: Disk> Store<D> {
             committed.first_seq = self.next_seq;
             committed.last_seq = self.next_seq + plan.records.len() as u64 - 1;
             committed.stored = plan.stored;
-            committed.bytes_written = self.append_planned(&plan)?;
+            committed.bytes_written = self.append_unknown(&plan.records, plan.purpose(), plan.unknown_at)?;
             committed.payload_bytes = plan.payload_bytes;
             self.counters.payload_bytes_written += plan.payload_bytes;
         }
@@ -164,10 +164,6 @@ impl<D: Disk> Store<D> {
     /// Writes a batch of new or moved records and applies it. Returns the bytes written to the log.
     pub(super) fn append(&mut self, records: &[Record], purpose: Purpose) -> Result<u64, CommitError> {
         self.append_unknown(records, purpose, None)
-    }
-
-    fn append_planned(&mut self, plan: &Plan) -> Result<u64, CommitError> {
-        self.append_unknown(&plan.records, plan.purpose(), plan.unknown_at)
     }
 
     fn append_unknown(

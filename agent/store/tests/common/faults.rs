@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     pub(crate) segment_syncs: AtomicU64,
     /// Gathered writes to segments.
     pub(crate) segment_writes: AtomicU64,
+    /// Parts of segments that need not stay in memory.
+    pub(crate) forgotten: Mutex<Vec<(u64, u64)>>,
     /// Questions for what a file takes on the device.
     pub(crate) sizes_asked: AtomicU64,
     /// Reads of segments' first pages that fail with `EIO` from now on; counted down.
@@ -208,6 +210,13 @@ impl DiskFile for FaultFile {
             }
         }
         self.inner.sync_data()
+    }
+
+    fn forget(&self, from: u64, to: u64) {
+        if self.is_segment {
+            self.faults.forgotten.lock().unwrap().push((from, to));
+        }
+        self.inner.forget(from, to);
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
