@@ -118,12 +118,10 @@ pub async fn demo(options: &DemoOptions, interrupted: impl Future<Output = ()>) 
     }
     let screen = Screen::new(!options.quiet && !options.json, &dir, &sources, skipped);
     let mut fleet = Fleet::start(&home, &dir, &options.profile).await?;
-    let began = Instant::now();
     let work = async {
-        carry(&mut fleet, &sources, &screen).await?;
-        let took = began.elapsed();
+        let carried = carry(&mut fleet, &sources, &screen).await?;
         verify(&mut fleet, &sources, &screen).await?;
-        Ok((took, fleet.statuses().await?))
+        Ok((carried, fleet.statuses().await?))
     };
     let outcome = tokio::select! {
         outcome = work => outcome,
@@ -131,9 +129,9 @@ pub async fn demo(options: &DemoOptions, interrupted: impl Future<Output = ()>) 
     };
     // before anything else, so that nobody writes any more when the folder is removed
     fleet.stop().await?;
-    let (took, statuses) = outcome?;
+    let (carried, statuses) = outcome?;
     screen.finish();
-    Summary::new(&statuses, &sources, skipped, took).print(options.json, options.keep.as_deref());
+    Summary::new(&statuses, &sources, skipped, &carried).print(options.json, options.keep.as_deref());
     Ok(())
 }
 
@@ -179,26 +177,35 @@ fn inventory(dir: &Path) -> Result<(Vec<Source>, u64), DemoError> {
     Ok((sources, skipped))
 }
 
+/// How everything came to be everywhere.
+struct Carried {
+    took: Duration,
+    /// What the master had received when the link was cut.
+    bytes_at_cut: u64,
+}
+
 /// Waits until all three have everything; cuts the link once when some of it has arrived.
-async fn carry(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result<(), DemoError> {
+async fn carry(fleet: &mut Fleet, sources: &[Source], screen: &Screen) -> Result<Carried, DemoError> {
+    let began = Instant::now();
     let bytes: u64 = sources.iter().map(|source| source.bytes).sum();
-    let mut cut_made = false;
+    let mut bytes_at_cut = None;
     let mut last = (String::new(), Instant::now());
     loop {
         let [master, worker, leecher] = fleet.statuses().await?;
         screen.show(&master, &worker, &leecher);
         let arrived = master.sync.bytes_received;
-        if !cut_made && (arrived * 3 >= bytes || master.sync.objects_received > 0) {
-            cut_made = true;
+        if bytes_at_cut.is_none() && (arrived * 3 >= bytes || master.sync.objects_received > 0) {
             screen.say("the link is cut, on purpose");
             fleet.master.handle.cut_broker().await;
             tokio::time::sleep(CUT).await;
+            bytes_at_cut = Some(fleet.master.status().await?.sync.bytes_received);
             fleet.master.handle.restore_broker().await;
             screen.say("the link is restored; what is on flash is not sent again");
             continue;
         }
         if is_everywhere(&master, &worker, &leecher, sources.len() as u64) {
-            return Ok(());
+            let bytes_at_cut = bytes_at_cut.unwrap_or(arrived);
+            return Ok(Carried { took: began.elapsed(), bytes_at_cut });
         }
         let progress = format!(
             "worker took {}, master has {}, leecher has {} of {} objects; {}",

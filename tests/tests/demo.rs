@@ -4,6 +4,7 @@ use larder_tests::node::{larder_bin, noise, wait_for};
 use larder_tests::terminal;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
@@ -123,6 +124,52 @@ fn the_demo_on_its_own_files_verifies_three_copies_and_leaves_nothing() {
     demo.assert_nothing_left();
 }
 
+/// Blocks that a receiver in the balanced profile has asked for and not stored, of 40 KiB as noise is cut.
+const WINDOW_BYTES: u64 = 32 * 40 * 1024;
+
+#[test]
+fn the_demo_cuts_the_link_with_something_left_to_send_and_sends_nothing_twice() {
+    let (_demo, output) = Demo::run(&["--json", "--profile", "balanced"]);
+    let summary = summary(&output);
+    let number = |key: &str| summary[key].as_u64().unwrap_or_else(|| panic!("{key}: {summary}"));
+    let (at_cut, unique) = (number("bytes_arrived_at_cut"), number("bytes_stored_by_worker"));
+    assert!(at_cut > 0 && at_cut < unique, "{summary}");
+    assert!(unique < number("bytes"), "some is there twice: {summary}");
+    let sent = number("bytes_sent_by_worker");
+    assert!(sent >= unique - unique / 50 && sent <= unique + WINDOW_BYTES, "{summary}");
+}
+
+#[test]
+fn the_demo_tells_a_reader_what_it_did() {
+    let (_demo, output) = Demo::run(&["--quiet"]);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}{}", text(&output.stderr));
+    let number_before = |words: &str| {
+        let (before, _) = said.split_once(words).unwrap_or_else(|| panic!("no {words:?} in {said}"));
+        let number = before.split_whitespace().last().and_then(|number| number.parse::<f64>().ok());
+        number.unwrap_or_else(|| panic!("no number before {words:?} in {said}"))
+    };
+    assert!(number_before(" bytes taken for each one stored") > 1.0, "{said}");
+    for words in [" files, ", " MB/s", " MB in ", " blocks over ", " wake-ups, ", " ms of CPU"] {
+        assert!(number_before(words) > 0.0, "{words}: {said}");
+    }
+    assert!(number_before(" connections") >= 2.0, "{said}");
+    let row = |name: &str| -> Vec<String> {
+        let line = said.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no row of {name} in {said}"));
+        line.split_whitespace().map(str::to_owned).collect()
+    };
+    let head = said.lines().find(|line| line.starts_with("node")).unwrap_or_else(|| panic!("{said}"));
+    for column in ["objects", "blocks", "batches", "syncs", "MB to disk", "timer wakes"] {
+        assert!(head.contains(column), "{column}: {said}");
+    }
+    for role in ["master", "worker", "leecher"] {
+        let row = row(role);
+        let is_positive = |cell: &String| cell.parse::<f64>().is_ok_and(|number| number > 0.0);
+        assert!(row.len() == 7 && row[1..6].iter().all(is_positive), "{row:?}");
+    }
+}
+
 /// What a careless folder may hold; how many files of it can be taken, and how many entries can not.
 fn make_nasty(folder: &Path) -> (u64, u64) {
     let write = |name: &Path, bytes: &[u8]| {
@@ -230,6 +277,9 @@ fn what_the_demo_keeps_is_three_nodes_that_answer_commands() {
     let (demo, output) = Demo::run(&arguments.map(|path| path.to_str().expect("plain names")));
     summary(&output);
     demo.assert_nothing_left();
+    let keys = ["master", "worker", "leecher"].map(|role| fs::read(keep.join(role).join("node.key")));
+    let keys: BTreeSet<Vec<u8>> = keys.into_iter().map(|key| key.expect("a node has a key")).collect();
+    assert_eq!(keys.len(), 3, "each has a key of its own");
     for role in ["master", "worker", "leecher"] {
         let config = keep.join(role).join("larder.toml");
         let larder = |arguments: &[&str]| {

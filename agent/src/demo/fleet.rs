@@ -83,7 +83,7 @@ impl Member {
         Member { role, handle, client, task }
     }
 
-    async fn status(&mut self) -> Result<Status, DemoError> {
+    pub(super) async fn status(&mut self) -> Result<Status, DemoError> {
         let answer = self.client.ask(Request::Status, |_| {}).await?;
         let Response::Status(status) = answer else { return Err(ClientError::Unexpected.into()) };
         Ok(*status)

@@ -1,10 +1,9 @@
 //! What the demo has to show for itself.
 
-use super::Source;
+use super::{Carried, Source};
 use larder_core::request::Status;
 use serde::Serialize;
 use std::path::Path;
-use std::time::Duration;
 
 /// The figures; all three nodes share one process, so its own figures are given once.
 #[derive(Debug, Serialize)]
@@ -17,8 +16,10 @@ pub(super) struct Summary {
     megabytes_per_second: f64,
     dedup_ratio: f64,
     link_connects: u64,
+    bytes_arrived_at_cut: u64,
     blocks_sent_by_worker: u64,
     bytes_sent_by_worker: u64,
+    bytes_stored_by_worker: u64,
     nodes: Vec<NodeSummary>,
     process_wake_ups: Option<u64>,
     process_cpu_ms: Option<u64>,
@@ -38,9 +39,10 @@ struct NodeSummary {
 }
 
 impl Summary {
-    pub(super) fn new(statuses: &[Status; 3], sources: &[Source], left_out: u64, took: Duration) -> Self {
+    pub(super) fn new(statuses: &[Status; 3], sources: &[Source], left_out: u64, carried: &Carried) -> Self {
         let [master, worker, _] = statuses;
         let bytes: u64 = sources.iter().map(|source| source.bytes).sum();
+        let took = carried.took;
         let ratio = |a: u64, b: u64| if b == 0 { 1.0 } else { a as f64 / b as f64 };
         Summary {
             files: sources.len() as u64,
@@ -51,8 +53,10 @@ impl Summary {
             megabytes_per_second: bytes as f64 / 1e6 / took.as_secs_f64().max(1e-9),
             dedup_ratio: ratio(worker.store.offered_bytes, worker.store.stored_bytes),
             link_connects: worker.link.connects,
+            bytes_arrived_at_cut: carried.bytes_at_cut,
             blocks_sent_by_worker: worker.sync.blocks_sent,
             bytes_sent_by_worker: worker.sync.bytes_sent,
+            bytes_stored_by_worker: worker.store.stored_bytes,
             nodes: statuses.iter().map(NodeSummary::new).collect(),
             process_wake_ups: master.process.wake_ups,
             process_cpu_ms: master.process.cpu_ms,
@@ -71,8 +75,9 @@ impl Summary {
             self.bytes as f64 / 1e6
         );
         println!(
-            "{:.2} s with the link cut once, {:.1} MB/s; {:.2} bytes taken for each one stored; the worker sent {:.1} MB in {} blocks over {} connections",
+            "{:.2} s with the link cut once, after {:.1} MB, {:.1} MB/s; {:.2} bytes taken for each one stored; the worker sent {:.1} MB in {} blocks over {} connections",
             self.seconds,
+            self.bytes_arrived_at_cut as f64 / 1e6,
             self.megabytes_per_second,
             self.dedup_ratio,
             self.bytes_sent_by_worker as f64 / 1e6,
