@@ -84,6 +84,12 @@ impl Fleet {
     pub fn settled(&self) {
         settled(&[&self.worker, &self.leecher, &self.master]);
     }
+
+    /// [`assert_all_hold`] of all three.
+    #[track_caller]
+    pub fn assert_hold(&self, expected: &Contents) {
+        assert_all_hold(&self.nodes(), expected);
+    }
 }
 
 /// Waits until each node is up, has a session with everybody it should, and has been acknowledged everything.
@@ -151,6 +157,22 @@ pub fn assert_holds(node: &Node, expected: &Contents) {
         assert!(got.stdout == *bytes, "{}: {name} has other bytes", node.name());
     }
     node.run(["verify"]).expect(0);
+}
+
+/// Objects as a node lists them: name, root, size, time, mode and who wrote it.
+#[track_caller]
+pub fn listing(node: &Node, prefix: &str) -> Vec<Value> {
+    let pages = node.json(["ls", prefix]);
+    pages.iter().filter_map(|page| page["objects"].as_array()).flatten().cloned().collect()
+}
+
+/// Checks that nodes have exactly these names with exactly these bytes, and say the same of each name.
+#[track_caller]
+pub fn assert_all_hold(nodes: &[&Node], expected: &Contents) {
+    for node in nodes {
+        assert_holds(node, expected);
+        assert_eq!(listing(node, ""), listing(nodes[0], ""), "{} and {}", node.name(), nodes[0].name());
+    }
 }
 
 /// Writes files for `put` or a watched folder.

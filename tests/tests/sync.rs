@@ -2,16 +2,18 @@
 
 use larder_tests::broker::{Certificates, Config, Mosquitto, free_port};
 use larder_tests::fleet::{
-    Contents, Fleet, assert_holds, befriend, connect, connect_by_tls, contents, number, put, settled,
-    write_files,
+    Contents, Fleet, assert_holds, befriend, connect, connect_by_tls, contents, listing, number, put,
+    settled, write_files,
 };
 use larder_tests::node::{Node, noise, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, UNIX_EPOCH};
 
 fn mosquitto() -> Mosquitto {
     Mosquitto::start(Config { persistence: true, ..Config::default() })
@@ -29,9 +31,7 @@ fn hash_of(node: &Node, target: &str) -> blake3::Hash {
 
 /// The listed object of this name.
 fn listed(node: &Node, name: &str) -> Option<Value> {
-    let pages = node.json(["ls", name]);
-    let mut objects = pages.iter().filter_map(|page| page["objects"].as_array()).flatten();
-    objects.find(|object| object["name"] == name).cloned()
+    listing(node, name).into_iter().find(|object| object["name"] == name)
 }
 
 /// Waits until the node lists the name and gives these bytes for it.
@@ -81,6 +81,38 @@ fn a_mixed_folder_arrives_at_the_master_whole_and_at_the_leecher_as_subscribed()
         files.iter().filter(|(name, _)| !name.ends_with("twin")).map(|(_, bytes)| bytes.len() as u64);
     let (unique, sent) = (unique.sum::<u64>(), number(&fleet.worker.status(), "sync", "bytes_sent"));
     assert!(sent <= unique + unique / 50, "{sent} bytes were sent for {unique} different ones");
+}
+
+#[test]
+fn size_time_and_mode_are_the_files_own_on_every_node_and_on_what_it_gives_back() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"\"]");
+    fleet.start();
+    let files = contents([("kit/tool", noise(200_000, "tool")), ("kit/key", vec![7]), ("kit/empty", vec![])]);
+    write_files(fleet.worker.folder(), &files);
+    let metas =
+        [("kit/empty", 0o444, 86_400_000), ("kit/key", 0o600, 1_234_567_890_123), ("kit/tool", 0o755, 1)];
+    for (name, mode, mtime_ms) in metas {
+        let file = File::options().write(true).open(fleet.worker.path(name)).expect("it was written");
+        file.set_modified(UNIX_EPOCH + Duration::from_millis(mtime_ms)).expect("it is our own file");
+        file.set_permissions(fs::Permissions::from_mode(mode)).expect("it is our own file");
+    }
+    fleet.worker.run(["put", "kit"]).expect(0);
+    fleet.settled();
+    fleet.assert_hold(&files);
+    for node in fleet.nodes() {
+        fs::create_dir(node.path("back")).expect("the folder is writable");
+        for (object, (name, mode, mtime_ms)) in listing(node, "kit/").iter().zip(metas) {
+            let meta = serde_json::json!({"size": files[name].len(), "mtime_ms": mtime_ms, "mode": mode});
+            assert_eq!((&object["name"], &object["meta"]), (&name.into(), &meta), "{}", node.name());
+            node.run(["get", name, "-o", "back"]).expect(0);
+            let given = node.path("back").join(name).metadata().expect("it was given back");
+            let since = given.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            assert_eq!(since, Some(Duration::from_millis(mtime_ms)), "{}: {name}", node.name());
+            assert_eq!(given.permissions().mode() & 0o7777, mode, "{}: {name}", node.name());
+        }
+    }
 }
 
 #[test]
