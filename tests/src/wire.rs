@@ -28,6 +28,14 @@ pub fn ask(stream: &mut UnixStream, number: u32, request: &Value) -> io::Result<
     stream.write_all(&frame(MESSAGE, number, request.to_string().as_bytes()))
 }
 
+/// Sends data of an object.
+///
+/// # Errors
+/// The agent has hung up.
+pub fn data(stream: &mut UnixStream, number: u32, bytes: &[u8]) -> io::Result<()> {
+    bytes.chunks(256 << 10).try_for_each(|piece| stream.write_all(&frame(DATA, number, piece)))
+}
+
 /// Puts an object whole.
 ///
 /// # Errors
@@ -48,9 +56,7 @@ fn put_with(stream: &mut UnixStream, number: u32, name: &str, bytes: &[u8], pati
     let meta = serde_json::json!({"size": bytes.len(), "mtime_ms": 0, "mode": 0o644});
     let request = serde_json::json!({"do": "put", "name": name, "meta": meta, "patient": patient});
     ask(stream, number, &request)?;
-    for piece in bytes.chunks(256 << 10) {
-        stream.write_all(&frame(DATA, number, piece))?;
-    }
+    data(stream, number, bytes)?;
     stream.write_all(&frame(END, number, b""))
 }
 
