@@ -14,7 +14,7 @@ use larder_core::limits::{COMMAND_BYTES_MAX, COMMANDS_OPEN_MAX, MESSAGE_BYTES_MA
 use larder_core::message::Channel;
 use larder_core::name::Name;
 use larder_core::object::manifest::{Child, Manifest};
-use larder_core::request::{Request, Response};
+use larder_core::request::{Failure, FailureKind, Request, Response};
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
 use larder_core::sync::wire::{Announce, Blocks, Hello, Outcome, Refusal, SyncMessage, Want, Wanted};
@@ -203,9 +203,17 @@ impl Impostor {
     }
 
     fn command(&self, to: &str, counter: u64, expires_ms: i64, request: &Request) -> Vec<u8> {
+        self.sealed_command(
+            to,
+            counter,
+            expires_ms,
+            serde_json::to_string(request).expect("requests are JSON"),
+        )
+    }
+
+    fn sealed_command(&self, to: &str, counter: u64, expires_ms: i64, body: String) -> Vec<u8> {
         let to = to.parse().expect("a plain name");
         let between = Between { fleet: FLEET, from: &self.name, to: &to, channel: Channel::Command };
-        let body = serde_json::to_string(request).expect("requests are JSON");
         Envelope::seal(self.key.signing(), between, counter, expires_ms, body).encode()
     }
 
@@ -296,13 +304,69 @@ impl World {
     }
 }
 
-/// An announcement of a name that leaves its root.
-fn escaping(imp: &Impostor) -> Vec<u8> {
-    let name = Name::parse("aa/x").expect("a plain name");
-    let entries = vec![(name, imp.binding(BlockId::of(b"x"), 0, 1))];
+/// An announcement of a name that no honest node could say.
+fn announcing(imp: &Impostor, name: &[u8]) -> Vec<u8> {
+    let good = Name::parse("aa/x").expect("a plain name");
+    let entries = vec![(good, imp.binding(BlockId::of(b"x"), 0, 1))];
     let body = SyncMessage::Announce(Announce { group: 9, request: None, entries }).encode();
-    let at = body.windows(4).position(|bytes| bytes == b"aa/x").expect("the name is in the message");
-    [&body[..at], b"../x", &body[at + 4..]].concat()
+    let at = body.windows(5).position(|bytes| bytes == b"\x04aa/x").expect("the name is in the message");
+    // a length in postcard is seven bits a byte, the least ones first
+    let length = match u8::try_from(name.len()) {
+        Ok(short @ ..0x80) => vec![short],
+        _ => vec![name.len() as u8 | 0x80, (name.len() >> 7) as u8],
+    };
+    [&body[..at], &length, name, &body[at + 5..]].concat()
+}
+
+#[test]
+fn a_name_of_every_refused_kind_is_refused_to_announcements_and_commands() {
+    let mut world = World::new();
+    let mut boss = Impostor::new("boss", Role::Master, world.broker.port());
+    let mut imp = Impostor::new("imp", Role::Worker, world.broker.port());
+    let mut van = Node::new("van", "worker");
+    connect(&van, world.broker.port());
+    van.append(&boss.stanza());
+    van.start();
+    world.hub.append(&imp.stanza());
+    world.start();
+    imp.greet("hub");
+    boss.greet("van");
+    let long = ["p".repeat(200), "q".repeat(200)].join("/").repeat(3);
+    let refused: [&[u8]; 13] = [
+        b"",
+        b"..",
+        b"../x",
+        b"a/../../x",
+        b"a/./x",
+        b"/etc/passwd",
+        b"a//x",
+        b"a/",
+        b"a\0x",
+        b"a\nx",
+        b"a\x1b[2Jx",
+        b"a\xffx",
+        long.as_bytes(),
+    ];
+    let (announce, command) = (imp.topic("hub", "c"), boss.topic("van", "cmd"));
+    let expires_ms = now_ms() + 600_000;
+    for (counter, name) in (1..).zip(refused) {
+        let sealed = imp.sealed("hub", &announcing(&imp, name));
+        assert_counted(&world.hub, "imp", "does not parse", || imp.publish(&announce, sealed));
+        let Ok(name) = std::str::from_utf8(name) else { continue };
+        let body = serde_json::json!({"do": "remove", "name": name}).to_string();
+        let sealed = boss.sealed_command("van", counter, expires_ms, body);
+        boss.publish(&command, sealed);
+        let answer = boss.hears_answer(counter);
+        let is_refused = |failure: &Failure| {
+            failure.kind == FailureKind::Invalid && failure.message.starts_with("no such request: ")
+        };
+        assert!(matches!(&answer, Response::Error(failure) if is_refused(failure)), "{name:?}: {answer:?}");
+    }
+    // the same message with the longest of good names is understood
+    let sealed = imp.sealed("hub", &announcing(&imp, &long.as_bytes()[..1024]));
+    imp.publish(&announce, sealed);
+    imp.hears_want(9);
+    world.assert_goes_on();
 }
 
 #[test]
@@ -350,7 +414,6 @@ fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
         ("signature", for_another_node),
         ("does not parse", trailing),
         ("does not parse", garbage),
-        ("does not parse", imp.sealed("hub", &escaping(&imp))),
         ("are the limit", huge),
     ] {
         assert_counted(&world.hub, "imp", words, || imp.publish(&topic, payload));
