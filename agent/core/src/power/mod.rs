@@ -347,10 +347,9 @@ impl Power {
     pub fn deadline(&self) -> Option<Deadline> {
         let exact = |at_ms, why| Deadline { at_ms, slack_ms: 0, why };
         let slack_ms = self.tick_ms;
-        let sense = self.sense_at().map(|(_, at_ms)| Deadline {
-            at_ms: at_ms.saturating_sub(slack_ms),
-            slack_ms,
-            why: "sensors",
+        let sense = self.sense_at().map(|(ride_ms, latest_ms)| {
+            let at_ms = latest_ms.saturating_sub(slack_ms).max(ride_ms);
+            Deadline { at_ms, slack_ms: latest_ms.saturating_sub(at_ms), why: "sensors" }
         });
         let hang = (self.sensing && !self.sensors_hang).then_some(self.sensed_ms).flatten();
         let hang = hang.map(|at_ms| exact(at_ms + SENSORS_MS, "sensors that hang"));

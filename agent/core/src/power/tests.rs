@@ -252,6 +252,26 @@ fn idle_sensors_wake_the_loop_once_in_their_time_and_ride_along_otherwise() {
     assert!(effects(&mut out).iter().any(|effect| matches!(effect, Effect::Sense)), "awake anyway");
 }
 
+#[test]
+fn an_alarm_for_the_sensors_comes_when_they_may_be_read() {
+    let times =
+        [1_000, 7_000, 240_000].map(|sense_ms| [1, 10, 250, 5_000, 60_000].map(|tick| (tick, sense_ms)));
+    for (tick_ms, sense_ms) in times.into_iter().flatten() {
+        let steering = Steering { tick_ms, sense_ms, ..(*steering("usual", &[])).clone() };
+        let (mut power, mut out) = (power_with(vec![Arc::new(steering)]), Effects::default());
+        power.start(at(3), &mut out);
+        // a jump is doubted three times, and then left alone
+        for celsius in [40, 90, 10, 60, 100, 20] {
+            power.sensed(at(power.sensed_ms.unwrap() + 4), heat(celsius * 1_000), &mut out);
+            effects(&mut out);
+            let (alarm_ms, _) = power.alarm(power.deadline().into_iter()).unwrap();
+            power.ride(at(alarm_ms), || false, &mut out);
+            let asks = effects(&mut out).iter().any(|effect| matches!(effect, Effect::Sense));
+            assert!(asks, "tick {tick_ms} ms, sensors {sense_ms} ms: woken at {alarm_ms} ms for nothing");
+        }
+    }
+}
+
 fn windowed(every_ms: u64, hours: &[&str]) -> Power {
     let hours = hours.iter().map(|text| Hours::parse(text).unwrap()).collect();
     let windows = Windows { hours, every_ms };

@@ -239,9 +239,7 @@ fn a_noisy_sensor_does_not_make_a_node_flap() {
     let mut random = Random::new(75);
     let (mut changes, mut profile) = (0, world.machines[worker].profile.clone());
     for _ in 0..HOUR_MS / 1_000 {
-        let celsius = 72 + i64::try_from(random.below(12)).unwrap();
-        world.machines[worker].readings =
-            Readings { heat_milli_celsius: Some(celsius * 1_000), ..Readings::default() };
+        world.machines[worker].readings = noisy(&mut random);
         world.run_ms(1_000);
         changes += u64::from(profile != world.machines[worker].profile);
         profile.clone_from(&world.machines[worker].profile);
@@ -250,6 +248,33 @@ fn a_noisy_sensor_does_not_make_a_node_flap() {
     world.machines[worker].readings = Readings::default();
     world.run_ms(20 * MINUTE_MS);
     assert_eq!(world.machines[worker].profile, "performance", "it has vanished, and the heat with it");
+}
+
+/// Around the threshold of heat, and now and then far from anything true.
+fn noisy(random: &mut Random) -> Readings {
+    let spike = [0, 60, -60][usize::try_from(random.below(20)).unwrap().saturating_sub(17)];
+    let celsius = 72 + i64::try_from(random.below(12)).unwrap() + spike;
+    let percent = if random.below(10) == 0 { random.below(101) } else { 60 };
+    Readings {
+        heat_milli_celsius: Some(celsius * 1_000),
+        battery_percent: u8::try_from(percent).ok(),
+        ..Readings::default()
+    }
+}
+
+#[test]
+fn a_doubted_reading_costs_one_wake_up_more() {
+    for profile in [performance(), low_power()] {
+        let (mut world, _, worker) = pair(81, vec![profile]);
+        let mut random = Random::new(82);
+        for _ in 0..HOUR_MS / 1_000 {
+            world.machines[worker].readings = noisy(&mut random);
+            world.run_ms(1_000);
+        }
+        let machine = &world.machines[worker];
+        let (woken, taken) = (machine.wakes.get("sensors").copied().unwrap_or(0), machine.readings_taken);
+        assert!(woken <= taken, "seed 82: woken {woken} times for {taken} readings");
+    }
 }
 
 #[test]
