@@ -1,12 +1,13 @@
 //! Power in a whole fleet: an hour of work under two profiles, noisy sensors, radios that sleep.
 
-use crate::sim::World;
 use crate::sim::random::Random;
 use crate::sim::setup::{below_settings, master_settings};
+use crate::sim::{START_MS, World};
 use crate::transfer::{by_name, noise};
 use larder_core::power::conditions::{Condition, Readings, Thresholds};
 use larder_core::power::plan::{PowerPlan, Steering};
-use larder_core::power::windows::Windows;
+use larder_core::power::windows::{Hours, Windows};
+use larder_core::profile::Profile;
 use larder_core::request::{Request, Response};
 use larder_core::role::Role;
 use larder_core::settings::{BatchSettings, Settings};
@@ -15,57 +16,47 @@ use std::sync::Arc;
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 
-/// As `power-profiles/performance.toml` has it.
 fn performance() -> Steering {
+    shipped(include_str!("../../../../power-profiles/performance.toml"))
+}
+
+fn low_power() -> Steering {
+    shipped(include_str!("../../../../power-profiles/low-power.toml"))
+}
+
+/// What a profile's file steers on a board of the usual heat; it reacts to nothing.
+fn shipped(file: &str) -> Steering {
+    let profile: Profile = toml::from_str(file).unwrap();
+    let batch = |bytes, age_ms| BatchSettings { bytes: usize::try_from(bytes).unwrap(), age_ms };
+    let percent = |value| u8::try_from(value).unwrap();
     Steering {
-        name: "performance".into(),
-        tick_ms: 10,
-        flush: BatchSettings { bytes: 8 << 20, age_ms: 2 },
-        send: BatchSettings { bytes: 1 << 20, age_ms: 5 },
-        window_blocks: 512,
+        tick_ms: profile.tick_ms,
+        flush: batch(profile.flush_bytes, profile.flush_age_ms),
+        send: batch(profile.send_bytes, profile.send_age_ms),
+        window_blocks: u32::try_from(profile.window_blocks).unwrap(),
         quota_bytes: 1 << 40,
-        clean_step_bytes: 64 << 20,
-        verify_step_bytes: 16 << 20,
-        step_rest_ms: 0,
-        scrub_period_ms: 0,
-        scrub_rest_ms: 0,
-        checkpoint_age_ms: MINUTE_MS,
-        windows: Windows::default(),
-        sense_ms: 10_000,
-        calm_ms: 5 * MINUTE_MS,
-        telemetry_ms: 5 * MINUTE_MS,
+        clean_step_bytes: profile.clean_step_bytes,
+        verify_step_bytes: profile.verify_step_bytes,
+        step_rest_ms: profile.step_rest_ms,
+        scrub_period_ms: profile.scrub_period_s * 1_000,
+        scrub_rest_ms: profile.scrub_rest_ms,
+        checkpoint_age_ms: profile.checkpoint_age_s * 1_000,
+        windows: profile.windows(),
+        sense_ms: profile.sense_s * 1_000,
+        calm_ms: profile.calm_s * 1_000,
+        telemetry_ms: profile.telemetry_s * 1_000,
         thresholds: Thresholds {
             hot_milli_celsius: 80_000,
             cool_milli_celsius: 70_000,
-            battery_low_percent: 20,
-            battery_ok_percent: 30,
-            flash_worn_percent: 80,
+            battery_low_percent: percent(profile.battery_low_percent),
+            battery_ok_percent: percent(profile.battery_ok_percent),
+            flash_worn_percent: percent(profile.flash_worn_percent),
         },
         instead: Vec::new(),
-        timer_slack_us: 50,
-        keep_alive_s: 30,
+        timer_slack_us: profile.timer_slack_us,
+        keep_alive_s: profile.keep_alive_s,
         in_force: Vec::new(),
-    }
-}
-
-/// As `power-profiles/low-power.toml` has it.
-fn low_power() -> Steering {
-    Steering {
-        name: "low-power".into(),
-        tick_ms: 5_000,
-        flush: BatchSettings { bytes: 1 << 20, age_ms: 5_000 },
-        send: BatchSettings { bytes: 1 << 20, age_ms: 30_000 },
-        window_blocks: 16,
-        clean_step_bytes: 4 << 20,
-        verify_step_bytes: 1 << 20,
-        step_rest_ms: 200,
-        checkpoint_age_ms: 30 * MINUTE_MS,
-        sense_ms: 4 * MINUTE_MS,
-        calm_ms: 10 * MINUTE_MS,
-        telemetry_ms: HOUR_MS,
-        timer_slack_us: 100_000,
-        keep_alive_s: 300,
-        ..performance()
+        name: profile.name,
     }
 }
 
