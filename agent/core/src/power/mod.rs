@@ -153,7 +153,7 @@ impl Power {
 
     /// The loop was woken.
     pub fn woken(&mut self, why: &'static str, by_timer: bool) {
-        self.meter.woken(why);
+        self.meter.woken(why, 1);
         if !by_timer {
             return;
         }
@@ -161,6 +161,11 @@ impl Power {
             Some(reason) => reason.count += 1,
             None => self.numbers.timer_wakes.push(WakeReason { why: why.to_owned(), count: 1 }),
         }
+    }
+
+    /// The loop was woken so often for what needs no turn of it.
+    pub fn woken_without_turn(&mut self, times: u64) {
+        self.meter.woken("other", times);
     }
 
     /// The loop has gone round once and took so long.

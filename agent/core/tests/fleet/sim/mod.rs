@@ -330,7 +330,7 @@ impl World {
         let machine = &mut self.machines[node];
         let Some(core) = &mut machine.node else { return };
         let Some((_, why)) = core.deadline() else { return };
-        core.turned(0, Some(Woken::Timer(why)));
+        core.woken(Woken::Timer(why), 1);
         *machine.wakes.entry(why).or_default() += 1;
         machine.woken_in_a_row = if machine.woken_ms == now_ms { machine.woken_in_a_row + 1 } else { 0 };
         machine.woken_ms = now_ms;
