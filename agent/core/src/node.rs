@@ -66,7 +66,7 @@ impl Node {
     /// Takes over new settings; identity, store and watched folders are those of the start.
     pub fn reload(&mut self, now: Time, settings: &Settings) {
         self.settings = settings.clone();
-        self.power.reload(settings);
+        self.power.reload(now, settings);
         self.follow_profile(now);
     }
 
@@ -285,7 +285,9 @@ impl Node {
     }
 
     fn measured(&mut self, now: Time, process: &ProcessNumbers, out: &mut Effects) {
-        self.power.measured(now, process);
+        if self.power.measured(now, process, out) {
+            self.follow_profile(now);
+        }
         let mut power = self.power.numbers().clone();
         power.dropped = self.dropped;
         let status = Status {

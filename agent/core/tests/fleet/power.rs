@@ -292,3 +292,28 @@ fn a_radio_that_sleeps_carries_all_in_bursts_and_loses_nothing() {
         world.machines[master].engine.names.len() == 61
     });
 }
+
+#[test]
+fn a_clock_that_is_set_outside_the_hours_puts_the_radio_to_sleep_until_they_come() {
+    // the world begins at 8:00
+    let windows = Windows { hours: vec![Hours::parse("11:00-11:30").unwrap()], every_ms: 0 };
+    let profile = Steering { windows, ..low_power() };
+    let bound_ms = profile.sense_ms + 2 * profile.tick_ms;
+    let (mut world, master, worker) = pair(84, vec![profile]);
+    world.crash(worker);
+    world.machines[worker].clock_off_ms = -START_MS;
+    world.start(worker);
+    for _ in 0..4 {
+        world.run_ms(30 * MINUTE_MS);
+        assert!(world.net.links[worker].is_up(), "in 1970 nobody knows the hour");
+    }
+    world.machines[worker].clock_off_ms = 0;
+    world.run_ms(bound_ms);
+    assert!(!world.net.links[worker].is_up(), "it is ten o'clock: {}", world.describe());
+    world.put_now(worker, "a", vec![1; 100]);
+    world.run_ms(HOUR_MS - bound_ms - MINUTE_MS);
+    assert!(world.machines[master].engine.names.is_empty());
+    world.run_until(2 * MINUTE_MS, "its hours have come", |world| {
+        world.machines[master].engine.names.len() == 1
+    });
+}
