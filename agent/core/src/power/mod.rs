@@ -77,7 +77,7 @@ pub struct Power {
     belief: Belief,
     readings: Readings,
     meter: Meter,
-    /// When the sensors were asked last, and whether they have answered.
+    /// When the sensors were asked last, or the kernel alone since they hang; and whether they owe an answer.
     sensed_ms: Option<u64>,
     sensing: bool,
     sensors_hang: bool,
