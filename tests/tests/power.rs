@@ -4,6 +4,7 @@
 use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{Fleet, connect, put, settled};
 use larder_tests::node::{Node, noise, wait_for};
+use larder_tests::terminal;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -13,6 +14,7 @@ use std::process::{Command, Stdio};
 
 const FILE_TEMP: &str = "machine/sys/class/thermal/thermal_zone0/temp";
 const FILE_BATTERY: &str = "machine/sys/class/power_supply/BAT0";
+const FILE_THROTTLED: &str = "machine/sys/devices/platform/soc/soc:firmware/get_throttled";
 
 fn write(node: &Node, path: &str, content: &str) {
     let path = node.path(path);
@@ -92,6 +94,33 @@ fn heat_moves_the_profile_at_once_and_calm_brings_it_back() {
     assert_eq!(vanished["readings"].get("heat_milli_celsius"), None);
     let text = node.run(["power"]).expect(0).text();
     assert!(text.contains("profile     own (as configured)") && text.contains("woken by"), "{text}");
+}
+
+#[test]
+fn low_voltage_moves_the_profile_and_the_end_of_it_brings_it_back() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    own_profile(&node, "performance", &QUICK, "under_voltage = \"low-power\"\n");
+    write(&node, FILE_THROTTLED, "0");
+    node.start();
+    assert_eq!(power(&node)["readings"]["under_voltage"], false);
+    write(&node, FILE_THROTTLED, "1");
+    assert_eq!(wait_profile(&node, "low-power")["because"], "under_voltage");
+    write(&node, FILE_THROTTLED, "10000"); // what was is not what is
+    assert_eq!(wait_profile(&node, "own")["changes"], 2);
+}
+
+#[test]
+fn a_sensor_frozen_at_a_plausible_value_does_not_hide_that_the_processor_is_held_back() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    own_profile(&node, "performance", &QUICK, "hot = \"low-power\"\n");
+    write(&node, FILE_THROTTLED, "0");
+    node.start();
+    assert_eq!(power(&node)["profile"], "own");
+    write(&node, FILE_THROTTLED, "4");
+    let hot = wait_profile(&node, "low-power");
+    assert_eq!((&hot["because"], &hot["readings"]["heat_milli_celsius"]), (&"hot".into(), &45_000.into()));
 }
 
 #[test]
@@ -195,6 +224,27 @@ fn power_is_shown_live_until_it_is_ended() {
     assert_eq!(heats.collect::<Vec<_>>(), [Some(45_000), Some(46_000)]);
     shown.kill().expect("it runs until then");
     shown.wait().expect("it has been ended");
+}
+
+#[test]
+fn on_a_terminal_power_is_a_table_with_a_chart_that_is_drawn_anew() {
+    let mut node = Node::new("cam", "worker");
+    record_machine(&mut node);
+    node.start();
+    let screen = terminal::watch_until(node.command(["power", "--watch", "1"]), |screen| {
+        if screen.contains("45.0 °C") {
+            write(&node, FILE_TEMP, "46000");
+        }
+        screen.contains("46.0 °C") && screen.contains("woken by")
+    });
+    let tables: Vec<&str> = screen.split("\x1b[H\x1b[J").skip(1).collect();
+    assert!(tables.len() >= 2, "each begins at the top of an empty screen: {screen:?}");
+    for table in &tables[..tables.len() - 1] {
+        for part in ["profile     performance (as configured)", "by the hour", "wake-ups", "woken by", "█"]
+        {
+            assert!(table.contains(part), "{part:?} is missing in {table}");
+        }
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 use std::process::Command;
 
 /// What systemd hears of a service.
@@ -116,6 +117,29 @@ fn the_watchdog_is_fed_by_the_loop_and_not_by_one_that_stands_still() {
     systemd.socket.set_read_timeout(Some(SOON)).unwrap();
     systemd.wait("WATCHDOG=1");
     assert_eq!(node.stop(), 0);
+}
+
+#[test]
+fn a_profile_that_wakes_seldom_asks_systemd_for_patience_and_feeds_the_watchdog_all_the_same() {
+    let mut node = Node::new("cam", "worker");
+    let mut systemd = Systemd::of(&mut node);
+    node.variable("WATCHDOG_USEC", "30000000");
+    node.set("node", "profile", "\"low-power\"");
+    node.start();
+    systemd.wait("WATCHDOG_USEC=480000000"); // twice the time between two readings of the sensors
+    systemd.wait("WATCHDOG=1");
+    assert_eq!(node.stop(), 0);
+
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../power-profiles/low-power.toml");
+    let text = fs::read_to_string(shipped).unwrap();
+    fs::write(node.path("own.toml"), text.replace("sense_s = 240", "sense_s = 1")).unwrap();
+    node.set("node", "profile", "\"own.toml\"");
+    node.variable("WATCHDOG_USEC", "500000");
+    node.start();
+    systemd.wait("WATCHDOG_USEC=2000000");
+    for _ in 0..3 {
+        systemd.wait("WATCHDOG=1");
+    }
 }
 
 /// Its other threads run and it answers signals: only the loop hangs, in a wait that does not return.

@@ -66,7 +66,7 @@ impl Node {
     /// Takes over new settings; identity, store and watched folders are those of the start.
     pub fn reload(&mut self, now: Time, settings: &Settings) {
         self.settings = settings.clone();
-        self.power.reload(settings);
+        self.power.reload(now, settings);
         self.follow_profile(now);
     }
 
@@ -138,13 +138,19 @@ impl Node {
         self.power.alarm(deadlines.into_iter().flatten())
     }
 
-    /// The shell says how long the last turn took and, if it came from sleep, what woke it.
-    pub fn turned(&mut self, took_ms: u64, woken: Option<Woken>) {
-        match woken {
-            Some(Woken::Timer(why)) => self.power.woken(why, true),
-            Some(Woken::By(what)) => self.power.woken(what, false),
-            None => {}
+    /// The loop has slept so often since it last said so: this has ended the last sleep, what needs no turn the
+    /// others.
+    pub fn woken(&mut self, by: Woken, sleeps: u64) {
+        let Some(others) = sleeps.checked_sub(1) else { return };
+        self.power.woken_without_turn(others);
+        match by {
+            Woken::Timer(why) => self.power.woken(why, true),
+            Woken::By(what) => self.power.woken(what, false),
         }
+    }
+
+    /// The shell says how long the last turn took.
+    pub fn turned(&mut self, took_ms: u64) {
         self.power.turned(took_ms);
     }
 
@@ -279,7 +285,9 @@ impl Node {
     }
 
     fn measured(&mut self, now: Time, process: &ProcessNumbers, out: &mut Effects) {
-        self.power.measured(now, process);
+        if self.power.measured(now, process, out) {
+            self.follow_profile(now);
+        }
         let mut power = self.power.numbers().clone();
         power.dropped = self.dropped;
         let status = Status {

@@ -118,6 +118,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs;
 
+    use larder_core::power::conditions::Condition;
+
     use super::*;
 
     fn wish(text: &str) -> Sourced<String> {
@@ -137,6 +139,16 @@ mod tests {
             let board = board(&wish(name)).unwrap();
             assert_eq!(board.name, name);
             profile(&wish(&board.default_profile)).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_profile_of_every_board_answers_every_condition() {
+        for (name, _) in BOARDS {
+            let default = board(&wish(name)).unwrap().default_profile;
+            let mut on = profile(&wish(&default)).unwrap().on;
+            let answered: Vec<Condition> = on.each_mut().map(|(condition, _)| condition).collect();
+            assert_eq!(answered, Condition::ALL, "{default}, the profile of {name}");
         }
     }
 

@@ -251,8 +251,9 @@ impl Agent {
 
     /// Runs until it is told to stop.
     pub async fn run(mut self) -> Result<(), RunError> {
-        self.turn(Input::Start, None);
+        self.turn(Input::Start);
         self.service.ready();
+        self.sleeps = sleeps();
         while !self.stopped {
             let deadline = self.node.deadline();
             let at = deadline.map(|(at_ms, _)| self.started + Duration::from_millis(at_ms));
@@ -281,19 +282,22 @@ impl Agent {
                         self.service.stopping();
                         (Input::Stop, Woken::By("signal"))
                     }
-                    service::Event::Fed => continue,
+                    service::Event::Fed => {
+                        self.has_woken(Woken::By("watchdog"));
+                        continue;
+                    }
                 },
                 () = self.timer.until(at) => (Input::Wake, Woken::Timer(deadline.map_or("", |(_, why)| why))),
             };
-            let woken = self.has_slept().then_some(woken);
-            self.turn(input, woken);
+            self.has_woken(woken);
+            self.turn(input);
             self.service.turned();
             // What is there already needs no waiting; a few at a time, lest others starve.
             for _ in 0..INPUTS_AT_ONCE {
                 let ready = self.engine.ready().or_else(|| self.hasher.ready());
                 let ready = ready.or_else(|| self.wire.as_mut().and_then(Wire::ready));
                 match ready {
-                    Some(input) => self.turn(input, None),
+                    Some(input) => self.turn(input),
                     None => break,
                 }
             }
@@ -306,10 +310,11 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether what comes now has ended a sleep, or was there already.
-    fn has_slept(&mut self) -> bool {
-        let sleeps = tokio::runtime::Handle::current().metrics().worker_park_count(0);
-        std::mem::replace(&mut self.sleeps, sleeps) < sleeps
+    /// Counts the sleeps since the last time: this has ended the last, tasks of the link and of connections the
+    /// others. Without any it was there already.
+    fn has_woken(&mut self, by: Woken) {
+        let sleeps = sleeps();
+        self.node.woken(by, sleeps - std::mem::replace(&mut self.sleeps, sleeps));
     }
 
     async fn obey(&mut self, order: Order) -> Option<Input> {
@@ -385,7 +390,7 @@ impl Agent {
     }
 
     /// One turn: the core decides, the shell carries out. What that brings at once is handled too.
-    fn turn(&mut self, input: Input, woken: Option<Woken>) {
+    fn turn(&mut self, input: Input) {
         let began = Instant::now();
         let now = self.now(began);
         let mut next = Some(input);
@@ -399,7 +404,7 @@ impl Agent {
             next = self.keep_alive.take().and_then(|keep_alive| self.wire.as_mut()?.keep_alive(keep_alive));
         }
         let took = began.elapsed();
-        self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), woken);
+        self.node.turned(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     }
 
     fn now(&self, instant: Instant) -> Time {
@@ -513,6 +518,11 @@ fn node_key(config: &Config, mode: Mode) -> Result<ed25519_dalek::SigningKey, Ke
         return Ok(NodeKey::generate()?.signing().clone());
     }
     Ok(NodeKey::load(&config.key)?.signing().clone())
+}
+
+/// How often the thread of the loop has slept.
+fn sleeps() -> u64 {
+    tokio::runtime::Handle::current().metrics().worker_park_count(0)
 }
 
 fn ended(reason: &str) -> RunError {

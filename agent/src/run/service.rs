@@ -89,7 +89,7 @@ impl Service {
     /// The loop wakes at least so often by itself: where that is seldom, systemd is asked for patience.
     pub(super) fn wakes_every(&mut self, wakes: Duration) {
         let Some(watchdog) = &mut self.watchdog else { return };
-        let period = if wakes > watchdog.unit { wakes * 2 } else { watchdog.unit };
+        let period = patience(watchdog.unit, wakes);
         if period != watchdog.period {
             watchdog.period = period;
             say(&[NotifyState::WatchdogUsec(period.as_micros().try_into().unwrap_or(u32::MAX))]);
@@ -123,6 +123,12 @@ impl Service {
     }
 }
 
+/// How long systemd shall wait; its message has room for 71 minutes, and what is not in it is not granted.
+fn patience(unit: Duration, wakes: Duration) -> Duration {
+    let longest = Duration::from_micros(u32::MAX.into());
+    if wakes > unit { (wakes * 2).min(longest) } else { unit }
+}
+
 async fn hungry(watchdog: Option<&Watchdog>) {
     match watchdog {
         Some(watchdog) => tokio::time::sleep_until((watchdog.fed + watchdog.period * 2 / 3).into()).await,
@@ -138,5 +144,17 @@ pub(super) fn hangups() -> Signal {
 fn say(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("systemd was not told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_is_asked_for_patience_and_never_for_more_than_it_can_be_told() {
+        let seconds = |unit, wakes| patience(Duration::from_secs(unit), Duration::from_secs(wakes)).as_secs();
+        assert_eq!((seconds(30, 10), seconds(30, 30), seconds(30, 240)), (30, 30, 480));
+        assert_eq!(seconds(30, 3_600), 4_294, "fed by itself after two thirds of what systemd waits");
     }
 }

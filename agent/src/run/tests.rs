@@ -146,3 +146,31 @@ async fn a_store_moves_between_machines_of_4_and_of_16_kib_pages() {
         agent.finish().await.unwrap();
     }
 }
+
+/// The thread of the loop is slept and woken by tasks too: pings of the link, clients that go.
+#[tokio::test]
+async fn every_wake_up_of_the_loop_has_a_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut stream, agent) = open(folder.path()).await;
+    let reasons = async |stream: &mut DuplexStream, number| {
+        let before = super::sleeps();
+        let answer = ask(stream, number, Request::Power).await;
+        let Response::Power(report) = answer else { panic!("{answer:?}") };
+        (before, report.total.wakes, super::sleeps())
+    };
+    let (before, first, asked) = reasons(&mut stream, 1).await;
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let (slept, second, after) = reasons(&mut stream, 2).await;
+    let sum = |wakes: &std::collections::BTreeMap<String, u64>| wakes.values().sum::<u64>();
+    let counted = sum(&second) - sum(&first);
+    assert!(
+        (slept - asked..=after - before).contains(&counted),
+        "{counted} of {slept} - {asked}: {second:?}"
+    );
+    // all but those that a turn of the loop happens to share
+    assert!(second.get("other").is_some_and(|others| *others > 0), "{second:?}");
+    drop(stream);
+    agent.finish().await.unwrap();
+}

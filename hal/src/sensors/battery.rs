@@ -17,7 +17,8 @@ pub(super) struct Battery {
 
 /// All batteries together; those of mice and headsets aside.
 pub(super) fn read(root: &Path) -> Battery {
-    let (mut charges, mut discharging, mut fed, mut power_uw) = (Vec::new(), None, None, None);
+    let (mut charges, mut batteries) = (Vec::new(), 0);
+    let (mut discharging, mut fed, mut power_uw) = (None, None, None);
     for supply in entries(&root.join("sys/class/power_supply"), "") {
         let kind = text(&supply.join("type")).unwrap_or_default();
         if text(&supply.join("scope")).as_deref() == Some("Device") {
@@ -32,6 +33,7 @@ pub(super) fn read(root: &Path) -> Battery {
         if flag(&supply.join("present")) == Some(false) {
             continue;
         }
+        batteries += 1;
         charges.extend(number::<u8>(&supply.join("capacity")).filter(|&percent| percent <= 100));
         match text(&supply.join("status")).as_deref() {
             Some("Discharging") => {
@@ -44,8 +46,11 @@ pub(super) fn read(root: &Path) -> Battery {
     }
     let sum: usize = charges.iter().map(|&percent| usize::from(percent)).sum();
     let percent = sum.checked_div(charges.len()).and_then(|mean| u8::try_from(mean).ok());
-    // Many chargers have no driver of their own: then the battery's status says whether it is fed.
-    Battery { percent, external_power: fed.or(discharging.map(|discharging| !discharging)), power_uw }
+    // Many chargers have no driver of their own, and an idle USB port has one: where nothing is online the battery's
+    // status says whether it is fed, as systemd takes it. Without a battery something feeds the machine.
+    let by_battery = discharging.map_or(fed, |discharging| Some(!discharging)).filter(|_| batteries > 0);
+    let external_power = if fed == Some(true) { fed } else { by_battery };
+    Battery { percent, external_power, power_uw }
 }
 
 /// Gauges give power, or current (with either sign) and voltage.

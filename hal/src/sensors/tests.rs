@@ -156,10 +156,29 @@ fn a_battery_tells_its_charge_and_whether_it_is_fed() {
     assert_eq!((fed.external_power, fed.power_uw), (Some(true), None));
     solar.write("sys/class/power_supply/AC/type", "Mains");
     solar.write("sys/class/power_supply/AC/online", "0");
-    assert_eq!(solar.read(&[], &[]).external_power, Some(false), "what feeds it says more than what it says");
-    solar.remove("sys/class/power_supply/BAT0");
-    let mains = solar.read(&[], &[]);
-    assert_eq!((mains.battery_percent, mains.external_power), (None, Some(false)));
+    assert_eq!(solar.read(&[], &[]).external_power, Some(true), "something without a driver charges it");
+    solar.write("sys/class/power_supply/BAT0/status", "Unknown");
+    assert_eq!(solar.read(&[], &[]).external_power, Some(false), "all that could feed it is idle");
+    solar.write("sys/class/power_supply/BAT0/status", "Discharging");
+    solar.write("sys/class/power_supply/AC/online", "1");
+    assert_eq!(solar.read(&[], &[]).external_power, Some(true), "what feeds it says more than what it says");
+}
+
+#[test]
+fn a_machine_without_a_battery_never_runs_on_one() {
+    let jetson = Recorded::new(
+        "sys/class/power_supply/ucsi-source-psy-2-0008/type = USB
+         sys/class/power_supply/ucsi-source-psy-2-0008/online = 0
+         sys/class/power_supply/hidpp_battery_0/type = Battery
+         sys/class/power_supply/hidpp_battery_0/scope = Device
+         sys/class/power_supply/hidpp_battery_0/status = Discharging",
+    );
+    assert_eq!(jetson.read(&[], &[]).external_power, None, "an idle USB port feeds nothing");
+    jetson.write("sys/class/power_supply/BAT0/type", "Battery");
+    jetson.write("sys/class/power_supply/BAT0/present", "0");
+    assert_eq!(jetson.read(&[], &[]).external_power, None, "its place for a battery is empty");
+    jetson.write("sys/class/power_supply/ucsi-source-psy-2-0008/online", "1");
+    assert_eq!(jetson.read(&[], &[]).external_power, Some(true));
 }
 
 #[test]

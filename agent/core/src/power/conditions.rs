@@ -240,6 +240,33 @@ mod tests {
     }
 
     #[test]
+    fn each_condition_begins_and_ends_by_its_own_sign() {
+        let none = Readings::default;
+        let charge = |percent| Readings { battery_percent: Some(percent), ..none() };
+        let flash = |used| Readings { flash_used_percent: Some(used), ..none() };
+        let volts = |low| Readings { under_voltage: Some(low), ..none() };
+        let fed = |fed| Readings { external_power: Some(fed), ..none() };
+        for (condition, shown, calm) in [
+            (Condition::UnderVoltage, volts(true), volts(false)),
+            (Condition::Hot, heat(80), heat(69)),
+            (Condition::BatteryLow, charge(20), charge(30)),
+            (Condition::OnBattery, fed(false), fed(true)),
+            (Condition::FlashWorn, flash(80), flash(79)),
+        ] {
+            for calm in [calm, none()] {
+                let mut conditions = Conditions::default();
+                for (now_ms, readings, held) in
+                    [(0, calm, false), (1, shown, true), (1_000, calm, true), (1_001, calm, false)]
+                {
+                    conditions.judge(now_ms, &readings, &AT, 1_000);
+                    let expected: &[Condition] = if held { &[condition] } else { &[] };
+                    assert_eq!(conditions.held().collect::<Vec<_>>(), expected, "{condition} at {now_ms}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn mains_back_ends_what_the_battery_began() {
         let mut conditions = Conditions::default();
         let on = |external_power, battery_percent| Readings {

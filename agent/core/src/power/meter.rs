@@ -13,8 +13,6 @@ use crate::request::ProcessNumbers;
 /// Hours that are remembered.
 pub const HOURS_MAX: usize = 24;
 const HOUR_MS: u64 = 3_600_000;
-/// A sample of the power stands for at most so long.
-const SAMPLE_MS_MAX: u64 = 600_000;
 
 /// Costs of a stretch of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +85,13 @@ pub(super) struct Meter {
     hour_began: Costs,
     /// Complete hours, the latest last.
     hours: VecDeque<Costs>,
+    /// The kernel's counters as they were read last.
+    counted: ProcessNumbers,
     energy_uj: Option<u64>,
-    /// When power was last sampled, and the energy counter's last value.
-    sampled: Option<(u64, Option<u64>)>,
+    /// The energy counter as it was read last: it counts on while nobody reads it.
+    counter_uj: Option<u64>,
+    /// When the power was read last; none if the last readings did not have it.
+    sampled_ms: Option<u64>,
 }
 
 impl Meter {
@@ -97,12 +99,13 @@ impl Meter {
         self.started_ms = now_ms;
     }
 
-    pub(super) fn woken(&mut self, why: &str) {
+    pub(super) fn woken(&mut self, why: &str, times: u64) {
         match self.total.wakes.get_mut(why) {
-            Some(count) => *count += 1,
-            None => {
-                self.total.wakes.insert(why.to_owned(), 1);
+            Some(count) => *count += times,
+            None if times > 0 => {
+                self.total.wakes.insert(why.to_owned(), times);
             }
+            None => {}
         }
     }
 
@@ -119,11 +122,17 @@ impl Meter {
     /// The kernel's and the disk's counters.
     pub(super) fn measured(&mut self, now_ms: u64, process: &ProcessNumbers) {
         self.total.ms = now_ms.saturating_sub(self.started_ms);
-        // A counter of threads that have ended is gone with them; costs do not shrink.
-        self.total.wake_ups = process.wake_ups.max(self.total.wake_ups);
-        self.total.cpu_ms = process.cpu_ms.max(self.total.cpu_ms);
-        self.total.syncs = process.syncs.max(self.total.syncs);
-        self.total.flash_bytes = process.flash_bytes.max(self.total.flash_bytes);
+        for (total, last, now) in [
+            (&mut self.total.wake_ups, &mut self.counted.wake_ups, process.wake_ups),
+            (&mut self.total.cpu_ms, &mut self.counted.cpu_ms, process.cpu_ms),
+            (&mut self.total.syncs, &mut self.counted.syncs, process.syncs),
+            (&mut self.total.flash_bytes, &mut self.counted.flash_bytes, process.flash_bytes),
+        ] {
+            let Some(now) = now else { continue };
+            // A thread that ends takes its part of a counter with it; costs do not shrink.
+            let step = now.saturating_sub(last.replace(now).unwrap_or(0));
+            *total = Some(total.unwrap_or(0) + step);
+        }
         if self.total.ms - self.hour_began.ms >= HOUR_MS {
             if self.hours.len() == HOURS_MAX {
                 self.hours.pop_front();
@@ -133,22 +142,24 @@ impl Meter {
         }
     }
 
-    /// A counter of energy, or else samples of the power.
+    /// A counter of energy, or else samples of the power: each stands for the time since the one before, so that a
+    /// gap between them is not made up.
     pub(super) fn sensed(&mut self, now_ms: u64, readings: &Readings) {
-        let step_uj = match (self.sampled, readings.power_uw, readings.energy_uj) {
-            (Some((_, Some(last))), _, Some(energy_uj)) => Some(energy_uj.saturating_sub(last)),
-            (Some((at_ms, _)), Some(power_uw), None) => {
-                let ms = now_ms.saturating_sub(at_ms).min(SAMPLE_MS_MAX);
-                Some(power_uw / 1_000 * ms)
+        let since_ms = |at_ms: u64| now_ms.saturating_sub(at_ms);
+        let step_uj = match (readings.energy_uj, readings.power_uw) {
+            (Some(energy_uj), _) => self.counter_uj.map(|last| energy_uj.saturating_sub(last)),
+            (None, Some(power_uw)) => {
+                self.sampled_ms.map(|at_ms| (power_uw / 1_000).saturating_mul(since_ms(at_ms)))
             }
-            (_, _, _) => None,
+            (None, None) => None,
         };
+        self.counter_uj = readings.energy_uj.or(self.counter_uj);
+        self.sampled_ms = readings.power_uw.map(|_| now_ms);
         if let Some(step_uj) = step_uj {
             let sum = self.energy_uj.unwrap_or(0).saturating_add(step_uj);
             self.energy_uj = Some(sum);
             self.total.millijoules = Some(sum / 1_000);
         }
-        self.sampled = Some((now_ms, readings.energy_uj));
     }
 
     /// Since the start.
@@ -180,7 +191,7 @@ mod tests {
         let mut meter = Meter::default();
         meter.start(1_000);
         for hour in 1..=30 {
-            meter.woken("timer");
+            meter.woken("timer", 1);
             meter.sent(2, 100);
             meter.measured(1_000 + hour * HOUR_MS, &process(hour * 7, hour));
         }
@@ -193,17 +204,21 @@ mod tests {
             assert_eq!((hour.messages_sent, hour.bytes_sent), (2, 100));
             assert_eq!((hour.cpu_ms, hour.millijoules), (None, None), "absent, not zero");
         }
-        meter.woken("link");
+        meter.woken("link", 1);
         assert_eq!(meter.this_hour().wakes, BTreeMap::from([("link".to_owned(), 1)]));
         assert_eq!(meter.total().wakes_sum(), 31);
     }
 
     #[test]
-    fn a_thread_that_ends_takes_no_costs_back() {
+    fn a_thread_that_ends_takes_no_costs_back_and_hides_no_new_ones() {
         let mut meter = Meter::default();
-        meter.measured(10, &process(100, 1));
-        meter.measured(20, &process(40, 1));
-        assert_eq!(meter.total().wake_ups, Some(100));
+        for (wake_ups, total) in [(100, 100), (40, 100), (50, 110)] {
+            meter.measured(10, &process(wake_ups, 1));
+            assert_eq!((meter.total().wake_ups, meter.total().syncs), (Some(total), Some(1)));
+        }
+        meter.measured(20, &ProcessNumbers::default());
+        meter.measured(30, &process(60, 1));
+        assert_eq!(meter.total().wake_ups, Some(120), "what was not told for once is not told twice");
     }
 
     #[test]
@@ -211,16 +226,21 @@ mod tests {
         let reading = |power_uw, energy_uj| Readings { power_uw, energy_uj, ..Readings::default() };
         let mut meter = Meter::default();
         meter.sensed(0, &reading(None, None));
-        meter.sensed(1_000, &reading(None, None));
-        assert_eq!(meter.total().millijoules, None);
+        meter.sensed(1_000, &reading(Some(4_000_000), None));
+        assert_eq!(meter.total().millijoules, None, "one sample stands for no time");
         meter.sensed(3_000, &reading(Some(4_000_000), None));
         assert_eq!(meter.total().millijoules, Some(8_000), "4 W for 2 s");
-        meter.sensed(4_000, &reading(None, None));
-        meter.sensed(u64::MAX / 2, &reading(Some(1_000_000), None));
-        assert_eq!(meter.total().millijoules, Some(8_000 + SAMPLE_MS_MAX), "a gap is not made up");
+        meter.sensed(3_603_000, &reading(Some(1_000_000), None));
+        assert_eq!(meter.total().millijoules, Some(8_000 + 3_600_000), "1 W for an hour");
+        meter.sensed(3_604_000, &reading(None, None));
+        meter.sensed(3_605_000, &reading(Some(1_000_000), None));
+        assert_eq!(meter.total().millijoules, Some(8_000 + 3_600_000), "a gap is not made up");
         let mut counted = Meter::default();
         counted.sensed(0, &reading(Some(9_000_000), Some(500)));
         counted.sensed(1_000, &reading(Some(9_000_000), Some(2_500_500)));
         assert_eq!(counted.total().millijoules, Some(2_500));
+        counted.sensed(2_000, &reading(None, None));
+        counted.sensed(3_000, &reading(None, Some(4_000_500)));
+        assert_eq!(counted.total().millijoules, Some(4_000), "it counts on while nobody reads it");
     }
 }

@@ -8,7 +8,8 @@
 //! deadlines of one tick share a wake-up; where no tick falls inside it, at the window's end: nothing is
 //! ever later than its deadline allows. Sensors are read when the loop is awake anyway, if half of the
 //! profile's `sense_s` has passed, and else at its end. Sensors that do not answer within five seconds count
-//! as absent until they do.
+//! as absent until they do: then the kernel alone is asked in their time, so that reactions end, hours close and
+//! telemetry goes on.
 //!
 //! A profile set by hand lasts for its time or until the next start; it is not remembered over one, because
 //! an order that outlives its reason costs more than one that ends early.
@@ -45,6 +46,8 @@ const DOUBT_MS: u64 = 1_000;
 const LINGER_MS: u64 = 5_000;
 /// A link that does not come up goes after this: there may be no network until the next window.
 const CONNECT_MS: u64 = 60_000;
+/// A clock that differs by this from what has passed was set.
+const CLOCK_STEP_MS: u64 = 60_000;
 /// The longest time a profile may be set for.
 pub const BY_HAND_S_MAX: u64 = 30 * 24 * 3_600;
 
@@ -74,7 +77,7 @@ pub struct Power {
     belief: Belief,
     readings: Readings,
     meter: Meter,
-    /// When the sensors were asked last, and whether they have answered.
+    /// When the sensors were asked last, or the kernel alone since they hang; and whether they owe an answer.
     sensed_ms: Option<u64>,
     sensing: bool,
     sensors_hang: bool,
@@ -83,6 +86,8 @@ pub struct Power {
     waiting: Vec<Ticket>,
     radio: Radio,
     link_up: bool,
+    /// What the clock showed when this node started, as far as is known now.
+    started_wall_ms: i64,
     told_ms: Option<u64>,
     changes: u64,
 }
@@ -107,13 +112,14 @@ impl Power {
             waiting: Vec::new(),
             radio: Radio::Awake { look_ms: CONNECT_MS },
             link_up: false,
+            started_wall_ms: 0,
             told_ms: None,
             changes: 0,
         }
     }
 
     /// Takes over new settings. The profile set by hand stays if there still is one of its name.
-    pub fn reload(&mut self, settings: &Settings) {
+    pub fn reload(&mut self, now: Time, settings: &Settings) {
         let by_hand =
             self.manual.take().map(|manual| (self.plan.profiles[manual.index].name.clone(), manual));
         self.plan = settings.power.clone();
@@ -123,11 +129,13 @@ impl Power {
         });
         self.index = self.wanted();
         self.tick_ms = self.steering().map_or(settings.tick_ms, |steering| steering.tick_ms).max(1);
+        self.follow_windows(now);
     }
 
     /// The node has started.
     pub fn start(&mut self, now: Time, out: &mut Effects) {
         self.meter.start(now.mono_ms);
+        self.started_wall_ms = started_wall_ms(now);
         self.radio = Radio::Awake { look_ms: now.mono_ms + CONNECT_MS };
         if let Some(steering) = self.steering() {
             out.emit(Effect::Profile(steering.clone()));
@@ -153,7 +161,7 @@ impl Power {
 
     /// The loop was woken.
     pub fn woken(&mut self, why: &'static str, by_timer: bool) {
-        self.meter.woken(why);
+        self.meter.woken(why, 1);
         if !by_timer {
             return;
         }
@@ -161,6 +169,11 @@ impl Power {
             Some(reason) => reason.count += 1,
             None => self.numbers.timer_wakes.push(WakeReason { why: why.to_owned(), count: 1 }),
         }
+    }
+
+    /// The loop was woken so often for what needs no turn of it.
+    pub fn woken_without_turn(&mut self, times: u64) {
+        self.meter.woken("other", times);
     }
 
     /// The loop has gone round once and took so long.
@@ -185,9 +198,11 @@ impl Power {
         self.meter.received(bytes as u64);
     }
 
-    /// The kernel's counters.
-    pub fn measured(&mut self, now: Time, process: &ProcessNumbers) {
+    /// The kernel's counters; while the sensors hang, all there is to go by. Says whether another profile is in
+    /// force now.
+    pub fn measured(&mut self, now: Time, process: &ProcessNumbers, out: &mut Effects) -> bool {
         self.meter.measured(now.mono_ms, process);
+        self.sensors_hang && self.conclude(now, Readings::default(), out)
     }
 
     /// The sensors have answered. Says whether another profile is in force now.
@@ -195,18 +210,23 @@ impl Power {
         (self.sensing, self.sensors_hang) = (false, false);
         let (readings, doubted) = self.belief.weigh(readings);
         self.again_at_ms = doubted.then_some(now.mono_ms + DOUBT_MS);
-        let changed = self.judge(now, readings, out);
+        self.conclude(now, readings, out)
+    }
+
+    /// Everything that follows from readings.
+    fn conclude(&mut self, now: Time, readings: Readings, out: &mut Effects) -> bool {
+        self.meter.sensed(now.mono_ms, &readings);
+        self.readings = readings;
+        let changed = self.judge(now, out);
         self.answer_all(now, out);
         self.publish(now, out);
         changed
     }
 
-    fn judge(&mut self, now: Time, readings: Readings, out: &mut Effects) -> bool {
-        self.meter.sensed(now.mono_ms, &readings);
-        self.readings = readings;
+    fn judge(&mut self, now: Time, out: &mut Effects) -> bool {
         let Some(asked_for) = self.plan.profiles.get(self.asked_for()) else { return false };
-        self.conditions.judge(now.mono_ms, &readings, &asked_for.thresholds, asked_for.calm_ms);
-        self.change(out)
+        self.conditions.judge(now.mono_ms, &self.readings, &asked_for.thresholds, asked_for.calm_ms);
+        self.change(now, out)
     }
 
     /// The profile asked for, by hand or by configuration.
@@ -226,7 +246,7 @@ impl Power {
     }
 
     /// Puts the wanted profile in force. Says whether that is another one.
-    fn change(&mut self, out: &mut Effects) -> bool {
+    fn change(&mut self, now: Time, out: &mut Effects) -> bool {
         let wanted = self.wanted();
         if wanted == self.index {
             return false;
@@ -235,6 +255,7 @@ impl Power {
         self.changes += 1;
         let Some(steering) = self.steering().cloned() else { return false };
         self.tick_ms = steering.tick_ms.max(1);
+        self.follow_windows(now);
         let why = match (self.because(), &self.manual) {
             (Some((condition, _)), _) => condition.words(),
             (None, Some(_)) => "it was set by hand",
@@ -262,7 +283,7 @@ impl Power {
             }
             Ok(manual) => {
                 self.manual = manual;
-                let changed = self.change(out);
+                let changed = self.change(now, out);
                 let report = Box::new(self.report(now));
                 out.tell(Message::PowerNews { ticket, done: Ok(report) });
                 changed
@@ -293,20 +314,17 @@ impl Power {
         self.plan.profiles.iter().map(|profile| profile.name.clone()).collect()
     }
 
-    /// Asks the sensors and the kernel, unless the sensors still owe an answer.
+    /// Asks the kernel, and the sensors unless they still owe an answer.
     fn sense(&mut self, now: Time, out: &mut Effects) {
         out.emit(Effect::Measure);
-        if self.sensing {
-            // They hang: whoever waits is told what is known.
-            if self.sensors_hang {
-                self.answer_all(now, out);
-            }
+        if self.sensing && !self.sensors_hang {
             return;
         }
-        self.sensing = true;
         self.sensed_ms = Some(now.mono_ms);
         self.again_at_ms = None;
-        out.emit(Effect::Sense);
+        if !std::mem::replace(&mut self.sensing, true) {
+            out.emit(Effect::Sense);
+        }
     }
 
     /// Called at the end of every turn: what may use an awake processor does. Says whether another profile
@@ -315,7 +333,7 @@ impl Power {
         let mut changed = false;
         if self.manual.as_ref().is_some_and(|manual| manual.until_ms.is_some_and(|end| end <= now.mono_ms)) {
             self.manual = None;
-            changed = self.change(out);
+            changed = self.change(now, out);
         }
         if self.sense_at().is_some_and(|(ride_ms, _)| ride_ms <= now.mono_ms) {
             self.sense(now, out);
@@ -323,8 +341,11 @@ impl Power {
         let asked_ms = self.sensed_ms.unwrap_or(0);
         if self.sensing && !self.sensors_hang && now.mono_ms >= asked_ms + SENSORS_MS {
             self.sensors_hang = true;
-            changed |= self.judge(now, Readings::default(), out);
-            self.answer_all(now, out);
+            out.emit(Effect::Measure);
+        }
+        if self.started_wall_ms.abs_diff(started_wall_ms(now)) >= CLOCK_STEP_MS {
+            self.started_wall_ms = started_wall_ms(now);
+            self.follow_windows(now);
         }
         self.move_radio(now, is_busy, out);
         changed
@@ -332,7 +353,7 @@ impl Power {
 
     /// From when on the sensors may be read, and when they must.
     fn sense_at(&self) -> Option<(u64, u64)> {
-        if self.sensing {
+        if self.sensing && !self.sensors_hang {
             return None;
         }
         if let Some(at_ms) = self.again_at_ms {
@@ -340,17 +361,23 @@ impl Power {
         }
         let sense_ms = self.steering().map_or(0, |steering| steering.sense_ms);
         let last_ms = self.sensed_ms.filter(|_| sense_ms > 0)?;
-        Some((last_ms + sense_ms / 2, last_ms + sense_ms))
+        let latest_ms = self.tell_ms().unwrap_or(u64::MAX).min(last_ms + sense_ms);
+        Some((latest_ms.min(last_ms + sense_ms / 2), latest_ms))
+    }
+
+    /// When the next report on the telemetry topic is due; none where nobody would hear it.
+    fn tell_ms(&self) -> Option<u64> {
+        let steering = self.steering().filter(|_| self.link_up)?;
+        Some(self.told_ms.map_or(0, |told_ms| told_ms + steering.telemetry_ms))
     }
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
         let exact = |at_ms, why| Deadline { at_ms, slack_ms: 0, why };
         let slack_ms = self.tick_ms;
-        let sense = self.sense_at().map(|(_, at_ms)| Deadline {
-            at_ms: at_ms.saturating_sub(slack_ms),
-            slack_ms,
-            why: "sensors",
+        let sense = self.sense_at().map(|(ride_ms, latest_ms)| {
+            let at_ms = latest_ms.saturating_sub(slack_ms).max(ride_ms);
+            Deadline { at_ms, slack_ms: latest_ms.saturating_sub(at_ms), why: "sensors" }
         });
         let hang = (self.sensing && !self.sensors_hang).then_some(self.sensed_ms).flatten();
         let hang = hang.map(|at_ms| exact(at_ms + SENSORS_MS, "sensors that hang"));
@@ -363,11 +390,22 @@ impl Power {
     /// The link is up or down.
     pub fn link(&mut self, now: Time, up: bool, out: &mut Effects) {
         self.link_up = up;
-        if let Radio::Awake { look_ms } = &mut self.radio {
-            *look_ms = now.mono_ms + if up { LINGER_MS } else { CONNECT_MS };
-        }
+        self.follow_windows(now);
         if up {
             self.publish(now, out);
+        }
+    }
+
+    /// The link, the clock or the windows have changed. A window that was promised comes no later for it: where
+    /// it is too early after all, that is seen when it comes.
+    fn follow_windows(&mut self, now: Time) {
+        let Some(windows) = self.steering().map(|steering| steering.windows.clone()) else { return };
+        let until_next_ms = now.mono_ms + windows.next_in_ms(now);
+        match &mut self.radio {
+            Radio::Awake { look_ms } => {
+                *look_ms = now.mono_ms + if self.link_up { LINGER_MS } else { CONNECT_MS };
+            }
+            Radio::Asleep { until_ms } => *until_ms = until_next_ms.min(*until_ms),
         }
     }
 
@@ -406,7 +444,7 @@ impl Power {
                 } else if allowed_in_ms == 0 && windows.every_ms == 0 {
                     *look_ms = now.mono_ms + windows.closed_in_ms(now);
                 } else {
-                    let until_ms = now.mono_ms + windows.every_ms.max(allowed_in_ms);
+                    let until_ms = now.mono_ms + windows.next_in_ms(now);
                     self.radio = Radio::Asleep { until_ms };
                     out.emit(Effect::Presence(Presence::Sleeping));
                     out.emit(Effect::Radio(false));
@@ -426,10 +464,10 @@ impl Power {
         }
     }
 
-    /// Says on the telemetry topic what the node costs, if the link is up and it is time.
+    /// Says on the telemetry topic what the node costs, if the next readings could come too late for it.
     fn publish(&mut self, now: Time, out: &mut Effects) {
-        let Some(steering) = self.steering().filter(|_| self.link_up) else { return };
-        if self.told_ms.is_some_and(|told_ms| now.mono_ms < told_ms + steering.telemetry_ms) {
+        let Some((steering, tell_ms)) = self.steering().zip(self.tell_ms()) else { return };
+        if now.mono_ms + steering.sense_ms <= tell_ms {
             return;
         }
         self.told_ms = Some(now.mono_ms);
@@ -464,4 +502,8 @@ impl Power {
             hours: self.meter.hours().cloned().collect(),
         }
     }
+}
+
+fn started_wall_ms(now: Time) -> i64 {
+    now.wall_ms.saturating_sub_unsigned(now.mono_ms)
 }

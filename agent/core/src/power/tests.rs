@@ -11,8 +11,9 @@ use crate::settings::BatchSettings;
 
 const MINUTE_MS: u64 = 60_000;
 
+/// With a clock in 1970.
 fn at(mono_ms: u64) -> Time {
-    Time { mono_ms, wall_ms: 0 }
+    Time { mono_ms, wall_ms: i64::try_from(mono_ms).unwrap() }
 }
 
 fn steering(name: &str, instead: &[(Condition, usize)]) -> Arc<Steering> {
@@ -66,6 +67,7 @@ fn power_with(profiles: Vec<Arc<Steering>>) -> Power {
         waiting: Vec::new(),
         radio: Radio::Awake { look_ms: CONNECT_MS },
         link_up: false,
+        started_wall_ms: 0,
         told_ms: None,
         changes: 0,
     }
@@ -194,6 +196,18 @@ fn a_sensor_that_vanishes_ends_its_reaction_after_the_calm() {
     assert_eq!(name(&power), "usual");
 }
 
+/// What is wanted is carried out, with a kernel that counts and sensors that never answer.
+fn carry_out(power: &mut Power, now_ms: u64, out: &mut Effects) -> Vec<Effect> {
+    let mut all = Vec::new();
+    while let Some(effect) = out.next_effect() {
+        if matches!(effect, Effect::Measure) {
+            power.measured(at(now_ms), &ProcessNumbers::default(), out);
+        }
+        all.push(effect);
+    }
+    all
+}
+
 #[test]
 fn sensors_that_hang_count_as_absent_and_nobody_waits_for_them() {
     let (mut power, mut out) = (reacting(), Effects::default());
@@ -203,13 +217,38 @@ fn sensors_that_hang_count_as_absent_and_nobody_waits_for_them() {
     power.asked(at(MINUTE_MS), ticket, ask, &mut out);
     assert_eq!(power.deadline().map(|deadline| deadline.why), Some("sensors that hang"));
     power.ride(at(MINUTE_MS + SENSORS_MS), || false, &mut out);
+    carry_out(&mut power, MINUTE_MS + SENSORS_MS, &mut out);
     let Some(Message::PowerNews { done: Ok(report), .. }) = out.next_message() else { panic!("an answer") };
     assert!(report.sensors_hang && report.readings == Readings::default());
-    assert_eq!(power.deadline(), None, "they are not asked again, and nothing wakes for them");
     power.asked(at(2 * MINUTE_MS), ticket, PowerAsk::Report, &mut out);
+    carry_out(&mut power, 2 * MINUTE_MS, &mut out);
     assert!(matches!(out.next_message(), Some(Message::PowerNews { .. })), "who asks is told at once");
     assert!(power.sensed(at(10 * MINUTE_MS), Readings::default(), &mut out), "what was hot is not for ever");
     assert!(!power.report(at(10 * MINUTE_MS)).sensors_hang);
+}
+
+#[test]
+fn while_sensors_hang_reactions_end_hours_close_and_telemetry_goes_on() {
+    let (mut power, mut out) = (reacting(), Effects::default());
+    power.start(at(0), &mut out);
+    power.sensed(at(1), heat(85_000), &mut out);
+    power.link(at(2), true, &mut out);
+    let (mut now_ms, mut asked, mut told, mut woken) = (10_000, 0, 0, 0);
+    power.ride(at(now_ms), || false, &mut out);
+    while now_ms < 121 * MINUTE_MS {
+        for effect in carry_out(&mut power, now_ms, &mut out) {
+            asked += u32::from(matches!(effect, Effect::Sense));
+            told += u32::from(matches!(effect, Effect::Telemetry(_)));
+        }
+        let expected = if now_ms < 5 * MINUTE_MS { "cool" } else { "usual" };
+        assert_eq!(name(&power), expected, "at {now_ms} ms");
+        now_ms = power.alarm(power.deadline().into_iter()).unwrap().0;
+        woken += 1;
+        power.ride(at(now_ms), || false, &mut out);
+    }
+    assert_eq!((asked, told), (2, 3), "one order is open, and one is enough; telemetry comes every hour");
+    assert_eq!(power.report(at(now_ms)).hours.len(), 2);
+    assert!(woken <= 121 * 7, "no more often than the sensors would be read: {woken}");
 }
 
 #[test]
@@ -252,10 +291,34 @@ fn idle_sensors_wake_the_loop_once_in_their_time_and_ride_along_otherwise() {
     assert!(effects(&mut out).iter().any(|effect| matches!(effect, Effect::Sense)), "awake anyway");
 }
 
+#[test]
+fn an_alarm_for_the_sensors_comes_when_they_may_be_read() {
+    let times =
+        [1_000, 7_000, 240_000].map(|sense_ms| [1, 10, 250, 5_000, 60_000].map(|tick| (tick, sense_ms)));
+    for (tick_ms, sense_ms) in times.into_iter().flatten() {
+        let steering = Steering { tick_ms, sense_ms, ..(*steering("usual", &[])).clone() };
+        let (mut power, mut out) = (power_with(vec![Arc::new(steering)]), Effects::default());
+        power.start(at(3), &mut out);
+        // a jump is doubted three times, and then left alone
+        for celsius in [40, 90, 10, 60, 100, 20] {
+            power.sensed(at(power.sensed_ms.unwrap() + 4), heat(celsius * 1_000), &mut out);
+            effects(&mut out);
+            let (alarm_ms, _) = power.alarm(power.deadline().into_iter()).unwrap();
+            power.ride(at(alarm_ms), || false, &mut out);
+            let asks = effects(&mut out).iter().any(|effect| matches!(effect, Effect::Sense));
+            assert!(asks, "tick {tick_ms} ms, sensors {sense_ms} ms: woken at {alarm_ms} ms for nothing");
+        }
+    }
+}
+
 fn windowed(every_ms: u64, hours: &[&str]) -> Power {
+    power_with(vec![windows("windowed", every_ms, hours)])
+}
+
+fn windows(name: &str, every_ms: u64, hours: &[&str]) -> Arc<Steering> {
     let hours = hours.iter().map(|text| Hours::parse(text).unwrap()).collect();
     let windows = Windows { hours, every_ms };
-    power_with(vec![Arc::new(Steering { windows, sense_ms: 0, ..(*steering("windowed", &[])).clone() })])
+    Arc::new(Steering { windows, sense_ms: 0, ..(*steering(name, &[])).clone() })
 }
 
 /// What the radio was told: `sleeping` is said before it goes.
@@ -305,6 +368,90 @@ fn hours_keep_the_radio_down_outside_and_up_inside() {
     assert_eq!(next, LINGER_MS + (120 + 20 * 60) * MINUTE_MS);
     power.ride(Time { mono_ms: next, wall_ms: 0 }, || false, &mut out);
     assert_eq!(radio(&mut out), ["up"], "a clock in 1970 knows no hours");
+}
+
+const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
+
+/// That long after midnight, on both clocks.
+fn of_day(mono_ms: u64) -> Time {
+    Time { mono_ms, wall_ms: 20_000 * 24 * 3_600_000 + i64::try_from(mono_ms).unwrap() }
+}
+
+#[test]
+fn the_radio_follows_a_change_between_two_profiles_with_windows() {
+    let rare = windows("rare", DAY_MS, &[]);
+    let often = windows("often", 15 * MINUTE_MS, &[]);
+    let nightly = windows("nightly", 0, &["00:00-06:00"]);
+    let (mut power, mut out) = (power_with(vec![rare, often, nightly]), Effects::default());
+    let (ticket, _) = report_ticket();
+    let set = |power: &mut Power, now: Time, profile: &str, out: &mut Effects| {
+        let ask = PowerAsk::Set { profile: Some(profile.to_owned()), seconds: None };
+        assert!(power.asked(now, ticket, ask, out));
+        power.ride(now, || false, out);
+        radio(out)
+    };
+    power.start(of_day(0), &mut out);
+    power.link(of_day(0), true, &mut out);
+    power.ride(of_day(LINGER_MS), || false, &mut out);
+    power.link(of_day(LINGER_MS), false, &mut out);
+    assert_eq!(radio(&mut out), ["sleeping", "down"]);
+
+    assert_eq!(set(&mut power, of_day(MINUTE_MS), "often", &mut out), [""; 0]);
+    assert_eq!(power.deadline().map(|deadline| deadline.at_ms), Some(16 * MINUTE_MS), "not in a day");
+    let back = set(&mut power, of_day(2 * MINUTE_MS), "rare", &mut out);
+    assert_eq!(back, [""; 0]);
+    assert_eq!(power.deadline().map(|deadline| deadline.at_ms), Some(16 * MINUTE_MS), "that was promised");
+
+    assert_eq!(set(&mut power, of_day(3 * MINUTE_MS), "nightly", &mut out), ["up"], "its hours are now");
+    power.link(of_day(3 * MINUTE_MS), true, &mut out);
+    power.ride(of_day(4 * MINUTE_MS), || false, &mut out);
+    assert_eq!(power.deadline().map(|deadline| deadline.at_ms), Some(6 * 60 * MINUTE_MS));
+    assert_eq!(set(&mut power, of_day(5 * MINUTE_MS), "often", &mut out), [""; 0], "its answer still goes");
+    power.ride(of_day(5 * MINUTE_MS + LINGER_MS), || false, &mut out);
+    assert_eq!(radio(&mut out), ["sleeping", "down"], "not at six o'clock");
+}
+
+#[test]
+fn a_clock_that_is_set_moves_the_hours_of_the_radio() {
+    let (mut power, mut out) = (windowed(0, &["01:00-05:00"]), Effects::default());
+    power.start(at(0), &mut out);
+    power.link(at(0), true, &mut out);
+    power.ride(at(MINUTE_MS), || false, &mut out);
+    assert_eq!(radio(&mut out), [""; 0], "nobody knows the hour");
+    power.ride(of_day(2 * MINUTE_MS), || false, &mut out);
+    power.ride(of_day(2 * MINUTE_MS + LINGER_MS), || false, &mut out);
+    assert_eq!(radio(&mut out), ["sleeping", "down"], "it is midnight");
+    power.link(of_day(3 * MINUTE_MS), false, &mut out);
+    assert_eq!(power.deadline().map(|deadline| deadline.at_ms), Some(60 * MINUTE_MS));
+    let ahead = of_day(3 * MINUTE_MS);
+    let ahead = Time { wall_ms: ahead.wall_ms + 2 * 3_600_000, ..ahead };
+    power.ride(ahead, || false, &mut out);
+    assert_eq!(radio(&mut out), ["up"], "it was two hours later all the time");
+}
+
+#[test]
+fn telemetry_is_never_later_than_its_time() {
+    for (sense_s, telemetry_s) in [(10, 300), (240, 3_600), (240, 10), (3_600, 86_400), (7, 60)] {
+        let steering = Steering {
+            sense_ms: sense_s * 1_000,
+            telemetry_ms: telemetry_s * 1_000,
+            ..(*steering("usual", &[])).clone()
+        };
+        let (mut power, mut out) = (power_with(vec![Arc::new(steering)]), Effects::default());
+        power.start(at(0), &mut out);
+        power.link(at(0), true, &mut out);
+        let (mut now_ms, mut told_ms, mut count) = (0, 0, 0);
+        while now_ms < 3 * telemetry_s * 1_000 {
+            power.sensed(at(now_ms), heat(40_000), &mut out);
+            if effects(&mut out).iter().any(|effect| matches!(effect, Effect::Telemetry(_))) {
+                (told_ms, count) = (now_ms, count + 1);
+            }
+            now_ms = power.alarm(power.deadline().into_iter()).unwrap().0;
+            assert!(now_ms <= told_ms + telemetry_s * 1_000, "{sense_s} s, {telemetry_s} s");
+            power.ride(at(now_ms), || false, &mut out);
+        }
+        assert!(count <= 4 + 3 * sense_s / telemetry_s, "{sense_s} s, {telemetry_s} s: {count} times");
+    }
 }
 
 #[test]

@@ -68,6 +68,11 @@ impl Windows {
         left.and_then(|left| u64::try_from(left).ok()).unwrap_or(HOUR_MS)
     }
 
+    /// Milliseconds until the radio may come up again, if it goes now.
+    pub(super) fn next_in_ms(&self, now: Time) -> u64 {
+        self.every_ms.max(self.allowed_in_ms(now))
+    }
+
     /// Milliseconds until the hours allow the radio; 0: they do.
     pub(super) fn allowed_in_ms(&self, now: Time) -> u64 {
         if self.hours.is_empty() || !now.clock_is_set() {

@@ -1,12 +1,13 @@
 //! Power in a whole fleet: an hour of work under two profiles, noisy sensors, radios that sleep.
 
-use crate::sim::World;
 use crate::sim::random::Random;
 use crate::sim::setup::{below_settings, master_settings};
+use crate::sim::{START_MS, World};
 use crate::transfer::{by_name, noise};
 use larder_core::power::conditions::{Condition, Readings, Thresholds};
 use larder_core::power::plan::{PowerPlan, Steering};
-use larder_core::power::windows::Windows;
+use larder_core::power::windows::{Hours, Windows};
+use larder_core::profile::Profile;
 use larder_core::request::{Request, Response};
 use larder_core::role::Role;
 use larder_core::settings::{BatchSettings, Settings};
@@ -15,57 +16,47 @@ use std::sync::Arc;
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 
-/// As `power-profiles/performance.toml` has it.
 fn performance() -> Steering {
+    shipped(include_str!("../../../../power-profiles/performance.toml"))
+}
+
+fn low_power() -> Steering {
+    shipped(include_str!("../../../../power-profiles/low-power.toml"))
+}
+
+/// What a profile's file steers on a board of the usual heat; it reacts to nothing.
+fn shipped(file: &str) -> Steering {
+    let profile: Profile = toml::from_str(file).unwrap();
+    let batch = |bytes, age_ms| BatchSettings { bytes: usize::try_from(bytes).unwrap(), age_ms };
+    let percent = |value| u8::try_from(value).unwrap();
     Steering {
-        name: "performance".into(),
-        tick_ms: 10,
-        flush: BatchSettings { bytes: 8 << 20, age_ms: 2 },
-        send: BatchSettings { bytes: 1 << 20, age_ms: 5 },
-        window_blocks: 512,
+        tick_ms: profile.tick_ms,
+        flush: batch(profile.flush_bytes, profile.flush_age_ms),
+        send: batch(profile.send_bytes, profile.send_age_ms),
+        window_blocks: u32::try_from(profile.window_blocks).unwrap(),
         quota_bytes: 1 << 40,
-        clean_step_bytes: 64 << 20,
-        verify_step_bytes: 16 << 20,
-        step_rest_ms: 0,
-        scrub_period_ms: 0,
-        scrub_rest_ms: 0,
-        checkpoint_age_ms: MINUTE_MS,
-        windows: Windows::default(),
-        sense_ms: 10_000,
-        calm_ms: 5 * MINUTE_MS,
-        telemetry_ms: 5 * MINUTE_MS,
+        clean_step_bytes: profile.clean_step_bytes,
+        verify_step_bytes: profile.verify_step_bytes,
+        step_rest_ms: profile.step_rest_ms,
+        scrub_period_ms: profile.scrub_period_s * 1_000,
+        scrub_rest_ms: profile.scrub_rest_ms,
+        checkpoint_age_ms: profile.checkpoint_age_s * 1_000,
+        windows: profile.windows(),
+        sense_ms: profile.sense_s * 1_000,
+        calm_ms: profile.calm_s * 1_000,
+        telemetry_ms: profile.telemetry_s * 1_000,
         thresholds: Thresholds {
             hot_milli_celsius: 80_000,
             cool_milli_celsius: 70_000,
-            battery_low_percent: 20,
-            battery_ok_percent: 30,
-            flash_worn_percent: 80,
+            battery_low_percent: percent(profile.battery_low_percent),
+            battery_ok_percent: percent(profile.battery_ok_percent),
+            flash_worn_percent: percent(profile.flash_worn_percent),
         },
         instead: Vec::new(),
-        timer_slack_us: 50,
-        keep_alive_s: 30,
+        timer_slack_us: profile.timer_slack_us,
+        keep_alive_s: profile.keep_alive_s,
         in_force: Vec::new(),
-    }
-}
-
-/// As `power-profiles/low-power.toml` has it.
-fn low_power() -> Steering {
-    Steering {
-        name: "low-power".into(),
-        tick_ms: 5_000,
-        flush: BatchSettings { bytes: 1 << 20, age_ms: 5_000 },
-        send: BatchSettings { bytes: 1 << 20, age_ms: 30_000 },
-        window_blocks: 16,
-        clean_step_bytes: 4 << 20,
-        verify_step_bytes: 1 << 20,
-        step_rest_ms: 200,
-        checkpoint_age_ms: 30 * MINUTE_MS,
-        sense_ms: 4 * MINUTE_MS,
-        calm_ms: 10 * MINUTE_MS,
-        telemetry_ms: HOUR_MS,
-        timer_slack_us: 100_000,
-        keep_alive_s: 300,
-        ..performance()
+        name: profile.name,
     }
 }
 
@@ -239,9 +230,7 @@ fn a_noisy_sensor_does_not_make_a_node_flap() {
     let mut random = Random::new(75);
     let (mut changes, mut profile) = (0, world.machines[worker].profile.clone());
     for _ in 0..HOUR_MS / 1_000 {
-        let celsius = 72 + i64::try_from(random.below(12)).unwrap();
-        world.machines[worker].readings =
-            Readings { heat_milli_celsius: Some(celsius * 1_000), ..Readings::default() };
+        world.machines[worker].readings = noisy(&mut random);
         world.run_ms(1_000);
         changes += u64::from(profile != world.machines[worker].profile);
         profile.clone_from(&world.machines[worker].profile);
@@ -250,6 +239,33 @@ fn a_noisy_sensor_does_not_make_a_node_flap() {
     world.machines[worker].readings = Readings::default();
     world.run_ms(20 * MINUTE_MS);
     assert_eq!(world.machines[worker].profile, "performance", "it has vanished, and the heat with it");
+}
+
+/// Around the threshold of heat, and now and then far from anything true.
+fn noisy(random: &mut Random) -> Readings {
+    let spike = [0, 60, -60][usize::try_from(random.below(20)).unwrap().saturating_sub(17)];
+    let celsius = 72 + i64::try_from(random.below(12)).unwrap() + spike;
+    let percent = if random.below(10) == 0 { random.below(101) } else { 60 };
+    Readings {
+        heat_milli_celsius: Some(celsius * 1_000),
+        battery_percent: u8::try_from(percent).ok(),
+        ..Readings::default()
+    }
+}
+
+#[test]
+fn a_doubted_reading_costs_one_wake_up_more() {
+    for profile in [performance(), low_power()] {
+        let (mut world, _, worker) = pair(81, vec![profile]);
+        let mut random = Random::new(82);
+        for _ in 0..HOUR_MS / 1_000 {
+            world.machines[worker].readings = noisy(&mut random);
+            world.run_ms(1_000);
+        }
+        let machine = &world.machines[worker];
+        let (woken, taken) = (machine.wakes.get("sensors").copied().unwrap_or(0), machine.readings_taken);
+        assert!(woken <= taken, "seed 82: woken {woken} times for {taken} readings");
+    }
 }
 
 #[test]
@@ -274,5 +290,30 @@ fn a_radio_that_sleeps_carries_all_in_bursts_and_loses_nothing() {
     let Response::Power(_) = world.request(worker, Request::Send) else { panic!("an answer") };
     world.run_until(10_000, "who can not wait is obeyed", |world| {
         world.machines[master].engine.names.len() == 61
+    });
+}
+
+#[test]
+fn a_clock_that_is_set_outside_the_hours_puts_the_radio_to_sleep_until_they_come() {
+    // the world begins at 8:00
+    let windows = Windows { hours: vec![Hours::parse("11:00-11:30").unwrap()], every_ms: 0 };
+    let profile = Steering { windows, ..low_power() };
+    let bound_ms = profile.sense_ms + 2 * profile.tick_ms;
+    let (mut world, master, worker) = pair(84, vec![profile]);
+    world.crash(worker);
+    world.machines[worker].clock_off_ms = -START_MS;
+    world.start(worker);
+    for _ in 0..4 {
+        world.run_ms(30 * MINUTE_MS);
+        assert!(world.net.links[worker].is_up(), "in 1970 nobody knows the hour");
+    }
+    world.machines[worker].clock_off_ms = 0;
+    world.run_ms(bound_ms);
+    assert!(!world.net.links[worker].is_up(), "it is ten o'clock: {}", world.describe());
+    world.put_now(worker, "a", vec![1; 100]);
+    world.run_ms(HOUR_MS - bound_ms - MINUTE_MS);
+    assert!(world.machines[master].engine.names.is_empty());
+    world.run_until(2 * MINUTE_MS, "its hours have come", |world| {
+        world.machines[master].engine.names.len() == 1
     });
 }

@@ -110,6 +110,8 @@ pub(crate) struct Machine {
     /// What its sensors say.
     pub(crate) readings: Readings,
     pub(crate) readings_taken: u64,
+    /// What its clock shows too much.
+    pub(crate) clock_off_ms: i64,
     /// Moments at which something woke it, whatever that was.
     pub(crate) wake_ups: u64,
     input_ms: Option<u64>,
@@ -174,6 +176,7 @@ impl World {
             stopped: false,
             readings: Readings::default(),
             readings_taken: 0,
+            clock_off_ms: 0,
             wake_ups: 0,
             input_ms: None,
             telemetry: 0,
@@ -250,7 +253,8 @@ impl World {
 
     pub(crate) fn time(&self, node: usize) -> Time {
         let wall_ms = START_MS + i64::try_from(self.now_ms).expect("simulated time is short");
-        Time { mono_ms: self.now_ms - self.machines[node].booted_ms, wall_ms }
+        let machine = &self.machines[node];
+        Time { mono_ms: self.now_ms - machine.booted_ms, wall_ms: wall_ms + machine.clock_off_ms }
     }
 
     pub(crate) fn name(&self, node: usize) -> NodeName {
@@ -330,7 +334,7 @@ impl World {
         let machine = &mut self.machines[node];
         let Some(core) = &mut machine.node else { return };
         let Some((_, why)) = core.deadline() else { return };
-        core.turned(0, Some(Woken::Timer(why)));
+        core.woken(Woken::Timer(why), 1);
         *machine.wakes.entry(why).or_default() += 1;
         machine.woken_in_a_row = if machine.woken_ms == now_ms { machine.woken_in_a_row + 1 } else { 0 };
         machine.woken_ms = now_ms;
