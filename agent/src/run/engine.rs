@@ -14,6 +14,7 @@ use larder_core::message::{
 use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
+use larder_core::sync::wire::Packing;
 use larder_store::{
     CommitError, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, ReadError, Store, StoreStatus,
     VerifyPosition, rebuild_index,
@@ -333,14 +334,17 @@ impl StoreKeeper {
                 let hashes: Vec<[u8; 32]> = children.iter().map(|child| child.id.0).collect();
                 Answer::Children { here: store.lengths(&hashes).map_err(of_read)?, manifest }
             }
-            Question::ReadMany(ids) => {
-                // What is damaged is not there; any other failure is of the disk and passes.
-                let read = |id: &BlockId| match store.get_once(&id.0) {
-                    Ok(block) => Ok(block),
-                    Err(ReadError::Damaged { .. }) => Ok(None),
-                    Err(error) => Err(of_read(error)),
-                };
-                Answer::Blocks(ids.iter().map(read).collect::<Result<_, Failure>>()?)
+            Question::Pack { group, ids } => {
+                let (mut packing, mut missing) = (Packing::new(group), Vec::new());
+                for id in ids {
+                    // What is damaged is not there; any other failure is of the disk and passes.
+                    match packing.add(|message| store.append_to(message, &id.0)) {
+                        Ok(true) => {}
+                        Ok(false) | Err(ReadError::Damaged { .. }) => missing.push(id),
+                        Err(error) => return Err(of_read(error)),
+                    }
+                }
+                Answer::Packed { packs: packing.finish(), missing }
             }
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();

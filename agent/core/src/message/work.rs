@@ -9,6 +9,7 @@ use crate::id::BlockId;
 use crate::name::Name;
 use crate::object::manifest::Manifest;
 use crate::request::{Failure, FailureKind, StoreNumbers};
+use crate::sync::wire::Pack;
 use bytes::Bytes;
 
 /// A job's number.
@@ -110,8 +111,13 @@ pub enum Question {
     Read(BlockId),
     /// A manifest, and which of its children are here and whole.
     Children(BlockId),
-    /// The bytes of several blocks at once.
-    ReadMany(Vec<BlockId>),
+    /// Several blocks at once, packed to be sent.
+    Pack {
+        /// For this announcement.
+        group: u32,
+        /// Which.
+        ids: Vec<BlockId>,
+    },
     /// Which of these are here and whole, and how long they are.
     Has(Vec<BlockId>),
     /// The bindings of these names.
@@ -176,8 +182,13 @@ pub enum Answer {
         /// The length of each of its children that is here, in their order.
         here: Vec<Option<u32>>,
     },
-    /// To `ReadMany`, in order; `None`: it is not here, or can not be read.
-    Blocks(Vec<Option<Bytes>>),
+    /// To `Pack`.
+    Packed {
+        /// The messages.
+        packs: Vec<Pack>,
+        /// What is not here, or damaged.
+        missing: Vec<BlockId>,
+    },
     /// To `Has`, in order: the bytes of those that are here.
     Has(Vec<Option<u32>>),
     /// To `Lookup`, in order.

@@ -65,7 +65,7 @@ enum Purpose {
     /// The manifest a peer wants children of.
     Manifest { peer: NodeName, group: u32, life: u64 },
     /// Blocks a peer wants.
-    Blocks { peer: NodeName, group: u32, life: u64, ids: Vec<BlockId> },
+    Blocks { peer: NodeName, group: u32, life: u64 },
     /// What a peer wants to fetch.
     Find { peer: NodeName, request: u32, target: Target },
     /// The bare block a peer wants to fetch.
@@ -414,9 +414,7 @@ impl Sync {
             Purpose::Manifest { peer, group, life } => {
                 self.manifest_read(&peer, group, life, answer, out);
             }
-            Purpose::Blocks { peer, group, life, ids } => {
-                self.blocks_read(now, &peer, group, life, &ids, answer, out);
-            }
+            Purpose::Blocks { peer, group, life } => self.blocks_read(now, &peer, group, life, answer, out),
             Purpose::Find { peer, request, target } => self.found(now, &peer, request, target, answer, out),
             Purpose::FindBlock { peer, request, root } => {
                 self.found_block(now, &peer, request, root, answer, out);

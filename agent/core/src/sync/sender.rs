@@ -8,7 +8,7 @@
 use super::outbox::{Echo, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
-use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Blocks, Outcome, Refusal, SyncMessage, Want, Wanted};
+use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Outcome, Refusal, SyncMessage, Want, Wanted};
 use super::{Asked, Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Content, Stored};
 use crate::id::{BlockId, NodeName};
@@ -246,23 +246,20 @@ impl Sync {
         while room && serving.may_read() {
             let ids = serving.next_message();
             serving.reads += 1;
-            let purpose =
-                Purpose::Blocks { peer: name.clone(), group: group_id, life: serving.life, ids: ids.clone() };
-            self.asked.ask(purpose, Question::ReadMany(ids), out);
+            let purpose = Purpose::Blocks { peer: name.clone(), group: group_id, life: serving.life };
+            self.asked.ask(purpose, Question::Pack { group: group_id, ids }, out);
         }
         if serving.may_read() {
             self.serving.insert(name.clone());
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what the question was for, and its answer")]
     pub(super) fn blocks_read(
         &mut self,
         now: Time,
         name: &NodeName,
         group: u32,
         life: u64,
-        ids: &[BlockId],
         answer: Answer,
         out: &mut Effects,
     ) {
@@ -271,26 +268,24 @@ impl Sync {
         };
         serving.reads -= 1;
         let round = serving.round;
-        let blocks = match answer {
-            Answer::Blocks(blocks) => blocks,
+        let (packs, missing) = match answer {
+            Answer::Packed { packs, missing } => (packs, missing),
             Answer::Failed(failure) => return self.stop_serving(name, group, &failure, out),
             _ => return,
         };
-        let (mut pack, mut bytes) = (Vec::new(), BLOCKS_HEAD);
-        for (id, block) in ids.iter().zip(blocks) {
-            let Some(block) = block else {
-                self.wires.post(name, &SyncMessage::Missing { group, round, id: *id }, out);
-                continue;
-            };
-            // A block may be longer than its binding says; the receiver will refuse it.
-            if bytes + BLOCK_HEAD + block.len() > MESSAGE_BYTES_MAX {
-                self.send_pack(now, name, group, std::mem::take(&mut pack), out);
-                bytes = BLOCKS_HEAD;
-            }
-            bytes += BLOCK_HEAD + block.len();
-            pack.push(block);
+        for id in missing {
+            self.wires.post(name, &SyncMessage::Missing { group, round, id }, out);
         }
-        self.send_pack(now, name, group, pack, out);
+        if !packs.is_empty()
+            && let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group))
+        {
+            group.touch(now);
+        }
+        for pack in packs {
+            self.wires.numbers.blocks_sent += u64::from(pack.blocks);
+            self.wires.numbers.bytes_sent += pack.block_bytes();
+            self.wires.send(name, Channel::Blocks, pack.payload, out);
+        }
         self.serve(name, group, out);
     }
 
@@ -302,19 +297,6 @@ impl Sync {
         if let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group)) {
             group.serving = None;
         }
-    }
-
-    fn send_pack(&mut self, now: Time, name: &NodeName, group: u32, blocks: Vec<Bytes>, out: &mut Effects) {
-        if blocks.is_empty() {
-            return;
-        }
-        self.wires.numbers.blocks_sent += blocks.len() as u64;
-        self.wires.numbers.bytes_sent += blocks.iter().map(|block| block.len() as u64).sum::<u64>();
-        if let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group)) {
-            group.touch(now);
-        }
-        let message = Blocks { group, blocks }.encode();
-        self.wires.send(name, Channel::Blocks, Bytes::from(message), out);
     }
 
     fn serving_mut(&mut self, name: &NodeName, group: u32) -> Option<&mut Serving> {

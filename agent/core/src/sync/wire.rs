@@ -11,6 +11,7 @@ use crate::request::Target;
 use crate::role::Role;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 
 /// A signed message of sync.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,20 +244,6 @@ pub const BLOCKS_HEAD: usize = 5;
 const BLOCKS_VERSION: u8 = 1;
 
 impl Blocks {
-    /// The message's bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let bytes = self.blocks.iter().map(|block| BLOCK_HEAD + block.len()).sum::<usize>();
-        let mut message = Vec::with_capacity(BLOCKS_HEAD + bytes);
-        message.push(BLOCKS_VERSION);
-        message.extend_from_slice(&self.group.to_le_bytes());
-        for block in &self.blocks {
-            let length = u32::try_from(block.len()).expect("a block has at most 120 KiB");
-            message.extend_from_slice(&length.to_le_bytes());
-            message.extend_from_slice(block);
-        }
-        message
-    }
-
     /// Reads a message; the blocks share its memory.
     pub fn decode(mut bytes: Bytes) -> Result<Self, WireError> {
         if bytes.len() > MESSAGE_BYTES_MAX {
@@ -283,5 +270,144 @@ impl Blocks {
             blocks.push(bytes.split_to(length));
         }
         Ok(Blocks { group, blocks })
+    }
+}
+
+/// [`Blocks`] messages in the making: a block is read to where it will be sent from.
+#[derive(Debug)]
+pub struct Packing {
+    group: u32,
+    message: Vec<u8>,
+    blocks: u32,
+    packs: Vec<Pack>,
+}
+
+/// A [`Blocks`] message, and what it carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pack {
+    /// The message.
+    pub payload: Bytes,
+    /// How many blocks.
+    pub blocks: u32,
+}
+
+impl Pack {
+    /// Bytes of the blocks alone.
+    pub fn block_bytes(&self) -> u64 {
+        (self.payload.len() - BLOCKS_HEAD - BLOCK_HEAD * self.blocks as usize) as u64
+    }
+}
+
+impl Packing {
+    /// Nothing yet, for this announcement.
+    pub fn new(group: u32) -> Self {
+        Self { group, message: Vec::with_capacity(MESSAGE_BYTES_MAX), blocks: 0, packs: Vec::new() }
+    }
+
+    /// Has `append` put a block, of at most 120 KiB, behind what is there; `false` if it has none.
+    ///
+    /// # Errors
+    /// Those of `append`. What it left behind is no block.
+    pub fn add<E>(&mut self, append: impl FnOnce(&mut Vec<u8>) -> Result<bool, E>) -> Result<bool, E> {
+        if self.message.is_empty() {
+            self.begin();
+        }
+        let start = self.message.len();
+        self.message.extend_from_slice(&[0; BLOCK_HEAD]);
+        let appended = append(&mut self.message);
+        if !matches!(appended, Ok(true)) {
+            self.message.truncate(start);
+            return appended;
+        }
+        let length = self.message.len() - start - BLOCK_HEAD;
+        let head = u32::try_from(length).expect("a block has at most 120 KiB").to_le_bytes();
+        self.message[start..start + BLOCK_HEAD].copy_from_slice(&head);
+        // A block may be longer than its binding says; the receiver will refuse it.
+        if self.message.len() > MESSAGE_BYTES_MAX && self.blocks > 0 {
+            let block = self.message.split_off(start);
+            self.close();
+            self.begin();
+            self.message.extend_from_slice(&block);
+        }
+        self.blocks += 1;
+        Ok(true)
+    }
+
+    /// As [`Packing::add`], for a block that lies in memory.
+    pub fn add_block(&mut self, block: &[u8]) {
+        let append = |message: &mut Vec<u8>| {
+            message.extend_from_slice(block);
+            Ok::<_, Infallible>(true)
+        };
+        let Ok(_added) = self.add(append);
+    }
+
+    /// The messages.
+    pub fn finish(mut self) -> Vec<Pack> {
+        self.close();
+        self.packs
+    }
+
+    fn begin(&mut self) {
+        self.message.push(BLOCKS_VERSION);
+        self.message.extend_from_slice(&self.group.to_le_bytes());
+    }
+
+    fn close(&mut self) {
+        let message = std::mem::take(&mut self.message);
+        if self.blocks > 0 {
+            self.packs.push(Pack { payload: message.into(), blocks: std::mem::take(&mut self.blocks) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack(blocks: &[Bytes]) -> Vec<Pack> {
+        let mut packing = Packing::new(7);
+        blocks.iter().for_each(|block| packing.add_block(block));
+        packing.finish()
+    }
+
+    #[test]
+    fn packed_blocks_are_read_back_in_as_few_messages_as_hold_them() {
+        let block = |length: usize| Bytes::from(vec![length as u8; length]);
+        for (lengths, messages) in [
+            (vec![], 0),
+            (vec![1], 1),
+            (vec![120 << 10], 1),
+            (vec![32 << 10, 5, 60 << 10], 1),
+            (vec![120 << 10, 120 << 10, 1, 6 << 10], 2),
+        ] {
+            let blocks: Vec<Bytes> = lengths.into_iter().map(block).collect();
+            let packs = pack(&blocks);
+            assert_eq!(packs.len(), messages);
+            assert_eq!(
+                packs.iter().map(Pack::block_bytes).sum::<u64>(),
+                blocks.iter().map(|b| b.len() as u64).sum()
+            );
+            let read = packs.into_iter().flat_map(|pack| {
+                let message = Blocks::decode(pack.payload).unwrap();
+                assert_eq!((message.group, message.blocks.len()), (7, pack.blocks as usize));
+                message.blocks
+            });
+            assert_eq!(read.collect::<Vec<_>>(), blocks);
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_read_leaves_no_trace_in_a_message() {
+        let mut packing = Packing::new(1);
+        let half = |message: &mut Vec<u8>, answer| {
+            message.extend_from_slice(b"half");
+            answer
+        };
+        assert_eq!(packing.add(|message| half(message, Err("lost"))), Err("lost"));
+        assert_eq!(packing.add(|message| half(message, Ok::<_, ()>(true))), Ok(true));
+        assert_eq!(packing.add(|message| half(message, Ok::<_, ()>(false))), Ok(false));
+        let [pack] = &packing.finish()[..] else { panic!("one message") };
+        assert_eq!(Blocks::decode(pack.payload.clone()).unwrap().blocks, [Bytes::from_static(b"half")]);
     }
 }

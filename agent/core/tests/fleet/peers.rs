@@ -14,7 +14,7 @@ use larder_core::request::{FailureKind, Request, Response, Target};
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
 use larder_core::settings::{Peer, Settings};
-use larder_core::sync::wire::{Announce, Blocks, SyncMessage, Want, Wanted};
+use larder_core::sync::wire::{Announce, SyncMessage, Want, Wanted};
 
 fn names(world: &World, node: usize) -> Vec<String> {
     world.machines[node].engine.table().into_keys().collect()
@@ -256,9 +256,7 @@ fn blocks_that_nobody_asked_for_are_counted_and_not_kept() {
     let (mut world, [master, ..]) = World::fleet(10);
     for (from, group) in [("w1", 1), ("leech", 7), ("stranger", 1)] {
         let before = world.status(master).sync;
-        let blocks = Blocks { group, blocks: vec![Bytes::from_static(b"evil"); 3] };
-        let payload = Bytes::from(blocks.encode());
-        world.forward(Message { from: name(from), to: name("master"), channel: Channel::Blocks, payload });
+        world.send_blocks_as(from, "master", group, vec![Bytes::from_static(b"evil"); 3]);
         world.run_ms(1_000);
         let after = world.status(master).sync;
         let counted = |sync: &larder_core::request::SyncNumbers| sync.blocks_unasked + sync.messages_dropped;

@@ -21,34 +21,46 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// The block is damaged, or its file or the index can not be read.
     pub fn get(&mut self, hash: &Hash) -> Result<Option<Bytes>, ReadError> {
-        self.read_block(hash, true)
-    }
-
-    /// As [`Store::get`], for one who passes through: what is read does not enter the cache.
-    ///
-    /// # Errors
-    /// As for [`Store::get`].
-    pub fn get_once(&mut self, hash: &Hash) -> Result<Option<Bytes>, ReadError> {
-        self.read_block(hash, false)
-    }
-
-    fn read_block(&mut self, hash: &Hash, keep: bool) -> Result<Option<Bytes>, ReadError> {
-        // What is in quarantine is looked for on the device: `has` would contradict the cache.
-        if !self.is_quarantined(hash)
-            && let Some(bytes) = self.cache.get(hash)
-        {
-            self.counters.cache_hits += 1;
-            return Ok(Some(bytes.clone()));
+        if let Some(bytes) = self.cached(hash) {
+            return Ok(Some(bytes));
         }
-        let Some(place) = self.asked(|store| store.find_block(hash)).map_err(read_error)? else {
-            return Ok(None);
-        };
-        self.counters.cache_misses += 1;
+        let Some(place) = self.place_to_read(hash)? else { return Ok(None) };
         let bytes = self.read_checked(hash, &place)?;
-        if keep && self.options.cache_bytes > 0 {
+        if self.options.cache_bytes > 0 {
             self.cache.insert(*hash, bytes.clone());
         }
         Ok(Some(bytes))
+    }
+
+    /// Appends a block's bytes to a buffer, for one who passes through: what is read does not enter the cache.
+    /// `false` if it is not stored; the buffer is as it was then, and after an error.
+    ///
+    /// # Errors
+    /// As for [`Store::get`].
+    pub fn append_to(&mut self, buffer: &mut Vec<u8>, hash: &Hash) -> Result<bool, ReadError> {
+        if let Some(bytes) = self.cached(hash) {
+            buffer.extend_from_slice(&bytes);
+            return Ok(true);
+        }
+        let Some(place) = self.place_to_read(hash)? else { return Ok(false) };
+        self.read_checked_into(buffer, hash, &place)?;
+        Ok(true)
+    }
+
+    fn cached(&mut self, hash: &Hash) -> Option<Bytes> {
+        // What is in quarantine is looked for on the device: `has` would contradict the cache.
+        if self.is_quarantined(hash) {
+            return None;
+        }
+        let found = self.cache.get(hash).cloned();
+        self.counters.cache_hits += u64::from(found.is_some());
+        found
+    }
+
+    fn place_to_read(&mut self, hash: &Hash) -> Result<Option<Place>, ReadError> {
+        let place = self.asked(|store| store.find_block(hash)).map_err(read_error)?;
+        self.counters.cache_misses += u64::from(place.is_some());
+        Ok(place)
     }
 
     /// A part of a block, cut to its length; nothing of a range that ends before it begins. The whole block is read
@@ -89,16 +101,30 @@ impl<D: Disk> Store<D> {
 
     /// Reads a block from its segment and checks it.
     pub(super) fn read_checked(&mut self, hash: &Hash, place: &Place) -> Result<Bytes, ReadError> {
-        match self.read_value(32, place) {
-            Ok(bytes) if blake3::hash(&bytes).as_bytes() == hash => {
-                // A device that failed once may read again what is whole.
-                self.release(hash);
-                Ok(bytes)
-            }
+        let mut bytes = Vec::new();
+        self.read_checked_into(&mut bytes, hash, place)?;
+        Ok(bytes.into())
+    }
+
+    fn read_checked_into(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        hash: &Hash,
+        place: &Place,
+    ) -> Result<(), ReadError> {
+        let start = buffer.len();
+        let read = self.read_value_into(buffer, 32, place);
+        if read.is_ok() && blake3::hash(&buffer[start..]).as_bytes() == hash {
+            // A device that failed once may read again what is whole.
+            self.release(hash);
+            return Ok(());
+        }
+        buffer.truncate(start);
+        match read {
             Err(source) if says_nothing_of_the_file(&source) => {
                 Err(ReadError::Io { file: segment_name(place.segment), source })
             }
-            Ok(_) | Err(_) => {
+            Ok(()) | Err(_) => {
                 self.counters.blocks_found_damaged += u64::from(!self.is_quarantined(hash));
                 self.quarantine(hash);
                 Err(damaged(hash, place))
@@ -121,13 +147,19 @@ impl<D: Disk> Store<D> {
 
     /// The value of the record at a place, unchecked.
     pub(super) fn read_value(&mut self, key_length: usize, place: &Place) -> io::Result<Bytes> {
+        let mut bytes = Vec::new();
+        self.read_value_into(&mut bytes, key_length, place)?;
+        Ok(bytes.into())
+    }
+
+    fn read_value_into(&mut self, buffer: &mut Vec<u8>, key_length: usize, place: &Place) -> io::Result<()> {
         if place.length as usize > VALUE_BYTES_MAX {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut bytes = vec![0; place.length as usize];
+        let start = buffer.len();
+        buffer.resize(start + place.length as usize, 0);
         let offset = u64::from(place.offset) + (RECORD_HEADER_BYTES + key_length) as u64;
-        self.segments.reader(place.segment)?.read_at(&mut bytes, offset)?;
-        Ok(bytes.into())
+        self.segments.reader(place.segment)?.read_at(&mut buffer[start..], offset)
     }
 }
 

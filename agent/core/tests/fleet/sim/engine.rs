@@ -11,6 +11,7 @@ use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::object::reach::{Page, Reach};
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
+use larder_core::sync::wire::Packing;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const FIND_PAGE: usize = 256;
@@ -139,7 +140,7 @@ impl Engine {
     }
 
     fn answer(&mut self, question: Question) -> Answer {
-        let reads = matches!(question, Question::Read(_) | Question::Children(_) | Question::ReadMany(_));
+        let reads = matches!(question, Question::Read(_) | Question::Children(_) | Question::Pack { .. });
         if reads && let Some(kind) = self.failing_reads.pop_front() {
             return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
         }
@@ -149,10 +150,15 @@ impl Engine {
             }
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
             Question::Children(id) => self.children(id),
-            Question::ReadMany(ids) => {
-                let whole =
-                    |id: &BlockId| self.blocks.get(id).filter(|_| !self.damaged.contains(id)).cloned();
-                Answer::Blocks(ids.iter().map(whole).collect())
+            Question::Pack { group, ids } => {
+                let (mut packing, mut missing) = (Packing::new(group), Vec::new());
+                for id in ids {
+                    match self.blocks.get(&id).filter(|_| !self.damaged.contains(&id)) {
+                        Some(block) => packing.add_block(block),
+                        None => missing.push(id),
+                    }
+                }
+                Answer::Packed { packs: packing.finish(), missing }
             }
             Question::Has(ids) => {
                 self.mark(&ids);

@@ -8,7 +8,7 @@ use larder_core::binding::{Binding, Content, Meta};
 use larder_core::message::Channel;
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
-use larder_core::sync::wire::{Announce, Blocks, Hello, SyncMessage};
+use larder_core::sync::wire::{Announce, Hello, Pack, Packing, SyncMessage};
 use larder_core::version::Version;
 
 /// A message sealed as `from` would seal it with `signer`'s key.
@@ -54,8 +54,11 @@ impl World {
     }
 
     pub(crate) fn send_blocks_as(&mut self, from: &str, to: &str, group: u32, blocks: Vec<Bytes>) {
-        let payload = Bytes::from(Blocks { group, blocks }.encode());
-        self.forward(Message { from: name(from), to: name(to), channel: Channel::Blocks, payload });
+        let mut packing = Packing::new(group);
+        blocks.iter().for_each(|block| packing.add_block(block));
+        for Pack { payload, .. } in packing.finish() {
+            self.forward(Message { from: name(from), to: name(to), channel: Channel::Blocks, payload });
+        }
     }
 
     /// What `node` was told since this was last asked.
