@@ -24,6 +24,7 @@ fn performance() -> Steering {
         send: BatchSettings { bytes: 1 << 20, age_ms: 5 },
         window_blocks: 512,
         quota_bytes: 1 << 40,
+        reserve_bytes: 1 << 20,
         clean_step_bytes: 64 << 20,
         verify_step_bytes: 16 << 20,
         step_rest_ms: 0,
