@@ -5,15 +5,19 @@
 
 use bytes::BytesMut;
 use larder_tests::broker::{self, Mosquitto};
-use larder_tests::node::{Node, larder_bin, noise, skip};
+use larder_tests::fleet::{befriend, connect, settled};
+use larder_tests::mount::Mount;
+use larder_tests::node::{Node, larder_bin, noise, skip, wait_for};
 use larder_tests::wire;
 use rumqttc::v5::mqttbytes::v5::Packet;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::process::{Command, Output};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Output, Stdio};
 
 /// The number of the line that starts with this.
 fn line(node: &Node, start: &str) -> usize {
@@ -212,17 +216,57 @@ fn flags_are_stronger_than_the_environment_that_is_stronger_than_the_file_and_st
 
 #[test]
 fn each_role_has_its_own_defaults() {
-    for (role, limit, watermark, period) in
-        [("master", 1_000, "80", "43200"), ("worker", 100, "90", "3600"), ("leecher", 10, "95", "1800")]
-    {
+    // most disks are smaller than a master's limit; a file in memory takes what is written to it
+    let large = tempfile::tempdir().unwrap();
+    let Some(_disk) = Mount::tmpfs(large.path(), "2t") else {
+        return skip("each_role_has_its_own_defaults", "mounting needs root");
+    };
+    for (role, of_role) in [
+        ("master", ["1000000000000", "80", "43200", "256", "64", "0", "never"]),
+        ("worker", ["100000000000", "90", "3600", "1", "32", "16", "never"]),
+        ("leecher", ["10000000000", "95", "1800", "4", "16", "256", "oldest"]),
+    ] {
         let node = Node::new("solo", role);
-        let (quota, from) = setting(&node, "quota_bytes");
-        let quota: u64 = quota.parse().unwrap();
-        // a disk smaller than the limit caps it
-        assert!(quota == limit * 1_000_000_000 || from.contains("% of the disk"), "{role}: {quota} {from}");
-        assert_eq!(setting(&node, "clean_watermark_percent").0, watermark);
-        assert_eq!(setting(&node, "clean_period_s").0, period);
+        node.set("node", "store", &format!("{:?}", large.path().join(role)));
+        let keys = [
+            "quota_bytes",
+            "clean_watermark_percent",
+            "clean_period_s",
+            "sessions_max",
+            "in_flight_max",
+            "offline_requests_max",
+            "evict",
+        ];
+        let status = node.status();
+        for (key, value) in keys.into_iter().zip(of_role) {
+            let row = status["settings"].as_array().unwrap().iter().find(|row| row["key"] == key).unwrap();
+            let expected = json!({"key": key, "value": value, "from": format!("role {role}")});
+            assert_eq!(*row, expected);
+        }
     }
+}
+
+#[test]
+fn only_the_configured_profile_decides_whether_sizes_fit() {
+    let mut node = Node::new("cam", "worker");
+    node.set("storage", "limit", "\"80 MiB\"");
+    node.set("storage", "segment", "\"10 MiB\"");
+    node.set("storage", "reserve", "\"40 MiB\"");
+    node.start();
+    let segment = setting(&node, "segment_bytes");
+    assert_eq!((segment.0.as_str(), setting(&node, "reserve_bytes").0.as_str()), ("10485760", "41943040"));
+    node.run_with(["put", "--stdin", "a"], b"a").expect(0);
+    // nine tenths of the limit are no eight segments, and the reserve is more than half of them
+    node.run(["power", "set", "low-power"]).expect(0);
+    assert_eq!(setting(&node, "quota_bytes").0, "75497472");
+    assert_eq!(setting(&node, "segment_bytes"), segment);
+    assert_eq!(setting(&node, "reserve_bytes"), ("37748736".into(), "half of the quota".into()));
+    assert_eq!(node.status()["store"]["reserve_bytes"], 37_748_736);
+    node.run_with(["put", "--stdin", "b"], b"b").expect(0);
+    assert_eq!(node.stop(), 0);
+    node.set("node", "profile", "\"low-power\"");
+    let said = node.refused_start();
+    assert!(said.code == 2 && said.stderr.contains("[storage] segment"), "{}", said.stderr);
 }
 
 const PROFILE: &str = "name = \"own\"\nsummary = \"A profile of one's own.\"\ntick_ms = 20\nflush_age_ms = 60000\n\
@@ -292,6 +336,70 @@ fn a_board_of_ones_own_decides_how_segments_lie_on_the_disk() {
     assert!(sizes.len() >= 3 && sizes.iter().all(|(length, _)| *length <= 3 << 20), "{sizes:?}");
     let open = sizes.iter().max().unwrap();
     assert!(open.0 == 3 << 20 && open.1 >= 3 << 20, "the open segment is there whole, in zeros: {sizes:?}");
+}
+
+#[test]
+fn a_board_of_ones_own_bounds_disk_cache_and_spares_and_names_the_profile() {
+    let disk = tempfile::tempdir().unwrap();
+    let Some(_disk) = Mount::tmpfs(disk.path(), "64m") else {
+        return skip(
+            "a_board_of_ones_own_bounds_disk_cache_and_spares_and_names_the_profile",
+            "mounting needs root",
+        );
+    };
+    let mut node = own("worker");
+    let board = BOARD.replace("storage_share_percent = 90", "storage_share_percent = 50");
+    let board = board.replace("spare_segments_max = 3", "spare_segments_max = 1");
+    let board = board.replace("segment_bytes = 3145728", "segment_bytes = 1048576");
+    fs::write(node.path("shed.toml"), &board).unwrap();
+    let text = fs::read_to_string(node.config()).unwrap();
+    let without = |key: &'static str| move |line: &&str| !line.starts_with(key);
+    let text: Vec<&str> = text.lines().filter(without("profile = ")).filter(without("limit = ")).collect();
+    fs::write(node.config(), text.join("\n")).unwrap();
+    node.set("node", "store", &format!("{:?}", disk.path().join("store")));
+    node.set("storage", "clean_period_s", "1");
+    node.start();
+    let by_board = |value: &str| (value.to_owned(), "board shed".to_owned());
+    assert_eq!(setting(&node, "profile"), by_board("low-power"));
+    assert_eq!(setting(&node, "tick_ms"), ("5000".into(), "profile low-power".into()));
+    assert_eq!(setting(&node, "quota_bytes"), ("33554432".into(), "board shed, 50 % of the disk".into()));
+    assert_eq!(setting(&node, "cache_bytes"), by_board("1048576"));
+    assert_eq!(setting(&node, "spare_segments_max"), by_board("1"));
+    // a cache of a few blocks holds no object of forty
+    let count = |key: &str| node.status()["store"][key].as_u64().unwrap();
+    node.run_with(["put", "--stdin", "read"], &noise(4_000_000, "read")).expect(0);
+    node.get("read").unwrap();
+    let misses = count("cache_misses");
+    node.get("read").unwrap();
+    assert!(count("cache_misses") - misses > 50);
+    // half of the disk is full, then given back with one spare
+    let full = (0..20).find(|index| {
+        let name = format!("large{index}");
+        node.run_with(["put", "--stdin", &name], &noise(3_000_000, &name)).code == 5
+    });
+    assert!(full.is_some() && count("used_bytes") <= 33_554_432);
+    let names = node.names("large");
+    node.run(std::iter::once("rm").chain(names.iter().map(String::as_str))).expect(0);
+    let mut version = 0;
+    let spares = || {
+        version += 1;
+        let _full_or_not =
+            node.run_with(["put", "--stdin", "next"], &noise(3_000_000, &format!("version {version}")));
+        assert!(count("spare_segments") <= 1);
+        (count("spare_segments") == 1).then_some(())
+    };
+    wait_for("one spare", spares);
+}
+
+#[test]
+fn where_the_machine_does_not_tell_its_memory_the_boards_bounds_the_cache() {
+    let mut node = own("worker");
+    fs::create_dir(node.path("machine")).unwrap();
+    node.variable("LARDER_MACHINE", node.path("machine").to_str().unwrap());
+    let board = BOARD.replace("memory_bytes = 536870912", "memory_bytes = 67108864");
+    fs::write(node.path("shed.toml"), board.replace("_max = 1048576", "_max = 25165824")).unwrap();
+    node.set("node", "profile", "\"performance\"");
+    assert_eq!(setting(&node, "cache_bytes"), ("4194304".into(), "a sixteenth of the memory".into()));
 }
 
 #[test]
@@ -417,6 +525,25 @@ fn what_a_role_takes_at_once_reaches_the_broker_and_no_session_is_left_there() {
 }
 
 #[test]
+fn the_flag_for_an_embedded_broker_joins_a_fleet_and_a_fetch_answers_in_json() {
+    let (mut hub, mut kiosk) = (Node::new("hub", "master"), Node::new("kiosk", "leecher"));
+    befriend(&hub, &kiosk);
+    let port = broker::free_port();
+    connect(&hub, port);
+    connect(&kiosk, port);
+    hub.start_with(["--embedded-broker"]);
+    kiosk.start();
+    settled(&[&kiosk, &hub]);
+    let stored = hub.run_with(["--json", "put", "--stdin", "a"], b"hello").expect(0).json().remove(0);
+    assert_eq!((&stored["answer"], &stored["size"]), (&"stored".into(), &5.into()));
+    let fetched = kiosk.json(["fetch", "a"]).pop().unwrap();
+    assert_eq!((&fetched["answer"], &fetched["object"]["name"]), (&"fetched".into(), &"a".into()));
+    assert_eq!(kiosk.get("a").as_deref(), Some(&b"hello"[..]));
+    let busy = hub.run(["--json", "run"]).expect(8);
+    assert_eq!(busy.json()[0]["answer"], "error");
+}
+
+#[test]
 fn a_profile_or_board_of_ones_own_with_a_mistake_is_refused_at_its_line() {
     let mut node = own("worker");
     fs::write(node.path("own.toml"), PROFILE.replace("tick_ms = 20", "tick_ms = 0")).unwrap();
@@ -433,6 +560,10 @@ fn a_profile_or_board_of_ones_own_with_a_mistake_is_refused_at_its_line() {
 #[test]
 fn init_makes_what_runs_and_overwrites_nothing() {
     let mut node = Node::new("cam", "worker");
+    let text = fs::read_to_string(node.config()).unwrap();
+    for commented in ["# store = ", "# limit = ", "# [mqtt]", "# host = ", "# [[peer]]", "# [[watch]]"] {
+        assert!(text.lines().any(|line| line.starts_with(commented)), "{commented:?} is missing in {text}");
+    }
     let before = (fs::read(node.config()).unwrap(), fs::read(node.path("node.key")).unwrap());
     let again = node.run(["--config", node.config().to_str().unwrap(), "init", "--role", "master"]).expect(2);
     assert!(again.stderr.contains("larder.toml exists"), "{}", again.stderr);
@@ -459,45 +590,84 @@ fn init_makes_what_runs_and_overwrites_nothing() {
     node.start();
 }
 
-#[test]
-fn an_ordinary_user_has_everything_below_home() {
-    let node = Node::new("cam", "worker");
-    let home = node.path("home");
-    fs::create_dir(&home).unwrap();
+/// A way to run `larder` as an ordinary user to whom these folders belong; `None` where such a user would find the
+/// machine's own Larder.
+fn ordinary<'a>(node: &'a Node, folders: &[&str]) -> Option<impl Fn(&[&str]) -> Command + use<'a>> {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root && std::path::Path::new("/etc/larder/larder.toml").exists() {
-        return skip("an_ordinary_user_has_everything_below_home", "this machine has a Larder of its own");
+        return None;
+    }
+    for folder in folders {
+        fs::create_dir(node.path(folder)).unwrap();
+        if is_root {
+            chown(node.path(folder), Some(65_534), Some(65_534)).unwrap();
+        }
     }
     if is_root {
         fs::copy(larder_bin(), node.path("larder")).unwrap();
         fs::set_permissions(node.folder(), fs::Permissions::from_mode(0o755)).unwrap();
-        chown(&home, Some(65_534), Some(65_534)).unwrap();
     }
-    let run = |arguments: &[&str]| {
-        let mut command = match is_root {
-            true => {
-                let mut command = Command::new("setpriv");
-                command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(node.path("larder"));
-                command
-            }
-            false => Command::new(larder_bin()),
-        };
+    let home = node.path(folders[0]);
+    Some(move |arguments: &[&str]| {
+        let mut command = Command::new(if is_root { std::path::Path::new("setpriv") } else { larder_bin() });
+        if is_root {
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(node.path("larder"));
+        }
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", &home);
+        command.current_dir(&home).args(arguments);
         command
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
-            .env("HOME", &home)
-            .current_dir(&home);
-        let output = command.args(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
+    })
+}
+
+#[track_caller]
+fn done(mut command: Command) -> Vec<u8> {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn an_ordinary_user_has_everything_below_home() {
+    let node = Node::new("cam", "worker");
+    let Some(larder) = ordinary(&node, &["home"]) else {
+        return skip("an_ordinary_user_has_everything_below_home", "this machine has a Larder of its own");
     };
-    run(&["init"]);
-    assert!(
-        home.join(".config/larder/larder.toml").exists() && home.join(".config/larder/node.key").exists()
-    );
-    run(&["put", ".config/larder/larder.toml", "--name", "mine"]);
+    done(larder(&["init"]));
+    let (config, key) = (".config/larder/larder.toml", ".config/larder/node.key");
+    let home = node.path("home");
+    assert!(home.join(config).exists() && home.join(key).exists());
+    done(larder(&["put", config, "--name", "mine"]));
     assert!(home.join(".local/share/larder/superblock").exists());
-    assert_eq!(run(&["get", "mine", "-o", "-"]), fs::read(home.join(".config/larder/larder.toml")).unwrap());
+    assert_eq!(done(larder(&["get", "mine", "-o", "-"])), fs::read(home.join(config)).unwrap());
+}
+
+#[test]
+fn an_ordinary_user_has_everything_where_the_xdg_variables_say() {
+    let name = "an_ordinary_user_has_everything_where_the_xdg_variables_say";
+    let node = Node::new("cam", "worker");
+    let folders = ["home", "config", "data", "runtime"].map(|folder| node.path(folder));
+    let [home, config, data, runtime] = &folders;
+    let Some(larder) = ordinary(&node, &["home", "config", "data", "runtime"]) else {
+        return skip(name, "this machine has a Larder of its own");
+    };
+    let larder = |arguments: &[&str]| {
+        let mut command = larder(arguments);
+        command.env("XDG_CONFIG_HOME", config).env("XDG_DATA_HOME", data).env("XDG_RUNTIME_DIR", runtime);
+        command
+    };
+    done(larder(&["init"]));
+    assert!(config.join("larder/larder.toml").exists() && config.join("larder/node.key").exists());
+    let mut agent = larder(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let socket = runtime.join("larder.sock");
+    wait_for("the agent listens", || UnixStream::connect(&socket).ok());
+    assert_eq!(socket.metadata().unwrap().mode() & 0o777, 0o600);
+    // the agent holds the store: whoever puts has found the socket
+    done(larder(&["put", config.join("larder/larder.toml").to_str().unwrap(), "--name", "mine"]));
+    assert!(data.join("larder/superblock").exists());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&agent), Signal::TERM).unwrap();
+    assert!(agent.wait().unwrap().success());
+    assert!(done(larder(&["get", "mine", "-o", "-"])).starts_with(b"# Larder's configuration."));
+    assert_eq!(fs::read_dir(home).unwrap().count(), 0, "nothing lies below home");
 }
 
 #[test]

@@ -5,12 +5,14 @@ use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{Fleet, connect, put, settled};
 use larder_tests::node::{Node, noise, wait_for};
 use larder_tests::terminal;
+use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const FILE_TEMP: &str = "machine/sys/class/thermal/thermal_zone0/temp";
 const FILE_BATTERY: &str = "machine/sys/class/power_supply/BAT0";
@@ -33,18 +35,23 @@ fn record_machine(node: &mut Node) {
 
 /// Gives a node a profile of its own: the built-in one named, with other values and reactions.
 fn own_profile(node: &Node, built_in: &str, values: &[(&str, &str)], reactions: &str) {
+    write_profile(node, "own", built_in, values, reactions);
+    node.set("node", "profile", "\"own.toml\"");
+}
+
+fn write_profile(node: &Node, name: &str, built_in: &str, values: &[(&str, &str)], reactions: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../power-profiles");
     let text = fs::read_to_string(folder.join(format!("{built_in}.toml"))).expect("a built-in profile");
     let (mut text, _) =
         text.split_once("\n[on]").map_or((text.clone(), ()), |(head, _)| (head.to_owned(), ()));
-    text = text.replace(&format!("\"{built_in}\""), "\"own\"");
+    text = text.replace(&format!("\"{built_in}\""), &format!("{name:?}"));
     for (key, value) in values {
         let line =
             text.lines().find(|line| line.starts_with(&format!("{key} = "))).expect("a key").to_owned();
         text = text.replace(&line, &format!("{key} = {value}"));
     }
-    fs::write(node.path("own.toml"), format!("{text}\n[on]\n{reactions}")).expect("the folder is writable");
-    node.set("node", "profile", "\"own.toml\"");
+    let file = node.path(format!("{name}.toml"));
+    fs::write(file, format!("{text}\n[on]\n{reactions}")).expect("the folder is writable");
 }
 
 /// Quick sensors and a short calm.
@@ -73,7 +80,6 @@ fn heat_moves_the_profile_at_once_and_calm_brings_it_back() {
     write(&node, FILE_TEMP, "95000");
     let hot = wait_profile(&node, "low-power");
     assert_eq!((&hot["because"], &hot["configured"]), (&"hot".into(), &"own".into()));
-    let settings = node.status()["settings"].clone();
     for (key, value) in [
         ("tick_ms", "5000"),
         ("keep_alive_s", "300"),
@@ -81,8 +87,7 @@ fn heat_moves_the_profile_at_once_and_calm_brings_it_back() {
         ("scrub_period_s", "2592000"),
         ("scrub_rest_ms", "5000"),
     ] {
-        let setting = settings.as_array().and_then(|all| all.iter().find(|setting| setting["key"] == key));
-        assert_eq!(setting.map(|setting| &setting["value"]), Some(&value.into()), "{key} is in force");
+        assert_eq!(setting(&node, key).0, value, "{key} is in force");
     }
     write(&node, FILE_TEMP, "60000");
     let back = wait_profile(&node, "own");
@@ -94,6 +99,106 @@ fn heat_moves_the_profile_at_once_and_calm_brings_it_back() {
     assert_eq!(vanished["readings"].get("heat_milli_celsius"), None);
     let text = node.run(["power"]).expect(0).text();
     assert!(text.contains("profile     own (as configured)") && text.contains("woken by"), "{text}");
+}
+
+/// Value and origin of a setting in force.
+#[track_caller]
+fn setting(node: &Node, key: &str) -> (String, String) {
+    let settings = node.status()["settings"].clone();
+    let setting = settings.as_array().and_then(|all| all.iter().find(|setting| setting["key"] == key));
+    let setting = setting.unwrap_or_else(|| panic!("{key} is missing in {settings}"));
+    let text = |field: &str| setting[field].as_str().expect("text").to_owned();
+    (text("value"), text("from"))
+}
+
+/// Puts objects until there is no room; the bytes on disk then.
+#[track_caller]
+fn fill(node: &Node, prefix: &str) -> u64 {
+    for index in 0..100 {
+        let name = format!("{prefix}{index}");
+        let said = node.run_with(["put", "--stdin", &name], &noise(3_000_000, &name));
+        if said.code != 0 {
+            assert_eq!(said.code, 5, "{}", said.stderr);
+            let files = fs::read_dir(node.store()).expect("the store is a folder").flatten();
+            return files.map(|file| file.metadata().map_or(0, |file| file.blocks() * 512)).sum();
+        }
+    }
+    panic!("300 MB are no reason to refuse: {}", node.status()["store"]);
+}
+
+#[test]
+fn a_change_of_profile_moves_the_hard_quota_and_shows_only_what_is_in_force() {
+    let mut node = Node::new("cam", "worker");
+    own_profile(&node, "performance", &[], "hot = \"half.toml\"\n");
+    let half = [
+        ("quota_share_percent", "50"),
+        ("cache_bytes", "1_048_576"),
+        ("table_entries", "2_048"),
+        ("tick_ms", "20"),
+    ];
+    write_profile(&node, "half", "performance", &half, "");
+    node.set("storage", "limit", "\"64 MB\"");
+    node.set("storage", "segment", "\"1 MiB\"");
+    node.set("storage", "clean_period_s", "1");
+    node.start();
+    let quota = |node: &Node| {
+        let (value, from) = setting(node, "quota_bytes");
+        let hard = node.status()["store"]["quota_bytes"].as_u64().expect("a number");
+        assert_eq!(value, hard.to_string(), "what is shown is what holds");
+        (hard, from)
+    };
+    let (all, from_limit) = quota(&node);
+    assert_eq!(all, 64_000_000);
+    let (cache, table) = (setting(&node, "cache_bytes"), setting(&node, "table_entries"));
+    assert!(cache.0 != "1048576" && table.1 == "profile own", "{cache:?} {table:?}");
+
+    node.run(["power", "set", "half"]).expect(0);
+    assert_eq!(quota(&node), (32_000_000, format!("{from_limit}, 50 % by profile half")));
+    assert_eq!(setting(&node, "tick_ms"), ("20".into(), "profile half".into()));
+    let stays = |(value, from): &(String, String)| (value.clone(), format!("{from}, until a restart"));
+    assert_eq!(setting(&node, "cache_bytes"), stays(&cache));
+    assert_eq!(setting(&node, "table_entries"), stays(&table));
+    let used = fill(&node, "half");
+    assert!((20_000_000..=32_000_000).contains(&used), "{used} bytes are on disk under half of 64 MB");
+
+    node.run(["power", "auto"]).expect(0);
+    assert_eq!(quota(&node), (64_000_000, from_limit));
+    assert_eq!((setting(&node, "cache_bytes"), setting(&node, "table_entries")), (cache, table));
+    let used = fill(&node, "all");
+    assert!((50_000_000..=64_000_000).contains(&used), "{used} bytes are on disk under 64 MB");
+
+    // the quota is below what is used now: nothing comes, and what goes makes room
+    node.run(["power", "set", "half"]).expect(0);
+    assert_eq!(node.run_with(["put", "--stdin", "more"], b"more").code, 5);
+    let names = node.names("");
+    node.run(std::iter::once("rm").chain(names.iter().map(String::as_str))).expect(0);
+    node.wait_status("there is room again", |status| {
+        (status["store"]["used_bytes"].as_u64()? < 20_000_000).then_some(())
+    });
+    put(&node, "more", b"more");
+}
+
+#[test]
+fn a_limit_that_is_read_again_is_in_force_at_once_and_a_cache_is_not() {
+    let mut node = Node::new("cam", "worker");
+    node.set("storage", "limit", "\"64 MB\"");
+    node.start();
+    let (value, from) = setting(&node, "cache_bytes");
+    node.set("storage", "limit", "\"40 MB\"");
+    node.set("storage", "cache", "\"2 MiB\"");
+    node.signal(Signal::HUP);
+    node.wait_status("the limit is read again", |status| {
+        (status["store"]["quota_bytes"] == 40_000_000).then_some(())
+    });
+    assert_eq!(setting(&node, "quota_bytes").0, "40000000");
+    assert_eq!(setting(&node, "cache_bytes"), (value, format!("{from}, until a restart")));
+    let used = fill(&node, "a");
+    assert!(used <= 40_000_000, "{used} bytes are on disk under 40 MB");
+    node.restart();
+    assert_eq!(
+        (setting(&node, "quota_bytes").0, setting(&node, "cache_bytes").0),
+        ("40000000".into(), "2097152".into())
+    );
 }
 
 #[test]
@@ -150,13 +255,9 @@ fn a_machine_nobody_knows_is_served_by_its_architectures_board_and_noted() {
     node.start();
     put(&node, "a", b"stored on whatever this is");
     assert_eq!(node.get("a").as_deref(), Some(&b"stored on whatever this is"[..]));
-    let settings = node.status()["settings"].clone();
-    let value = |key: &str| {
-        let found = settings.as_array().and_then(|all| all.iter().find(|setting| setting["key"] == key));
-        found.and_then(|setting| setting["value"].as_str()).unwrap_or_default().to_owned()
-    };
-    assert!(value("board").starts_with("generic"), "{settings}");
-    assert!(value("note").contains("no board file knows who,knows-it"), "{settings}");
+    let (board, note) = (setting(&node, "board").0, setting(&node, "note").0);
+    assert!(board.starts_with("generic"), "{board}");
+    assert!(note.contains("no board file knows who,knows-it"), "{note}");
 }
 
 #[test]
@@ -461,4 +562,27 @@ fn a_patient_put_waits_for_the_profiles_batch_and_an_ordinary_one_does_not() {
         put(&node, name, name.as_bytes());
     }
     assert!(batches(&node) - before - patient >= 4);
+}
+
+#[test]
+fn a_lone_patient_put_waits_until_a_tick_or_the_end_of_its_window_and_an_ordinary_one_for_nothing() {
+    let mut node = Node::new("cam", "worker");
+    // between half and three quarters of the age all that wait go, and no tick of a minute falls there
+    own_profile(&node, "low-power", &[("flush_age_ms", "4_000"), ("tick_ms", "60_000")], "");
+    node.start();
+    let began = Instant::now();
+    node.run_with(["put", "--patient", "--stdin", "patient"], b"waits").expect(0);
+    let waited = began.elapsed();
+    assert!(waited >= Duration::from_millis(2_990), "it waited {waited:?}");
+
+    own_profile(&node, "low-power", &[("flush_age_ms", "60_000"), ("tick_ms", "60_000")], "");
+    node.restart();
+    let began = Instant::now();
+    let mut patient = node.command(["put", "--patient", "own.toml"]);
+    let mut patient = patient.stdout(Stdio::null()).spawn().expect("larder can be started");
+    put(&node, "ordinary", b"does not wait");
+    assert!(began.elapsed() < Duration::from_secs(30), "half of the age is not over");
+    assert_eq!(node.get("ordinary").as_deref(), Some(&b"does not wait"[..]));
+    patient.kill().expect("it is our own");
+    patient.wait().expect("it was killed");
 }

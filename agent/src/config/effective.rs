@@ -193,6 +193,36 @@ effective! {
     sync_every_s: u64,
 }
 
+/// The values in force where a store lies, which go by its limit.
+struct Storage {
+    quota_bytes: Setting<u64>,
+    reserve_bytes: Setting<u64>,
+    segment_bytes: Setting<u64>,
+}
+
+impl Effective {
+    /// These values in a process that opened its store with others: what only a start puts in force is that one's.
+    #[must_use]
+    pub fn since(self, opened: &Effective) -> Self {
+        Effective {
+            kernels: self.kernels.since(&opened.kernels),
+            segment_bytes: self.segment_bytes.since(&opened.segment_bytes),
+            cache_bytes: self.cache_bytes.since(&opened.cache_bytes),
+            table_entries: self.table_entries.since(&opened.table_entries),
+            ..self
+        }
+    }
+}
+
+impl<T: Clone + PartialEq> Setting<T> {
+    fn since(self, start: &Setting<T>) -> Self {
+        if self.value == start.value {
+            return self;
+        }
+        Setting { value: start.value.clone(), from: format!("{}, until a restart", start.from) }
+    }
+}
+
 impl Config {
     /// Resolves what steers the agent. `disk_bytes` is the size of the file system that holds the
     /// store, free or not; without it the quota is not capped by it.
@@ -200,83 +230,81 @@ impl Config {
     /// # Errors
     /// Configured sizes that leave no room for each other.
     pub fn effective(&self, machine: &Machine, disk_bytes: Option<u64>) -> Result<Effective, ConfigError> {
-        self.effective_under(&self.profile, machine, disk_bytes)
+        let quota_bytes = self.quota(&self.profile.value, disk_bytes);
+        let segment_bytes = self.segment(quota_bytes.value)?;
+        let reserve_bytes = self.reserve(quota_bytes.value, segment_bytes.value)?;
+        let storage = Storage { quota_bytes, reserve_bytes, segment_bytes };
+        Ok(self.resolved(&self.profile, machine, storage))
     }
 
-    /// The same under another profile, which has taken the configured one's place.
-    ///
-    /// # Errors
-    /// As [`Config::effective`].
+    /// The same under another profile, which has taken the configured one's place; `own` is what was in force
+    /// under that. Its segments stay, and a reserve that is too large for the other quota gives way.
+    #[must_use]
     pub fn effective_instead(
         &self,
         profile: &Profile,
+        own: &Effective,
         machine: &Machine,
         disk_bytes: Option<u64>,
-    ) -> Result<Effective, ConfigError> {
+    ) -> Effective {
         let profile = Sourced::new(profile.clone(), Origin::Machine("instead of the configured one"));
-        self.effective_under(&profile, machine, disk_bytes)
+        let quota_bytes = self.quota(&profile.value, disk_bytes);
+        let half = quota_bytes.value / 2;
+        let reserve_bytes = match &own.reserve_bytes {
+            own if own.value > half => Setting { value: half, from: "half of the quota".to_owned() },
+            own => own.clone(),
+        };
+        let storage = Storage { quota_bytes, reserve_bytes, segment_bytes: own.segment_bytes.clone() };
+        self.resolved(&profile, machine, storage)
     }
 
-    fn effective_under(
-        &self,
-        sourced: &Sourced<Profile>,
-        machine: &Machine,
-        disk_bytes: Option<u64>,
-    ) -> Result<Effective, ConfigError> {
-        let (profile, board) = (&sourced.value, &self.board.value);
-        let role = self.role.value.defaults();
-        let by_profile =
-            |value: u64| Setting::from(Sourced::new(value, Origin::Profile(profile.name.clone())));
-        let by_board = || Origin::Board(board.name.clone()).to_string();
-        let by_role = || Origin::Role(self.role.value).to_string();
-
-        let quota_bytes = self.quota(profile, disk_bytes);
-        let segment_bytes = self.segment(quota_bytes.value)?;
-        let reserve_bytes = self.reserve(quota_bytes.value, segment_bytes.value)?;
-        Ok(Effective {
+    fn resolved(&self, profile: &Sourced<Profile>, machine: &Machine, storage: Storage) -> Effective {
+        let (values, board, role) = (&profile.value, &self.board.value, self.role.value.defaults());
+        let by_profile = Origin::Profile(values.name.clone());
+        let by_board = Origin::Board(board.name.clone());
+        let by_role = Origin::Role(self.role.value);
+        let wishes = &self.wishes;
+        Effective {
             role: self.role.clone().into(),
-            profile: sourced.clone().map(|profile| profile.name).into(),
+            profile: profile.clone().map(|profile| profile.name).into(),
             board: self.board.clone().map(|board| board.name).into(),
             kernels: self.kernels.clone().map(|level| level.to_string()).into(),
-            quota_bytes,
-            reserve_bytes,
-            evict: wished(&self.wishes.evict, Setting { value: role.evict, from: by_role() }),
-            segment_bytes,
-            prepare: Setting { value: board.prepare, from: by_board() },
-            spare_segments_max: Setting { value: board.spare_segments_max, from: by_board() },
-            index_cache_bytes: Setting { value: board.index_cache_bytes, from: by_board() },
-            cache_bytes: self.cache(profile, machine),
-            table_entries: by_profile(profile.table_entries),
-            checkpoint_age_s: by_profile(profile.checkpoint_age_s),
-            tick_ms: by_profile(profile.tick_ms),
-            flush_age_ms: by_profile(profile.flush_age_ms),
-            flush_bytes: by_profile(profile.flush_bytes),
-            send_age_ms: by_profile(profile.send_age_ms),
-            send_bytes: by_profile(profile.send_bytes),
-            keep_alive_s: wished(&self.wishes.keep_alive_s, by_profile(profile.keep_alive_s)),
-            window_blocks: by_profile(profile.window_blocks),
-            sessions_max: Setting { value: role.sessions_max, from: by_role() },
-            in_flight_max: Setting { value: role.in_flight_max, from: by_role() },
-            offline_requests_max: Setting { value: role.offline_requests_max, from: by_role() },
+            quota_bytes: storage.quota_bytes,
+            reserve_bytes: storage.reserve_bytes,
+            evict: wished(&wishes.evict, by_role.says(role.evict)),
+            segment_bytes: storage.segment_bytes,
+            prepare: by_board.says(board.prepare),
+            spare_segments_max: by_board.says(board.spare_segments_max),
+            index_cache_bytes: by_board.says(board.index_cache_bytes),
+            cache_bytes: self.cache(values, machine),
+            table_entries: by_profile.says(values.table_entries),
+            checkpoint_age_s: by_profile.says(values.checkpoint_age_s),
+            tick_ms: by_profile.says(values.tick_ms),
+            flush_age_ms: by_profile.says(values.flush_age_ms),
+            flush_bytes: by_profile.says(values.flush_bytes),
+            send_age_ms: by_profile.says(values.send_age_ms),
+            send_bytes: by_profile.says(values.send_bytes),
+            keep_alive_s: wished(&wishes.keep_alive_s, by_profile.says(values.keep_alive_s)),
+            window_blocks: by_profile.says(values.window_blocks),
+            sessions_max: by_role.says(role.sessions_max),
+            in_flight_max: by_role.says(role.in_flight_max),
+            offline_requests_max: by_role.says(role.offline_requests_max),
             clean_watermark_percent: wished(
-                &self.wishes.clean_watermark_percent,
-                Setting { value: role.clean_watermark_percent, from: by_role() },
+                &wishes.clean_watermark_percent,
+                by_role.says(role.clean_watermark_percent),
             ),
-            clean_period_s: wished(
-                &self.wishes.clean_period_s,
-                Setting { value: role.clean_period_s, from: by_role() },
-            ),
-            clean_step_bytes: by_profile(profile.clean_step_bytes),
-            verify_step_bytes: by_profile(profile.verify_step_bytes),
-            step_rest_ms: by_profile(profile.step_rest_ms),
-            scrub_period_s: by_profile(profile.scrub_period_s),
-            scrub_rest_ms: by_profile(profile.scrub_rest_ms),
-            sense_s: by_profile(profile.sense_s),
-            calm_s: by_profile(profile.calm_s),
-            telemetry_s: by_profile(profile.telemetry_s),
-            timer_slack_us: by_profile(profile.timer_slack_us),
-            sync_every_s: by_profile(profile.sync_every_s),
-        })
+            clean_period_s: wished(&wishes.clean_period_s, by_role.says(role.clean_period_s)),
+            clean_step_bytes: by_profile.says(values.clean_step_bytes),
+            verify_step_bytes: by_profile.says(values.verify_step_bytes),
+            step_rest_ms: by_profile.says(values.step_rest_ms),
+            scrub_period_s: by_profile.says(values.scrub_period_s),
+            scrub_rest_ms: by_profile.says(values.scrub_rest_ms),
+            sense_s: by_profile.says(values.sense_s),
+            calm_s: by_profile.says(values.calm_s),
+            telemetry_s: by_profile.says(values.telemetry_s),
+            timer_slack_us: by_profile.says(values.timer_slack_us),
+            sync_every_s: by_profile.says(values.sync_every_s),
+        }
     }
 
     /// The limit times the profile's share, and never more than the board's share of the disk.

@@ -31,6 +31,12 @@ pub enum Origin {
     Machine(&'static str),
 }
 
+impl Origin {
+    pub(super) fn says<T>(&self, value: T) -> Setting<T> {
+        Setting { value, from: self.to_string() }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -35,6 +35,7 @@ const FIND_PAGE: usize = 1024;
 enum Order {
     Job(JobId, Job),
     File(FileId, FileJob),
+    Quota { bytes: u64, reserve_bytes: u64 },
 }
 
 /// The loop's side of the thread.
@@ -85,6 +86,11 @@ impl Engine {
 
     pub(super) fn file(&self, file: FileId, what: FileJob) {
         self.order(Order::File(file, what));
+    }
+
+    /// What the store may take from now on, and the part of it that it keeps free.
+    pub(super) fn quota(&self, bytes: u64, reserve_bytes: u64) {
+        self.order(Order::Quota { bytes, reserve_bytes });
     }
 
     fn order(&self, order: Order) {
@@ -145,6 +151,10 @@ fn run(
                     Some(done) => Input::FileDone { file, done },
                     None => continue,
                 },
+                Order::Quota { bytes, reserve_bytes } => {
+                    keeper.set_quota(bytes, reserve_bytes);
+                    continue;
+                }
             };
             if done.blocking_send(input).is_err() {
                 return keeper.close();
@@ -181,7 +191,9 @@ impl Queue {
     fn add(&mut self, order: Order) {
         match order {
             Order::Job(_, Job::Commit { .. }) => self.commits.push_back(order),
-            Order::Job(_, Job::Ask(_)) | Order::File(..) => self.others.push_back(order),
+            Order::Job(_, Job::Ask(_)) | Order::File(..) | Order::Quota { .. } => {
+                self.others.push_back(order)
+            }
         }
     }
 
@@ -235,6 +247,11 @@ impl StoreKeeper {
         let gone =
             || Failure::new(FailureKind::Disk, "the store could not be opened again; restart the agent");
         self.store.as_mut().ok_or_else(gone)
+    }
+
+    fn set_quota(&mut self, bytes: u64, reserve_bytes: u64) {
+        (self.options.quota_bytes, self.options.reserve_bytes) = (bytes, reserve_bytes);
+        self.store.iter_mut().for_each(|store| store.set_quota(bytes, reserve_bytes));
     }
 
     fn status(&self) -> StoreStatus {
@@ -637,7 +654,7 @@ mod tests {
             assert!(queue.fill(&taken), "something waits");
             let numbers = queue.round().map(|order| match order {
                 Order::Job(JobId(number), _) => number,
-                Order::File(..) => unreachable!("none was ordered"),
+                Order::File(..) | Order::Quota { .. } => unreachable!("none was ordered"),
             });
             numbers.collect::<Vec<_>>()
         };

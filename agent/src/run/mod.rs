@@ -25,6 +25,7 @@ use crate::socket::server::{Server, SocketError};
 use engine::Engine;
 use files::Files;
 use hasher::Hasher;
+use larder_core::board::Board;
 use larder_core::message::{Effect, Effects, Input};
 use larder_core::node::{Node, Woken};
 use larder_core::power::plan::{PowerPlan, Steering};
@@ -157,6 +158,9 @@ impl Handle {
 pub struct Agent {
     node: Node,
     core: Settings,
+    /// What was in force at the start: some of it stays so.
+    opened: Effective,
+    board: Board,
     machine: Machine,
     started: Instant,
     effects: Effects,
@@ -206,7 +210,7 @@ impl Agent {
         for note in engine::notes(&opened.report) {
             tracing::warn!("{note}");
         }
-        let plan = settings::plan(config, machine)?;
+        let plan = settings::plan(config, machine, &effective, &effective);
         let mut core = settings::core(config, &effective, plan, key, epoch, opened.id);
         if is_alone {
             // a command of its own ends before any sensor could matter
@@ -223,6 +227,8 @@ impl Agent {
         let agent = Agent {
             node: Node::new(&core),
             core,
+            opened: effective,
+            board: config.board.value.clone(),
             machine: machine.clone(),
             started: Instant::now(),
             effects: Effects::default(),
@@ -349,25 +355,25 @@ impl Agent {
     /// Puts in force what may change while running, and says what the core is to hear then; the rest waits for a
     /// restart.
     fn reload(&mut self, config: &Config) -> Option<Input> {
-        let resolved = settings::effective(config, &self.machine)
-            .and_then(|effective| Ok((effective, settings::plan(config, &self.machine)?)));
-        let (effective, plan) = match resolved {
-            Ok(resolved) => resolved,
+        let effective = match settings::effective(config, &self.machine) {
+            Ok(effective) => effective.since(&self.opened),
             Err(error) => {
                 tracing::error!("not reloaded: {error}");
                 return None;
             }
         };
         let old = &self.core;
-        if config.name != old.me || config.fleet.as_str() != old.fleet || config.role.value != old.role {
-            tracing::error!("not reloaded: name, fleet and role need a restart");
+        let is_another = config.name != old.me || config.fleet.as_str() != old.fleet;
+        if is_another || config.role.value != old.role || config.board.value != self.board {
+            tracing::error!("not reloaded: name, fleet, role and board need a restart");
             return None;
         }
+        let plan = settings::plan(config, &self.machine, &effective, &self.opened);
         let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, old.store);
         if new.watches != old.watches {
             tracing::warn!("changed [[watch]] folders need a restart");
         }
-        let new = Settings { watches: old.watches.clone(), ..new };
+        let new = Settings { watches: old.watches.clone(), kernels: old.kernels, ..new };
         self.node.reload(self.now(Instant::now()), &new);
         self.core = new;
         if let Some(steering) = self.node.steering().cloned() {
@@ -379,7 +385,8 @@ impl Agent {
         Some(self.wire.as_mut().and_then(|wire| wire.reload(config)).unwrap_or(Input::Wake))
     }
 
-    /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience.
+    /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience, and
+    /// what the store may take.
     fn follow(&mut self, steering: &Steering) {
         let slack = NonZeroU64::new(steering.timer_slack_us.saturating_mul(1_000));
         if let Err(error) = rustix::thread::set_current_timer_slack(slack) {
@@ -387,6 +394,7 @@ impl Agent {
         }
         self.service.wakes_every(Duration::from_millis(steering.sense_ms));
         self.keep_alive = Some(Duration::from_secs(steering.keep_alive_s));
+        self.engine.quota(steering.quota_bytes, steering.reserve_bytes);
     }
 
     /// One turn: the core decides, the shell carries out. What that brings at once is handled too.

@@ -46,30 +46,22 @@ pub(super) fn store_options(config: &Config, effective: &Effective) -> Options {
     }
 }
 
-/// The profiles the node moves between, the configured one first.
-pub(super) fn plan(config: &Config, machine: &Machine) -> Result<PowerPlan, ConfigError> {
+/// The profiles the node moves between, the configured one first; `opened` is what the store was opened with.
+pub(super) fn plan(config: &Config, machine: &Machine, own: &Effective, opened: &Effective) -> PowerPlan {
     let disk_bytes = file_system_bytes(&config.store);
     let names: Vec<&str> = std::iter::once(&config.profile.value)
         .chain(&config.other_profiles)
         .map(|profile| profile.name.as_str())
         .collect();
-    let own = config.effective(machine, disk_bytes)?;
-    let segment_bytes = own.segment_bytes.value;
-    let mut profiles = vec![steering(config, &config.profile.value, &own, segment_bytes, &names)];
+    let mut profiles = vec![steering(config, &config.profile.value, own, &names)];
     for profile in &config.other_profiles {
-        let effective = config.effective_instead(profile, machine, disk_bytes)?;
-        profiles.push(steering(config, profile, &effective, segment_bytes, &names));
+        let effective = config.effective_instead(profile, own, machine, disk_bytes).since(opened);
+        profiles.push(steering(config, profile, &effective, &names));
     }
-    Ok(PowerPlan { profiles })
+    PowerPlan { profiles }
 }
 
-fn steering(
-    config: &Config,
-    profile: &Profile,
-    effective: &Effective,
-    segment_bytes: u64,
-    names: &[&str],
-) -> Arc<Steering> {
+fn steering(config: &Config, profile: &Profile, effective: &Effective, names: &[&str]) -> Arc<Steering> {
     let celsius = |degrees: u64| i64::try_from(degrees * 1_000).unwrap_or(i64::MAX);
     let percent = |value: u64| u8::try_from(value).unwrap_or(100);
     let index = |name: &str| names.iter().position(|known| *known == name);
@@ -78,10 +70,11 @@ fn steering(
     Arc::new(Steering {
         name: profile.name.clone(),
         tick_ms: effective.tick_ms.value,
-        flush: flush(effective, segment_bytes),
+        flush: flush(effective),
         send: send(effective),
         window_blocks: u32::try_from(effective.window_blocks.value).unwrap_or(u32::MAX),
         quota_bytes: effective.quota_bytes.value,
+        reserve_bytes: effective.reserve_bytes.value,
         clean_step_bytes: effective.clean_step_bytes.value,
         verify_step_bytes: effective.verify_step_bytes.value,
         step_rest_ms: effective.step_rest_ms.value,
@@ -107,8 +100,8 @@ fn steering(
 }
 
 /// A batch is one write into one segment, which has to have room for it and its records' heads.
-fn flush(effective: &Effective, segment_bytes: u64) -> BatchSettings {
-    let bytes = effective.flush_bytes.value.min(segment_bytes / 4);
+fn flush(effective: &Effective) -> BatchSettings {
+    let bytes = effective.flush_bytes.value.min(effective.segment_bytes.value / 4);
     BatchSettings { bytes: to_usize(bytes), age_ms: effective.flush_age_ms.value }
 }
 
@@ -138,7 +131,7 @@ pub(super) fn core(
         watches: config.watches.iter().map(watch).collect(),
         kernels: config.kernels.value,
         tick_ms: effective.tick_ms.value,
-        flush: flush(effective, effective.segment_bytes.value),
+        flush: flush(effective),
         send: send(effective),
         window_blocks: u32::try_from(effective.window_blocks.value).unwrap_or(u32::MAX),
         in_flight_max: u32::from(effective.in_flight_max.value),

@@ -82,6 +82,12 @@ impl<D: Disk> Spares<D> {
         }
     }
 
+    /// Keeps so many at most from now on.
+    pub(crate) fn set_count_max(&mut self, count_max: usize) {
+        self.count_max = count_max;
+        self.give_back(count_max);
+    }
+
     /// What the next segment would be made of: the spare that needs least appending.
     pub(crate) fn best(&self) -> Option<Spare> {
         self.held.iter().filter(|spare| !spare.is_stuck).copied().max_by_key(|spare| spare.disk_bytes)

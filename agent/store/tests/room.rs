@@ -52,6 +52,71 @@ fn binding_names_to_the_last_byte_leaves_room_to_take_away_and_to_clean() {
 }
 
 #[test]
+fn under_a_quota_below_what_is_used_nothing_is_put_and_all_can_be_taken_away() {
+    let (large, small) = (12 << 20, 3 << 20);
+    for at_start in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let options = |quota_bytes| Options {
+            quota_bytes,
+            reserve_bytes: 1 << 20,
+            prepare: Prepare::Allocate,
+            spare_segments_max: 8,
+            ..options()
+        };
+        let (mut store, _) = Store::open(disk(directory.path()), options(large)).unwrap();
+        let mut blocks = 0;
+        while store.commit(puts(blocks..blocks + 5, 8000)).is_ok() {
+            blocks += 5;
+        }
+        if at_start {
+            store.close().unwrap();
+            store = Store::open(disk(directory.path()), options(small)).unwrap().0;
+        } else {
+            store.set_quota(small, 1 << 20);
+        }
+        assert_eq!(store.status().quota_bytes, small);
+        let used_before = used(directory.path());
+        let refused = store.commit(puts(blocks..blocks + 1, 8000));
+        assert!(matches!(refused, Err(CommitError::Full { .. })), "{refused:?}");
+        store.commit(vec![bind("name", "is deleted")]).unwrap();
+        let kept = 100;
+        store.commit((kept..blocks).map(|n| Op::Delete { hash: hash(&content(n, 8000)) }).collect()).unwrap();
+        clean(&mut store, (0..kept).map(|number| (number, 8000)));
+        assert!(used_before > small && used(directory.path()) < small, "{}", used(directory.path()));
+        assert_all_there(&mut store, 0..kept, 8000);
+        store.commit(puts(1000..1005, 8000)).unwrap();
+        store.set_quota(large, 1 << 20);
+        let mut more = 2000;
+        while store.commit(puts(more..more + 5, 8000)).is_ok() {
+            more += 5;
+        }
+        assert!((small..=large).contains(&used(directory.path())), "the larger quota is filled again");
+    }
+}
+
+#[test]
+fn spares_beyond_a_smaller_quota_go_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options {
+        quota_bytes: 32 << 20,
+        reserve_bytes: 1 << 20,
+        prepare: Prepare::Allocate,
+        spare_segments_max: 8,
+        ..options()
+    };
+    let (mut store, _) = Store::open(disk(directory.path()), options.clone()).unwrap();
+    for first in (0..600).step_by(10) {
+        store.commit(puts(first..first + 10, 8000)).unwrap();
+    }
+    clean(&mut store, std::iter::empty());
+    let before = store.status();
+    store.set_quota(8 << 20, 1 << 20);
+    let after = store.status();
+    assert!(after.spare_segments < before.spare_segments, "{before:?} {after:?}");
+    assert!(after.spare_disk_bytes <= 1 << 20 && used(directory.path()) < 8 << 20, "{after:?}");
+}
+
+#[test]
 fn what_was_written_to_longer_segments_is_cleaned_into_shorter_ones() {
     let directory = tempfile::tempdir().unwrap();
     let options = |segment_bytes| Options { segment_bytes, ..options() };

@@ -22,6 +22,8 @@ pub struct Steering {
     pub window_blocks: u32,
     /// Bytes the store may use.
     pub quota_bytes: u64,
+    /// For the shell: bytes of these that the store keeps free.
+    pub reserve_bytes: u64,
     /// Bytes one step of cleaning moves.
     pub clean_step_bytes: u64,
     /// Bytes one step of verification reads.

@@ -24,6 +24,7 @@ fn steering(name: &str, instead: &[(Condition, usize)]) -> Arc<Steering> {
         send: BatchSettings { bytes: 1 << 20, age_ms: 1_000 },
         window_blocks: 16,
         quota_bytes: 1 << 30,
+        reserve_bytes: 1 << 20,
         clean_step_bytes: 1 << 20,
         verify_step_bytes: 1 << 20,
         step_rest_ms: 0,

@@ -35,6 +35,7 @@ fn shipped(file: &str) -> Steering {
         send: batch(profile.send_bytes, profile.send_age_ms),
         window_blocks: u32::try_from(profile.window_blocks).unwrap(),
         quota_bytes: 1 << 40,
+        reserve_bytes: 1 << 20,
         clean_step_bytes: profile.clean_step_bytes,
         verify_step_bytes: profile.verify_step_bytes,
         step_rest_ms: profile.step_rest_ms,

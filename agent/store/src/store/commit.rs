@@ -98,16 +98,6 @@ pub(super) enum Purpose {
     Moves,
 }
 
-impl Purpose {
-    fn kept(self, reserve_bytes: u64) -> u64 {
-        match self {
-            Self::Blocks => reserve_bytes,
-            Self::Texts => reserve_bytes / 2,
-            Self::Removals | Self::Moves => 0,
-        }
-    }
-}
-
 /// What of a batch has to be written.
 struct Plan {
     records: Vec<Record>,
@@ -421,7 +411,12 @@ impl<D: Disk> Store<D> {
 
     /// Spares are given back before a batch is refused.
     fn check_quota(&mut self, length: u64, entries: u64, purpose: Purpose) -> Result<(), CommitError> {
-        let quota = self.options.quota_bytes - purpose.kept(self.options.reserve_bytes);
+        let quota = match purpose {
+            Purpose::Blocks => self.options.quota_bytes - self.options.reserve_bytes,
+            // The core deletes a name by binding it to its deletion.
+            Purpose::Texts => self.ceiling_bytes - self.options.reserve_bytes / 2,
+            Purpose::Removals | Purpose::Moves => self.ceiling_bytes,
+        };
         let index = self.index_growth(entries);
         loop {
             let (log, spares_needed) = self.log_growth(length, purpose);

@@ -40,6 +40,9 @@ pub struct Store<D: Disk> {
     /// Held for the lock on it.
     _lock: D::File,
     options: Options,
+    /// What names, deletions and cleaning may take, each its part of the reserve: the quota, or where more was in use
+    /// when that came, the reserve beyond it, though not more than they might before.
+    ceiling_bytes: u64,
     id: StoreId,
     segments: Segments<D>,
     index: Index<D>,
@@ -83,6 +86,29 @@ impl Weighter<Hash, Bytes> for ByBytes {
 impl<D: Disk> Store<D> {
     fn salt(&self) -> u32 {
         salt(&self.id)
+    }
+
+    /// Puts another quota and another reserve, a part of it, in force at once: puts that do not fit are refused from
+    /// now on. Spares beyond them go; what is beyond them otherwise can still be deleted and cleaned away.
+    pub fn set_quota(&mut self, quota_bytes: u64, reserve_bytes: u64) {
+        assert!(reserve_bytes < quota_bytes, "a reserve is a part of its quota");
+        (self.options.quota_bytes, self.options.reserve_bytes) = (quota_bytes, reserve_bytes);
+        self.segments.spares.set_count_max(self.options.spares_max());
+        while self.used_bytes() > quota_bytes {
+            let fewer = self.segments.spares.count().saturating_sub(1);
+            if !self.segments.spares.give_back(fewer) {
+                break;
+            }
+        }
+        self.make_room_for_reserve();
+        self.set_ceiling();
+    }
+
+    fn set_ceiling(&mut self) {
+        let Options { quota_bytes, reserve_bytes, .. } = self.options;
+        let used = self.used_bytes();
+        let beyond = (used + reserve_bytes).min(self.ceiling_bytes);
+        self.ceiling_bytes = if used > quota_bytes { beyond } else { quota_bytes };
     }
 
     /// Where the newest record of a block lies: memory table, then index, each behind its filters.

@@ -190,6 +190,7 @@ fn open_once<D: Disk>(
     if report.index_rebuilt.is_some() {
         store.make_room_for_reserve();
     }
+    store.set_ceiling();
     Ok((store, report))
 }
 
@@ -211,6 +212,7 @@ fn empty_store<D: Disk>(
         segments,
         index,
         table: Table::default(),
+        ceiling_bytes: u64::MAX,
         options,
         index_incomplete: false,
         next_seq: 1,
