@@ -237,7 +237,7 @@ impl Node {
             },
             Message::Changed { bytes } => self.sync.changed(now, bytes, out),
             Message::Delivered { seq } => {
-                self.ingest.delivered(seq, out);
+                self.ingest.delivered(now, seq, out);
                 self.keeper.delivered(seq);
             }
             Message::Undelivered { name, is_lost } => self.ingest.undelivered(now, &name, is_lost),
