@@ -110,7 +110,7 @@ impl Node {
         self.power.sent(messages, bytes);
         self.backlog = out.has_messages();
         self.dropped = out.dropped();
-        if self.stopping && self.store.is_quiet() && !self.backlog {
+        if self.stopping && self.ingest.is_quiet() && self.store.is_quiet() && !self.backlog {
             if self.sync.save_last_cursors(now, out) {
                 out.tell(Message::FlushNow);
                 self.backlog = true;
@@ -150,6 +150,8 @@ impl Node {
 
     fn take(&mut self, now: Time, input: Input, out: &mut Effects) {
         match input {
+            // whatever a peer says is said again: a node that goes takes nothing more upon itself
+            Input::Wire { .. } if self.stopping => {}
             Input::Start => self.start(now, out),
             Input::Wake => self.wake(now, out),
             Input::JobDone { job, done } => self.store.job_done(now, job, done, out),
@@ -187,16 +189,21 @@ impl Node {
                     self.follow_profile(now);
                 }
             }
-            Input::Stop => {
-                self.stopping = true;
-                self.sync.stop();
-                out.tell(Message::PutsGo);
-                out.tell(Message::FlushNow);
-            }
+            Input::Stop => self.stop(out),
         }
     }
 
     fn start(&mut self, now: Time, out: &mut Effects) {
+    /// What was handed over whole is made durable and answered; nothing new is let in meanwhile.
+    fn stop(&mut self, out: &mut Effects) {
+        self.stopping = true;
+        self.sync.stop();
+        self.control.stop();
+        self.ingest.stop(out);
+        self.store.stop();
+        out.tell(Message::FlushNow);
+    }
+
         self.started_ms = now.mono_ms;
         self.control.start(out);
         self.keeper.start(now, out);

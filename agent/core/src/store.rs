@@ -36,6 +36,8 @@ pub struct Store {
     batcher: LowPowerBatcher<Waiting>,
     /// So many of the oldest waiting writes were asked for at once.
     hurry: usize,
+    /// The node stops: nothing waits for company any more.
+    stopping: bool,
     /// The batches handed to the helper thread, the oldest first.
     committing: Deque<Committing, COMMITS_MAX>,
     /// Batches since the last failure, see [`Job::Commit`].
@@ -65,6 +67,7 @@ impl Store {
         Store {
             batcher: LowPowerBatcher::new(limits(settings)),
             hurry: 0,
+            stopping: false,
             committing: Deque::new(),
             run: 0,
             failing: None,
@@ -113,6 +116,11 @@ impl Store {
         }
         self.hurry = self.batcher.len();
         self.commit_if_due(now, out);
+    }
+
+    /// Whatever waits, or comes from now on, is written as soon as the disk is free.
+    pub fn stop(&mut self) {
+        self.stopping = true;
     }
 
     /// Answers when all that was handed over before is durable.
@@ -179,7 +187,7 @@ impl Store {
         while self.failing.is_none() && self.has_turn() {
             let reason = match self.batcher.due(now, false) {
                 Some(reason) => reason,
-                None if self.hurry > 0 && !self.batcher.is_empty() => Reason::Asked,
+                None if (self.hurry > 0 || self.stopping) && !self.batcher.is_empty() => Reason::Asked,
                 None => return,
             };
             self.commit(reason, out);
@@ -314,6 +322,7 @@ mod tests {
             questions: Deque::new(),
             open: BTreeMap::new(),
             next_job: 0,
+            stopping: false,
             checkpoint_age_ms: 60_000,
             checkpoint_at_ms: None,
         }

@@ -112,6 +112,8 @@ pub struct Control {
     obeying: BTreeMap<(NodeName, u64), u64>,
     sent: BTreeMap<u64, Sent>,
     last_counter: u64,
+    /// No connection is read any more.
+    stopping: bool,
 }
 
 impl Control {
@@ -128,6 +130,7 @@ impl Control {
             obeying: BTreeMap::new(),
             sent: BTreeMap::new(),
             last_counter: 0,
+            stopping: false,
         }
     }
 
@@ -139,6 +142,11 @@ impl Control {
     /// Reads which commands were obeyed before the last stop.
     pub fn start(&mut self, out: &mut Effects) {
         self.ask(Purpose::Counters, Question::Settings("counter/".into()), out);
+    }
+
+    /// The node stops: connections are given what they wait for, and not read.
+    pub fn stop(&mut self) {
+        self.stopping = true;
     }
 
     /// A connection was made.

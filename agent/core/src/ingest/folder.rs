@@ -234,6 +234,9 @@ impl Ingest {
 
     /// Starts whatever is due and has room: the next scan page, the next look, the next read.
     pub(super) fn read_on(&mut self, now: Time, out: &mut Effects) {
+        if self.stopping {
+            return;
+        }
         self.scan_on(now, out);
         let has_room = self.has_room();
         if let Some(number) = self.folders.reading {
