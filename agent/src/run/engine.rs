@@ -572,7 +572,20 @@ fn of_maintain(error: MaintainError) -> Failure {
 }
 
 fn of_open(error: OpenError) -> Failure {
-    Failure::new(FailureKind::Disk, error.to_string())
+    Failure::new(kind_of_open(&error), error.to_string())
+}
+
+/// What kind of failure it is that a store does not open.
+pub(super) fn kind_of_open(error: &OpenError) -> FailureKind {
+    match error {
+        OpenError::Locked { .. } => FailureKind::Busy,
+        OpenError::ReadOnly { .. } => FailureKind::Forbidden,
+        OpenError::Missing { .. } => FailureKind::NotFound,
+        OpenError::NewerFormat { .. } | OpenError::Option { .. } => FailureKind::Invalid,
+        OpenError::Unrecognised { .. } => FailureKind::Damaged,
+        full if full.is_full() => FailureKind::Full,
+        OpenError::Io { .. } | OpenError::Index { .. } => FailureKind::Disk,
+    }
 }
 
 #[cfg(test)]

@@ -84,21 +84,9 @@ impl RunError {
     pub fn kind(&self) -> Option<FailureKind> {
         match self {
             RunError::Config(_) | RunError::Key(_) | RunError::Link(_) => Some(FailureKind::Invalid),
-            RunError::Open(OpenError::Locked { .. }) | RunError::Socket(SocketError::InUse(_)) => {
-                Some(FailureKind::Busy)
-            }
-            RunError::Open(OpenError::ReadOnly { .. }) => Some(FailureKind::Forbidden),
-            RunError::Open(OpenError::Missing { .. }) => Some(FailureKind::NotFound),
-            RunError::Open(OpenError::NewerFormat { .. } | OpenError::Option { .. }) => {
-                Some(FailureKind::Invalid)
-            }
-            RunError::Open(OpenError::Unrecognised { .. }) => Some(FailureKind::Damaged),
-            RunError::Open(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
-                Some(FailureKind::Full)
-            }
-            RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
-                Some(FailureKind::Disk)
-            }
+            RunError::Open(error) => Some(engine::kind_of_open(error)),
+            RunError::Close(_) => Some(FailureKind::Disk),
+            RunError::Socket(SocketError::InUse(_)) => Some(FailureKind::Busy),
             RunError::Socket(_) | RunError::Random(_) | RunError::Start(_) => None,
         }
     }
