@@ -405,9 +405,9 @@ impl Agent {
             Effect::File { file, what } => self.engine.file(file, what),
             Effect::Cut { stream, cutter } => self.hasher.cut(stream, cutter),
             Effect::Send { token, to, channel, payload } => {
-                return self.wire.as_mut()?.send(token, &to, channel, payload);
+                self.wire.as_mut()?.send(token, &to, channel, payload);
             }
-            Effect::Presence(presence) => return self.wire.as_mut()?.presence(presence),
+            Effect::Presence(presence) => self.wire.as_mut()?.presence(presence),
             Effect::Pull(client) => self.server.pull(client),
             Effect::PullIfThere(client) => self.server.pull_if_there(client),
             Effect::Reply { caller, response } => self.server.answer(caller, Frame::Message(*response)),
@@ -418,7 +418,7 @@ impl Agent {
             Effect::Sense => self.sensors.read(),
             Effect::Profile(steering) => self.follow(&steering),
             Effect::Radio(up) => return self.wire.as_mut()?.radio(up),
-            Effect::Telemetry(payload) => return self.wire.as_mut()?.telemetry(payload),
+            Effect::Telemetry(payload) => self.wire.as_mut()?.telemetry(payload),
             Effect::Stopped => self.stopped = true,
         }
         None
