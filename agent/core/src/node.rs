@@ -155,6 +155,7 @@ impl Node {
             Input::Start => self.start(now, out),
             Input::Wake => self.wake(now, out),
             Input::JobDone { job, done } => self.store.job_done(now, job, done, out),
+            Input::JobProgress { job, done, total } => self.store.job_progress(job, done, total, out),
             Input::FileDone { file, done } => self.ingest.file_done(now, file, done, out),
             Input::Cut { stream, cut } => self.ingest.was_cut(now, stream, cut, out),
             Input::FileChanged { watch, path } => self.ingest.file_changed(now, watch, path, out),
@@ -193,7 +194,6 @@ impl Node {
         }
     }
 
-    fn start(&mut self, now: Time, out: &mut Effects) {
     /// What was handed over whole is made durable and answered; nothing new is let in meanwhile.
     fn stop(&mut self, out: &mut Effects) {
         self.stopping = true;
@@ -204,6 +204,7 @@ impl Node {
         out.tell(Message::FlushNow);
     }
 
+    fn start(&mut self, now: Time, out: &mut Effects) {
         self.started_ms = now.mono_ms;
         self.control.start(out);
         self.keeper.start(now, out);
@@ -260,6 +261,9 @@ impl Node {
             Message::PutDone { caller, done } => self.control.put_done(caller, done, out),
             Message::Fetch { ticket, target, wait } => self.sync.fetch(now, ticket, target, wait, out),
             Message::Fetched { ticket, done } => self.control.fetched(ticket.number, done, out),
+            Message::Progress { ticket, done, total } => {
+                self.control.progress(ticket.number, done, total, out);
+            }
             Message::Post { to, channel, payload } => self.post(&to, channel, payload, out),
             Message::Power { ticket, ask } => {
                 if self.power.asked(now, ticket, ask, out) {

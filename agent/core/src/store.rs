@@ -158,6 +158,13 @@ impl Store {
         self.start_questions(out);
     }
 
+    /// The helper thread is at a long job.
+    pub fn job_progress(&mut self, job: JobId, done: u64, total: u64, out: &mut Effects) {
+        if let Some(Some(ticket)) = self.open.get(&job) {
+            out.tell(Message::Progress { ticket: *ticket, done, total });
+        }
+    }
+
     /// A deadline has come.
     pub fn wake(&mut self, now: Time, out: &mut Effects) {
         self.commit_if_due(now, out);
@@ -315,6 +322,7 @@ mod tests {
         Store {
             batcher: LowPowerBatcher::new(limits),
             hurry: 0,
+            stopping: false,
             committing: Deque::new(),
             run: 0,
             failing: None,
@@ -322,7 +330,6 @@ mod tests {
             questions: Deque::new(),
             open: BTreeMap::new(),
             next_job: 0,
-            stopping: false,
             checkpoint_age_ms: 60_000,
             checkpoint_at_ms: None,
         }

@@ -154,6 +154,11 @@ impl Asked {
         out.tell(Message::Write { ticket, change, haste });
     }
 
+    fn barrier(&mut self, purpose: Purpose, out: &mut Effects) {
+        let ticket = self.ticket(purpose);
+        out.tell(Message::Barrier { ticket });
+    }
+
     fn ticket(&mut self, purpose: Purpose) -> Ticket {
         self.next = self.next.wrapping_add(1);
         self.open.insert(self.next, purpose);
