@@ -285,7 +285,7 @@ impl Wire {
                 tracing::warn!("the broker will not carry a message: {reason}");
                 self.went(token)
             }
-            LinkEvent::Message { topic, payload, .. } => {
+            LinkEvent::Message { topic, payload } => {
                 let Some((from, channel)) = self.topics.read(&topic) else {
                     tracing::debug!("{topic} is no inbox of this node");
                     return None;

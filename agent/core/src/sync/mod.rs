@@ -529,11 +529,6 @@ impl Sync {
         self.incoming.values().flat_map(InGroup::roots).collect()
     }
 
-    /// Whether the link is up.
-    pub fn is_up(&self) -> bool {
-        self.wires.up
-    }
-
     /// Counters for `status`.
     pub fn numbers(&self) -> &SyncNumbers {
         &self.wires.numbers
