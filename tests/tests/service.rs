@@ -209,7 +209,7 @@ fn sigterm_in_the_middle_of_large_puts_ends_soon_and_cleanly() {
     let mut fleet = Fleet::new(broker.port());
     let node = &mut fleet.worker;
     node.start();
-    let files = ["a", "b", "c"].map(|name| (name, noise(150_000_000, name)));
+    let files = ["a", "b", "c"].map(|name| (name, noise(100_000_000, name)));
     let mut puts = Vec::new();
     for (name, bytes) in &files {
         fs::write(node.path(name), bytes).unwrap();
@@ -217,7 +217,7 @@ fn sigterm_in_the_middle_of_large_puts_ends_soon_and_cleanly() {
         puts.push(put.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     }
     node.wait_status("all of it is under way", |status| {
-        status["ingest"]["bytes"].as_u64().filter(|bytes| *bytes > 30_000_000)
+        status["ingest"]["bytes"].as_u64().filter(|bytes| *bytes > 10_000_000)
     });
     assert_eq!(node.stop(), 0);
     let codes: Vec<_> = puts.iter_mut().map(|put| put.wait().unwrap().code()).collect();

@@ -418,7 +418,7 @@ mod tests {
     fn a_message_that_the_broker_does_not_carry_is_counted_as_sent_whether_it_waited_or_not() {
         let mut link = Twin { room: 1, bytes_max: 100, sent: Vec::new() };
         let mut waiting = Waiting::default();
-        let message = |token, bytes| Outgoing::new(token, "a".into(), vec![0; bytes], Qos::AtLeastOnce);
+        let message = |token, bytes| Outgoing::new(token, "a", vec![0; bytes], Qos::AtLeastOnce);
         for (token, bytes) in [(1, 200), (2, 10), (3, 10), (4, 200), (5, 10)] {
             waiting.add(&mut link, message(token, bytes));
         }

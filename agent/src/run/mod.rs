@@ -429,8 +429,9 @@ impl Agent {
 /// overrides.
 pub async fn agent(config: &Config, overrides: Overrides) -> Result<(), RunError> {
     let machine = larder_hal::board::detect(&config.machine_root);
-    let (agent, handle) = Agent::start(config, &machine, Mode::Service).await?;
+    // before anybody can see that it runs, or a signal would end it
     let mut hangups = service::hangups();
+    let (agent, handle) = Agent::start(config, &machine, Mode::Service).await?;
     let reloader = tokio::spawn(async move {
         while hangups.recv().await.is_some() {
             match Config::load(&overrides, &Environment::of_process(), &machine) {
