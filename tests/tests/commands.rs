@@ -134,6 +134,10 @@ fn long_work_shows_how_far_it_is_on_a_terminal_and_only_there() {
         assert!(!piped.stderr.contains(" left") && !piped.text().contains(" left"), "{arguments:?}");
     }
     assert_eq!(fs::read(node.path("copy")).unwrap(), fs::read(node.path("large")).unwrap());
+    let mut piped = node.command(["put", "--stdin", "piped"]);
+    piped.stdin(File::open(node.path("large")).unwrap());
+    let (ended, screen) = terminal::watch(piped);
+    assert!(ended.success() && screen.contains("/s, ") && !screen.contains(" left"), "{screen:?}");
 }
 
 #[test]
