@@ -16,16 +16,12 @@ const THREADS_MAX: usize = 1_024;
 pub struct Usage {
     /// Memory resident now.
     pub resident_bytes: Option<u64>,
-    /// Most memory that was ever resident.
-    pub resident_bytes_max: Option<u64>,
     /// Voluntary context switches of the threads alive now: each ends in one wake-up.
     pub wakeups: Option<u64>,
     /// CPU time of all threads, in user and kernel mode.
     pub cpu_ms: Option<u64>,
     /// Bytes this process caused to be written to storage, file system overhead not included.
     pub written_bytes: Option<u64>,
-    /// Bytes this process had read from storage.
-    pub read_bytes: Option<u64>,
 }
 
 /// Reads the costs under `root`: `/` in production, a recorded tree in tests.
@@ -36,11 +32,9 @@ pub fn read(root: &Path) -> Usage {
     let io = crate::read_text(&own.join("io")).unwrap_or_default();
     Usage {
         resident_bytes: crate::field(&status, "VmRSS"),
-        resident_bytes_max: crate::field(&status, "VmHWM"),
         wakeups: wakeups(&own),
         cpu_ms: cpu_ms(root),
         written_bytes: crate::field(&io, "write_bytes"),
-        read_bytes: crate::field(&io, "read_bytes"),
     }
 }
 
@@ -96,10 +90,9 @@ mod tests {
         ]);
         let usage = read(root.path());
         assert_eq!(usage.resident_bytes, Some(12_000 * 1_024));
-        assert_eq!(usage.resident_bytes_max, Some(20_000 * 1_024));
         assert_eq!(usage.wakeups, Some(42));
         assert_eq!(usage.cpu_ms, Some(1_500));
-        assert_eq!((usage.written_bytes, usage.read_bytes), (Some(8_192), Some(7)));
+        assert_eq!(usage.written_bytes, Some(8_192));
     }
 
     #[test]
@@ -113,7 +106,6 @@ mod tests {
     fn this_process_has_costs() {
         let usage = read(Path::new("/"));
         assert!(usage.resident_bytes.is_some_and(|bytes| bytes > 100_000));
-        assert!(usage.resident_bytes_max >= usage.resident_bytes);
         assert!(usage.wakeups.is_some() && usage.cpu_ms.is_some());
     }
 }

@@ -141,19 +141,7 @@ async fn status(client: &mut Client<UnixStream>) -> Status {
 async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
     let folder = tempfile::tempdir().expect("a folder");
     let port = free_port();
-    let (worker_home, master_home) = (folder.path().join("w"), folder.path().join("m"));
-    let key = |home: &Path| {
-        std::fs::create_dir_all(home).expect("a folder");
-        let key = larder::config::NodeKey::generate().expect("a key");
-        key.write_new(&home.join("node.key")).expect("a key file");
-        key.public().to_string()
-    };
-    let (worker_key, master_key) = (key(&worker_home), key(&master_home));
-    let peer =
-        |role: &str, key: &str| format!("[[peer]]\nname = \"{role}\"\nrole = \"{role}\"\nkey = \"{key}\"\n");
-    Agent::configure(&worker_home, "worker", &peer("master", &master_key), port);
-    Agent::configure(&master_home, "master", &peer("worker", &worker_key), port);
-
+    let (worker_home, master_home) = configure_pair(folder.path(), port);
     let worker = Agent::start(larder, &worker_home);
     let mut worker_client = worker.client().await;
     let data = folder.path().join("data");
@@ -171,31 +159,59 @@ async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
     touch_memory();
     let _broker = Mosquitto::start(BrokerConfig { port: Some(port), ..broker_config() });
 
+    let (began, before) = first_bytes(&mut master_client).await;
+    let sent = all_acknowledged(&mut worker_client).await;
+    let rate = ((mib << 20) - before.min(mib << 20)) as f64 / 1e6 / began.elapsed().as_secs_f64();
+    let received = status(&mut master_client).await;
+    println!(
+        "  worker: {} turns, {} ms of CPU; master: {} turns, {} batches, {} ms of CPU; {:.0} ms",
+        sent.power.turns,
+        sent.process.cpu_ms.unwrap_or_default(),
+        received.power.turns,
+        received.store.batches,
+        received.process.cpu_ms.unwrap_or_default(),
+        began.elapsed().as_secs_f64() * 1e3
+    );
+    (rate, (sent.sync.bytes_sent / sent.sync.messages_sent.max(1)) as usize)
+}
+
+/// Homes of a worker and a master that know each other.
+fn configure_pair(folder: &Path, port: u16) -> (PathBuf, PathBuf) {
+    let (worker_home, master_home) = (folder.join("w"), folder.join("m"));
+    let key = |home: &Path| {
+        std::fs::create_dir_all(home).expect("a folder");
+        let key = larder::config::NodeKey::generate().expect("a key");
+        key.write_new(&home.join("node.key")).expect("a key file");
+        key.public().to_string()
+    };
+    let (worker_key, master_key) = (key(&worker_home), key(&master_home));
+    let peer =
+        |role: &str, key: &str| format!("[[peer]]\nname = \"{role}\"\nrole = \"{role}\"\nkey = \"{key}\"\n");
+    Agent::configure(&worker_home, "worker", &peer("master", &master_key), port);
+    Agent::configure(&master_home, "master", &peer("worker", &worker_key), port);
+    (worker_home, master_home)
+}
+
+/// Waits until something has arrived; when that was, and how much.
+async fn first_bytes(master: &mut Client<UnixStream>) -> (Instant, u64) {
     let waiting = Instant::now();
-    let (began, before) = loop {
-        let received = status(&mut master_client).await.sync.bytes_received;
+    loop {
+        let received = status(master).await.sync.bytes_received;
         if received > 0 {
-            break (Instant::now(), received);
+            return (Instant::now(), received);
         }
         assert!(waiting.elapsed() < PATIENCE, "nothing arrives");
         tokio::time::sleep(LOOK).await;
-    };
+    }
+}
+
+/// Waits until the master has acknowledged everything.
+async fn all_acknowledged(worker: &mut Client<UnixStream>) -> Status {
+    let waiting = Instant::now();
     loop {
-        let status = status(&mut worker_client).await;
+        let status = status(worker).await;
         if status.sync.objects_acknowledged > 0 && status.peers.iter().all(|peer| peer.outbox_empty) {
-            let rate = ((mib << 20) - before.min(mib << 20)) as f64 / 1e6 / began.elapsed().as_secs_f64();
-            let messages = status.sync.messages_sent.max(1);
-            let master = self::status(&mut master_client).await;
-            println!(
-                "  worker: {} turns, {} ms of CPU; master: {} turns, {} batches, {} ms of CPU; {:.0} ms",
-                status.power.turns,
-                status.process.cpu_ms.unwrap_or_default(),
-                master.power.turns,
-                master.store.batches,
-                master.process.cpu_ms.unwrap_or_default(),
-                began.elapsed().as_secs_f64() * 1e3
-            );
-            return (rate, (status.sync.bytes_sent / messages) as usize);
+            return status;
         }
         assert!(waiting.elapsed() < PATIENCE, "the transfer does not end: {:?}", status.sync);
         tokio::time::sleep(LOOK).await;

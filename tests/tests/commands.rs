@@ -120,7 +120,8 @@ fn long_work_shows_how_far_it_is_on_a_terminal_and_only_there() {
     fs::write(node.path("large"), noise(30_000_000, "large")).unwrap();
     let put = ["put", "large"].as_slice();
     let (get, verify) = (["get", "large", "-o", "copy", "--force"].as_slice(), ["verify"].as_slice());
-    for (arguments, of_what) in [(put, "/s, "), (get, "/s, "), (verify, " blocks, ")] {
+    let rebuild = ["index", "rebuild"].as_slice();
+    for (arguments, of_what) in [(put, "/s, "), (get, "/s, "), (verify, " blocks, "), (rebuild, "/s, ")] {
         let (ended, screen) = terminal::watch(node.command(arguments));
         assert!(ended.success(), "{arguments:?}: {screen}");
         let shows = [" of ", of_what, " left"].iter().all(|part| screen.contains(part));
@@ -133,6 +134,10 @@ fn long_work_shows_how_far_it_is_on_a_terminal_and_only_there() {
         assert!(!piped.stderr.contains(" left") && !piped.text().contains(" left"), "{arguments:?}");
     }
     assert_eq!(fs::read(node.path("copy")).unwrap(), fs::read(node.path("large")).unwrap());
+    let mut piped = node.command(["put", "--stdin", "piped"]);
+    piped.stdin(File::open(node.path("large")).unwrap());
+    let (ended, screen) = terminal::watch(piped);
+    assert!(ended.success() && screen.contains("/s, ") && !screen.contains(" left"), "{screen:?}");
 }
 
 #[test]

@@ -427,10 +427,7 @@ fn a_profile_is_set_by_hand_here_and_from_the_master_and_ends() {
 
 /// The retained message on a topic below the node's own.
 fn retained(broker: &Mosquitto, topic: &str) -> Option<Value> {
-    let mut ask = Command::new("mosquitto_sub");
-    ask.args(["-h", "127.0.0.1", "-p", &broker.port().to_string(), "-C", "1", "-W", "2", "-t"]);
-    let said = ask.arg(format!("larder/1/home/{topic}")).output().expect("mosquitto's clients are here");
-    serde_json::from_slice(&said.stdout).ok()
+    broker.retained(&format!("larder/1/home/{topic}"))
 }
 
 #[test]

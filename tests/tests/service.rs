@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
+use larder_tests::broker::{Config, Mosquitto};
+use larder_tests::fleet::Fleet;
 use larder_tests::node::{Node, SOON, larder_bin, noise, skip, wait_for};
 use larder_tests::wire;
 use rustix::process::Signal;
@@ -11,7 +13,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// What systemd hears of a service.
 struct Systemd {
@@ -223,6 +225,56 @@ fn sigint_stops_it_as_well_and_what_was_acknowledged_before_is_there() {
     assert_eq!(node.ended(), 0);
     node.start();
     assert!(node.get("a").unwrap() == noise(3_000_000, "a"));
+}
+
+#[test]
+fn sigterm_in_the_middle_of_large_puts_ends_soon_and_cleanly() {
+    let broker = Mosquitto::start(Config::default());
+    let mut fleet = Fleet::new(broker.port());
+    let node = &mut fleet.worker;
+    node.start();
+    let files = ["a", "b", "c"].map(|name| (name, noise(100_000_000, name)));
+    let mut puts = Vec::new();
+    for (name, bytes) in &files {
+        fs::write(node.path(name), bytes).unwrap();
+        let mut put = node.command(["put", name]);
+        puts.push(put.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    }
+    node.wait_status("all of it is under way", |status| {
+        status["ingest"]["bytes"].as_u64().filter(|bytes| *bytes > 10_000_000)
+    });
+    assert_eq!(node.stop(), 0);
+    let codes: Vec<_> = puts.iter_mut().map(|put| put.wait().unwrap().code()).collect();
+    let state = broker.retained("larder/1/home/cam/state");
+    assert_eq!(state.map(|state| state["state"].clone()), Some("offline".into()));
+    node.start();
+    let names = node.names("");
+    assert!(names.len() < files.len(), "it went on until all was stored");
+    for ((name, bytes), code) in files.iter().zip(codes) {
+        assert_eq!(names.contains(&(*name).to_owned()), code == Some(0), "{name}");
+        assert!(code != Some(0) || node.get(name).unwrap() == *bytes, "{name}");
+    }
+    node.run(["verify"]).expect(0);
+}
+
+#[test]
+fn sigterm_answers_puts_that_still_waited() {
+    let mut node = Node::new("cam", "worker");
+    let built_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../power-profiles/low-power.toml");
+    let profile = fs::read_to_string(built_in).unwrap();
+    let profile =
+        profile.replace("\"low-power\"", "\"own\"").replace("flush_age_ms = 5_000", "flush_age_ms = 60_000");
+    fs::write(node.path("own.toml"), profile).unwrap();
+    node.set("node", "profile", "\"own.toml\"");
+    node.start();
+    let mut stream = node.connect();
+    wire::put_patiently(&mut stream, 1, "a", b"patient").unwrap();
+    node.wait_status("it has come", |status| (status["ingest"]["bytes"] == 7).then_some(()));
+    assert_eq!(node.stop(), 0);
+    let (number, answer) = wire::answer(&mut stream).unwrap();
+    assert_eq!((number, &answer["answer"]), (1, &json!("stored")), "{answer}");
+    node.start();
+    assert_eq!(node.get("a").unwrap(), b"patient");
 }
 
 #[test]

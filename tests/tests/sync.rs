@@ -172,6 +172,46 @@ fn leecher_and_worker_fetch_by_name_and_by_cid() {
 }
 
 #[test]
+fn a_damaged_block_of_a_leecher_or_worker_is_mended_by_fetch() {
+    let broker = mosquitto();
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"\"]");
+    fleet.start();
+    let bytes = noise(700_000, "film");
+    put(&fleet.worker, "film", &bytes);
+    fleet.settled();
+    // between the records' heads, in the middle of the object
+    let wrong = &bytes[350_000..350_064];
+    for node in [&mut fleet.leecher, &mut fleet.worker] {
+        assert_eq!(node.stop(), 0);
+        flip(&node.store(), wrong);
+        node.start();
+        let failed = node.run(["get", "film", "-o", "-"]).expect(4);
+        assert!(failed.stderr.contains("fetch it from a peer"), "{}", failed.stderr);
+        wait_for("there is a session with the master", || {
+            let peers = node.status()["peers"].clone();
+            (peers[0]["session"] == true).then_some(())
+        });
+        node.run(["fetch", "film"]).expect(0);
+        assert!(node.get("film").is_some_and(|got| got == bytes), "{}", node.name());
+        node.run(["verify"]).expect(0);
+    }
+}
+
+/// Flips a bit of these bytes, wherever they stand in the log.
+fn flip(store: &Path, bytes: &[u8]) {
+    for entry in fs::read_dir(store).expect("the store is there").flatten() {
+        let mut file = fs::read(entry.path()).expect("a file of the store can be read");
+        let at = file.windows(bytes.len()).position(|window| window == bytes);
+        if let Some(at) = at.filter(|_| entry.file_name().to_string_lossy().starts_with("segment-")) {
+            file[at] ^= 1;
+            return fs::write(entry.path(), file).expect("a file of the store can be written");
+        }
+    }
+    panic!("nothing of it is in {}", store.display());
+}
+
+#[test]
 fn new_versions_and_deletions_reach_everybody_who_has_the_name() {
     let broker = mosquitto();
     let mut fleet = Fleet::new(broker.port());
@@ -337,6 +377,12 @@ fn a_master_commands_other_nodes_over_mqtt_and_nobody_else_does() {
     assert_eq!(names, ["a", "b"]);
     let verified = remote(&["verify"]).pop().expect("verify has an answer");
     assert!(verified["blocks"].as_u64().is_some_and(|blocks| blocks > 2), "{verified}");
+    let rebuilt = remote(&["index", "rebuild"]).pop().expect("a rebuild has an answer");
+    assert_eq!((&rebuilt["answer"], &rebuilt["names"]), (&"rebuilt".into(), &2.into()));
+    put(&fleet.master, "shelf/c", &noise(300_000, "c"));
+    let fetched = remote(&["fetch", "shelf/c"]).pop().expect("a fetch has an answer");
+    assert_eq!(fetched["object"]["name"], "shelf/c", "{fetched}");
+    remote(&["rm", "shelf/c"]);
     remote(&["rm", "a"]);
     assert_eq!(fleet.worker.names(""), ["b"]);
     fleet.master.run(["--node", "cam", "rm", "a"]).expect(3);

@@ -76,6 +76,22 @@ fn a_new_version_is_taken_and_one_that_was_there_at_the_last_stop_is_not_taken_t
 }
 
 #[test]
+fn a_name_that_was_deleted_does_not_come_back_with_its_kept_file_after_a_restart() {
+    let mut node = watching("");
+    write(&node, "in/a", b"unwanted");
+    write(&node, "in/b", b"wanted");
+    node.start();
+    wait_names(&node, &["in/a", "in/b"]);
+    node.run(["rm", "in/a"]).expect(0);
+    node.restart();
+    write(&node, "in/c", b"taken after the first scan has been looked up");
+    wait_names(&node, &["in/b", "in/c"]);
+    assert!(node.path("in/a").exists());
+    write(&node, "in/a", b"wanted again");
+    wait_names(&node, &["in/a", "in/b", "in/c"]);
+}
+
+#[test]
 fn only_what_the_patterns_say_is_taken_and_not_from_below_where_that_is_not_wanted() {
     let mut node = watching("include = [\"*.jpg\", \"*.txt\"]\nexclude = [\"*draft*\"]\nrecursive = false\n");
     for name in ["in/a.jpg", "in/b.txt", "in/c.png", "in/draft.jpg", "in/below/d.jpg"] {

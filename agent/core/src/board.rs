@@ -95,66 +95,17 @@ pub struct BoardError {
     pub allowed: String,
 }
 
+/// A key, its value, whether that can work, and what can.
+type Rule = (&'static str, u64, bool, &'static str);
+
 impl Board {
     /// Checks every value, alone and against the others.
     ///
     /// # Errors
     /// The first value that cannot work.
     pub fn check(&self) -> Result<(), BoardError> {
-        let caches = self.index_cache_bytes.saturating_add(self.cache_bytes_max);
-        let rules = [
-            (
-                "page_bytes",
-                self.page_bytes,
-                matches!(self.page_bytes, 4_096 | 16_384 | 65_536),
-                "4096, 16384 and 65536",
-            ),
-            (
-                "segment_bytes",
-                self.segment_bytes,
-                (1 << 20..=1 << 30).contains(&self.segment_bytes)
-                    && self.segment_bytes.is_multiple_of(65_536),
-                "1 MiB to 1 GiB in multiples of 64 KiB",
-            ),
-            (
-                "spare_segments_max",
-                u64::from(self.spare_segments_max),
-                self.spare_segments_max <= 1024,
-                "0 to 1024",
-            ),
-            (
-                "memory_bytes",
-                self.memory_bytes,
-                (64 << 20..=1 << 42).contains(&self.memory_bytes),
-                "64 MiB to 4 TiB",
-            ),
-            (
-                "index_cache_bytes",
-                self.index_cache_bytes,
-                (1 << 20..=1 << 30).contains(&self.index_cache_bytes),
-                "1 MiB to 1 GiB",
-            ),
-            (
-                "cache_bytes_max",
-                self.cache_bytes_max,
-                self.cache_bytes_max >= 256 << 10 && caches <= self.memory_bytes / 2,
-                "256 KiB to what makes both caches half of memory_bytes",
-            ),
-            (
-                "storage_share_percent",
-                self.storage_share_percent,
-                (1..=100).contains(&self.storage_share_percent),
-                "1 to 100",
-            ),
-            ("hot_celsius", self.hot_celsius, (40..=120).contains(&self.hot_celsius), "40 to 120"),
-            (
-                "cool_celsius",
-                self.cool_celsius,
-                (20..=self.hot_celsius.saturating_sub(3)).contains(&self.cool_celsius),
-                "20 to 3 below hot_celsius",
-            ),
-        ];
-        if let Some((key, value, _, allowed)) = rules.into_iter().find(|&(_, _, holds, _)| !holds) {
+        let mut rules = self.sizes().into_iter().chain(self.temperatures());
+        if let Some((key, value, _, allowed)) = rules.find(|&(_, _, holds, _)| !holds) {
             return Err(BoardError { key, value: value.to_string(), allowed: allowed.to_owned() });
         }
         match self.kernels.iter().find(|name| !Level::NAMES.contains(&name.as_str())) {
@@ -164,6 +115,36 @@ impl Board {
             }
             None => Ok(()),
         }
+    }
+
+    fn sizes(&self) -> [Rule; 7] {
+        let caches = self.index_cache_bytes.saturating_add(self.cache_bytes_max);
+        let (page, segment, share) = (self.page_bytes, self.segment_bytes, self.storage_share_percent);
+        let spares = u64::from(self.spare_segments_max);
+        let is_segment = (1 << 20..=1 << 30).contains(&segment) && segment.is_multiple_of(65_536);
+        let (memory, index_cache) = (self.memory_bytes, self.index_cache_bytes);
+        let is_memory = (64 << 20..=1 << 42).contains(&memory);
+        let is_index_cache = (1 << 20..=1 << 30).contains(&index_cache);
+        let is_cache = self.cache_bytes_max >= 256 << 10 && caches <= memory / 2;
+        let halves = "256 KiB to what makes both caches half of memory_bytes";
+        [
+            ("page_bytes", page, matches!(page, 4_096 | 16_384 | 65_536), "4096, 16384 and 65536"),
+            ("segment_bytes", segment, is_segment, "1 MiB to 1 GiB in multiples of 64 KiB"),
+            ("spare_segments_max", spares, spares <= 1024, "0 to 1024"),
+            ("memory_bytes", memory, is_memory, "64 MiB to 4 TiB"),
+            ("index_cache_bytes", index_cache, is_index_cache, "1 MiB to 1 GiB"),
+            ("cache_bytes_max", self.cache_bytes_max, is_cache, halves),
+            ("storage_share_percent", share, (1..=100).contains(&share), "1 to 100"),
+        ]
+    }
+
+    fn temperatures(&self) -> [Rule; 2] {
+        let (hot, cool) = (self.hot_celsius, self.cool_celsius);
+        let is_cool = (20..=hot.saturating_sub(3)).contains(&cool);
+        [
+            ("hot_celsius", hot, (40..=120).contains(&hot), "40 to 120"),
+            ("cool_celsius", cool, is_cool, "20 to 3 below hot_celsius"),
+        ]
     }
 
     /// The best level the machine has of those its board names; it is portable code where it has none.

@@ -110,7 +110,7 @@ impl Node {
         self.power.sent(messages, bytes);
         self.backlog = out.has_messages();
         self.dropped = out.dropped();
-        if self.stopping && self.store.is_quiet() && !self.backlog {
+        if self.stopping && self.ingest.is_quiet() && self.store.is_quiet() && !self.backlog {
             if self.sync.save_last_cursors(now, out) {
                 out.tell(Message::FlushNow);
                 self.backlog = true;
@@ -156,9 +156,12 @@ impl Node {
 
     fn take(&mut self, now: Time, input: Input, out: &mut Effects) {
         match input {
+            // whatever a peer says is said again: a node that goes takes nothing more upon itself
+            Input::Wire { .. } if self.stopping => {}
             Input::Start => self.start(now, out),
             Input::Wake => self.wake(now, out),
             Input::JobDone { job, done } => self.store.job_done(now, job, done, out),
+            Input::JobProgress { job, done, total } => self.store.job_progress(job, done, total, out),
             Input::FileDone { file, done } => self.ingest.file_done(now, file, done, out),
             Input::Cut { stream, cut } => self.ingest.was_cut(now, stream, cut, out),
             Input::FileChanged { watch, path } => self.ingest.file_changed(now, watch, path, out),
@@ -193,13 +196,18 @@ impl Node {
                     self.follow_profile(now);
                 }
             }
-            Input::Stop => {
-                self.stopping = true;
-                self.sync.stop();
-                out.tell(Message::PutsGo);
-                out.tell(Message::FlushNow);
-            }
+            Input::Stop => self.stop(out),
         }
+    }
+
+    /// What was handed over whole is made durable and answered; nothing new is let in meanwhile.
+    fn stop(&mut self, out: &mut Effects) {
+        self.stopping = true;
+        self.sync.stop();
+        self.control.stop();
+        self.ingest.stop(out);
+        self.store.stop();
+        out.tell(Message::FlushNow);
     }
 
     fn start(&mut self, now: Time, out: &mut Effects) {
@@ -243,7 +251,7 @@ impl Node {
             },
             Message::Changed { bytes } => self.sync.changed(now, bytes, out),
             Message::Delivered { seq } => {
-                self.ingest.delivered(seq, out);
+                self.ingest.delivered(now, seq, out);
                 self.keeper.delivered(seq);
             }
             Message::Undelivered { name, is_lost } => self.ingest.undelivered(now, &name, is_lost),
@@ -259,6 +267,9 @@ impl Node {
             Message::PutDone { caller, done } => self.control.put_done(caller, done, out),
             Message::Fetch { ticket, target, wait } => self.sync.fetch(now, ticket, target, wait, out),
             Message::Fetched { ticket, done } => self.control.fetched(ticket.number, done, out),
+            Message::Progress { ticket, done, total } => {
+                self.control.progress(ticket.number, done, total, out);
+            }
             Message::Post { to, channel, payload } => self.post(&to, channel, payload, out),
             Message::Power { ticket, ask } => {
                 if self.power.asked(now, ticket, ask, out) {

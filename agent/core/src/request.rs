@@ -111,6 +111,11 @@ impl Request {
         )
     }
 
+    /// Whether it may take minutes, so that who asked has to hear meanwhile that it is under way.
+    pub fn takes_long(&self) -> bool {
+        matches!(self, Request::Fetch { .. } | Request::Verify | Request::IndexRebuild)
+    }
+
     /// Whether the request may come over MQTT.
     pub fn may_be_remote(&self) -> bool {
         !matches!(self, Request::Put { .. } | Request::Get { .. } | Request::Remote { .. })
@@ -273,7 +278,7 @@ pub enum FailureKind {
 /// What a node says of itself. Counters count since the start of the process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The node's name; empty when a command opened the store without a configuration.
+    /// The node's name.
     pub node: String,
     /// The fleet.
     pub fleet: String,

@@ -72,7 +72,7 @@ impl FromStr for Role {
 pub enum Evict {
     /// Refuses new data: what is here may exist nowhere else.
     Never,
-    /// Drops the oldest unpinned objects: all of them can be fetched again.
+    /// Drops the oldest objects: all of them can be fetched again.
     Oldest,
 }
 

@@ -36,6 +36,8 @@ pub struct Store {
     batcher: LowPowerBatcher<Waiting>,
     /// So many of the oldest waiting writes were asked for at once.
     hurry: usize,
+    /// The node stops: nothing waits for company any more.
+    stopping: bool,
     /// The batches handed to the helper thread, the oldest first.
     committing: Deque<Committing, COMMITS_MAX>,
     /// Batches since the last failure, see [`Job::Commit`].
@@ -65,6 +67,7 @@ impl Store {
         Store {
             batcher: LowPowerBatcher::new(limits(settings)),
             hurry: 0,
+            stopping: false,
             committing: Deque::new(),
             run: 0,
             failing: None,
@@ -115,6 +118,11 @@ impl Store {
         self.commit_if_due(now, out);
     }
 
+    /// Whatever waits, or comes from now on, is written as soon as the disk is free.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
     /// Answers when all that was handed over before is durable.
     pub fn barrier(&mut self, now: Time, ticket: Ticket, out: &mut Effects) {
         if self.batcher.is_empty() && self.committing.is_empty() {
@@ -150,6 +158,13 @@ impl Store {
         self.start_questions(out);
     }
 
+    /// The helper thread is at a long job.
+    pub fn job_progress(&mut self, job: JobId, done: u64, total: u64, out: &mut Effects) {
+        if let Some(Some(ticket)) = self.open.get(&job) {
+            out.tell(Message::Progress { ticket: *ticket, done, total });
+        }
+    }
+
     /// A deadline has come.
     pub fn wake(&mut self, now: Time, out: &mut Effects) {
         self.commit_if_due(now, out);
@@ -179,7 +194,7 @@ impl Store {
         while self.failing.is_none() && self.has_turn() {
             let reason = match self.batcher.due(now, false) {
                 Some(reason) => reason,
-                None if self.hurry > 0 && !self.batcher.is_empty() => Reason::Asked,
+                None if (self.hurry > 0 || self.stopping) && !self.batcher.is_empty() => Reason::Asked,
                 None => return,
             };
             self.commit(reason, out);
@@ -307,6 +322,7 @@ mod tests {
         Store {
             batcher: LowPowerBatcher::new(limits),
             hurry: 0,
+            stopping: false,
             committing: Deque::new(),
             run: 0,
             failing: None,

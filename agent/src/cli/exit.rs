@@ -172,7 +172,6 @@ impl CommandError {
     }
 }
 
-/// What stopped the loop lies somewhere below its context.
 /// A text with nothing in it that could command a terminal: names and messages come from elsewhere.
 pub(super) fn plain(text: impl fmt::Display) -> String {
     let text = text.to_string();

@@ -6,12 +6,16 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use larder_core::request::{Failure, FailureKind, Response, Unit};
 use serde::Serialize;
 
 use super::exit::{CommandError, Exit, plain};
+
+/// How often a spinner turns.
+const TURN: Duration = Duration::from_millis(200);
 
 /// How this command speaks.
 pub(super) struct Output {
@@ -81,17 +85,21 @@ impl Output {
         error.exit()
     }
 
-    /// Starts to show progress towards `total`, if anybody watches.
+    /// Starts to show progress towards `total`, if anybody watches; 0 is a total that nobody knows.
     pub(super) fn begin(&mut self, total: u64, unit: Unit) {
         if !self.shows_progress() {
             return;
         }
         let template = match unit {
+            _ if total == 0 => "{spinner} {bytes}, {bytes_per_sec}, {elapsed}",
             Unit::Bytes => "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
             Unit::Blocks => "{wide_bar} {human_pos} of {human_len} blocks, {eta} left",
         };
         let style = ProgressStyle::with_template(template).expect("the templates above are valid");
         self.bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style);
+        if total == 0 {
+            self.bar.enable_steady_tick(TURN);
+        }
     }
 
     /// So much more is done.
@@ -101,7 +109,7 @@ impl Output {
 
     /// What an agent says about a long request.
     pub(super) fn progress(&mut self, done: u64, total: u64, unit: Unit) {
-        if self.bar.length().is_none() {
+        if self.bar.length().is_none_or(|known| known == 0 && total > 0) {
             self.begin(total, unit);
         }
         self.bar.set_length(total);

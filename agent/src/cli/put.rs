@@ -44,8 +44,9 @@ pub(super) async fn put(
         let paths = arguments.paths.clone();
         Walk::new(paths, arguments.prefix.as_ref(), arguments.name.as_ref(), &config.store)
     };
-    if output.shows_progress() && arguments.stdin.is_none() {
-        output.begin(walk().flatten().map(|source| source.size()).sum(), Unit::Bytes);
+    if output.shows_progress() {
+        let known = || walk().flatten().map(|source| source.size()).sum();
+        output.begin(if arguments.stdin.is_some() { 0 } else { known() }, Unit::Bytes);
     }
     let mut upload = Upload {
         config,

@@ -13,7 +13,7 @@ use super::session::{Report, Session};
 use super::{EVENTS_MAX, LinkEvent, Outgoing, Qos, Refused, Transport};
 use rumqttc::v5::AsyncClient;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{PubAckReason, PublishProperties};
+use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,7 +197,7 @@ impl Transport for Link {
         if self.room() == 0 {
             return Err(Refused::Full(Box::new(message)));
         }
-        let taken = client.try_publish_with_properties(
+        let taken = client.try_publish(
             message.topic.clone(),
             match message.qos {
                 Qos::AtMostOnce => QoS::AtMostOnce,
@@ -205,7 +205,6 @@ impl Transport for Link {
             },
             message.retain,
             message.payload.clone(),
-            properties(&message),
         );
         match taken {
             Ok(()) => {
@@ -249,17 +248,4 @@ fn spawn(plan: &Arc<Plan>, wait_first: Duration) -> (JoinHandle<()>, mpsc::Recei
     let (reports, receiver) = mpsc::channel(EVENTS_MAX);
     let session = Session::new(plan.clone(), reports);
     (tokio::spawn(session.run(wait_first)), receiver)
-}
-
-fn properties(message: &Outgoing) -> PublishProperties {
-    let (response_topic, correlation_data) = match &message.response {
-        Some(to) => (Some(to.topic.clone()), Some(to.correlation.clone())),
-        None => (None, message.correlation.clone()),
-    };
-    PublishProperties {
-        message_expiry_interval: message.expiry_seconds,
-        response_topic,
-        correlation_data,
-        ..PublishProperties::default()
-    }
 }

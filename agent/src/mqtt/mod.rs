@@ -58,15 +58,6 @@ pub enum Qos {
     AtLeastOnce,
 }
 
-/// Where an answer goes, and by what the asker knows it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResponseTo {
-    /// The topic the answer is published on.
-    pub topic: String,
-    /// Copied into the answer.
-    pub correlation: Bytes,
-}
-
 /// One message on its way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outgoing {
@@ -80,22 +71,14 @@ pub struct Outgoing {
     pub qos: Qos,
     /// Whether the broker keeps it for those who subscribe later.
     pub retain: bool,
-    /// Where an answer is expected.
-    pub response: Option<ResponseTo>,
-    /// Set on an answer: the asker's correlation data, when no further answer is expected.
-    pub correlation: Option<Bytes>,
-    /// After this many seconds the broker no longer delivers it.
-    pub expiry_seconds: Option<u32>,
 }
 
 impl Outgoing {
     /// The bytes the message takes at most as an MQTT packet.
     pub fn packet_bytes(&self) -> usize {
-        // fixed header 5, topic length 2, packet id 2, property length 4, expiry 5
-        const HEADERS: usize = 18;
-        let response = self.response.as_ref().map_or(0, |to| 6 + to.topic.len() + to.correlation.len());
-        let correlation = self.correlation.as_ref().map_or(0, |data| 3 + data.len());
-        HEADERS + self.topic.len() + self.payload.len() + response + correlation
+        // fixed header 5, topic length 2, packet id 2, property length 1
+        const HEADERS: usize = 10;
+        HEADERS + self.topic.len() + self.payload.len()
     }
 }
 
@@ -120,10 +103,6 @@ pub enum LinkEvent {
         topic: String,
         /// Its content.
         payload: Bytes,
-        /// Where the sender expects an answer; carries the correlation data to copy.
-        response: Option<ResponseTo>,
-        /// Correlation data of an answer.
-        correlation: Option<Bytes>,
     },
     /// Acknowledged by the broker (QoS 1) or handed to the socket (QoS 0).
     Sent {

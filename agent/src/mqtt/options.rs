@@ -139,20 +139,20 @@ pub enum LinkOptionsError {
     },
     /// The TLS layer of the client library takes names and IPv4 addresses only.
     #[error(
-        "mqtt.host {host:?} is an IPv6 address, which does not work with TLS here: set mqtt.host to the name in the broker's certificate"
+        "[mqtt] host {host:?} is an IPv6 address, which does not work with TLS here: set [mqtt] host to the name in the broker's certificate"
     )]
     Ipv6WithTls {
         /// The host as given.
         host: String,
     },
     /// The host is no name and no address.
-    #[error("mqtt.host {host:?} is neither a host name nor an address")]
+    #[error("[mqtt] host {host:?} is neither a host name nor an address")]
     Host {
         /// The host as given.
         host: String,
     },
     /// A number is out of its range.
-    #[error("mqtt.{key} is {value}: it must be {allowed}")]
+    #[error("[mqtt] {key} is {value}: it must be {allowed}")]
     Range {
         /// The setting.
         key: &'static str,
@@ -162,7 +162,7 @@ pub enum LinkOptionsError {
         allowed: &'static str,
     },
     /// The client id or a topic is unusable.
-    #[error("mqtt.{key} {value:?} cannot be used: {why}")]
+    #[error("[mqtt] {key} {value:?} cannot be used: {why}")]
     Text {
         /// The setting.
         key: &'static str,
@@ -377,18 +377,9 @@ pub(super) fn private_key(
 }
 
 impl Outgoing {
-    /// A message without response topic, correlation or expiry.
+    /// A message that the broker does not keep.
     pub fn new(token: u64, topic: impl Into<String>, payload: impl Into<Bytes>, qos: Qos) -> Self {
-        Self {
-            token,
-            topic: topic.into(),
-            payload: payload.into(),
-            qos,
-            retain: false,
-            response: None,
-            correlation: None,
-            expiry_seconds: None,
-        }
+        Self { token, topic: topic.into(), payload: payload.into(), qos, retain: false }
     }
 }
 
@@ -416,9 +407,9 @@ mod tests {
     #[test]
     fn numbers_out_of_range_name_the_setting_and_the_range() {
         let message = refused(|options| options.keep_alive = Duration::from_secs(4));
-        assert!(message.contains("mqtt.keep_alive is 4") && message.contains("5 to 65535"), "{message}");
-        assert!(refused(|options| options.in_flight_max = 0).contains("mqtt.in_flight_max"));
-        assert!(refused(|options| options.packet_bytes_max = 1 << 20).contains("mqtt.packet_bytes_max"));
+        assert!(message.contains("[mqtt] keep_alive is 4") && message.contains("5 to 65535"), "{message}");
+        assert!(refused(|options| options.in_flight_max = 0).contains("[mqtt] in_flight_max"));
+        assert!(refused(|options| options.packet_bytes_max = 1 << 20).contains("[mqtt] packet_bytes_max"));
     }
 
     #[test]

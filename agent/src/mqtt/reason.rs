@@ -93,7 +93,7 @@ fn judge_error(error: &ConnectionError, reached: Reached, options: &LinkOptions,
         ConnectionError::Io(error) => judge_io(error, reached, options, broker),
         ConnectionError::ConnectionRefused(code) => refused(*code, options, broker),
         ConnectionError::NotConnAck(_) => Verdict::new(
-            format!("what answers at {broker} does not speak MQTT 5: check mqtt.port"),
+            format!("what answers at {broker} does not speak MQTT 5: check [mqtt] port"),
             Ended::Refused,
         ),
         ConnectionError::RequestsDone => Verdict::new("the link was closed".to_owned(), broken),
@@ -179,14 +179,16 @@ fn judge_io(error: &io::Error, reached: Reached, options: &LinkOptions, broker: 
     let text = error.to_string();
     let words = match error.kind() {
         io::ErrorKind::ConnectionRefused => {
-            format!("nothing listens at {broker}: start the broker there, or correct mqtt.host and mqtt.port")
+            format!(
+                "nothing listens at {broker}: start the broker there, or correct [mqtt] host and [mqtt] port"
+            )
         }
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             return closed(reached, options, broker);
         }
         _ if text.contains("lookup") || text.contains("resolve") => {
             format!(
-                "the name {:?} cannot be resolved ({text}): check mqtt.host and the network's DNS",
+                "the name {:?} cannot be resolved ({text}): check [mqtt] host and the network's DNS",
                 options.host
             )
         }
@@ -202,7 +204,7 @@ fn tls_words(error: &TlsError, broker: &str, options: &LinkOptions) -> String {
         TlsError::Io(io_error) => match io_error.get_ref().and_then(|inner| inner.downcast_ref()) {
             Some(inner) => rustls_words(inner, broker, options),
             None => format!(
-                "TLS with the broker at {broker} failed ({io_error}): check that mqtt.port is its TLS port"
+                "TLS with the broker at {broker} failed ({io_error}): check that [mqtt] port is its TLS port"
             ),
         },
         other => format!("TLS with the broker at {broker} failed: {other}"),
@@ -218,7 +220,7 @@ fn rustls_words(error: &rustls::Error, broker: &str, options: &LinkOptions) -> S
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::NotValidForName
             | rustls::CertificateError::NotValidForNameContext { .. },
-        ) => "its certificate is for another name: set mqtt.host to the name in it",
+        ) => "its certificate is for another name: set [mqtt] host to the name in it",
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::Expired
             | rustls::CertificateError::ExpiredContext { .. }
@@ -234,7 +236,7 @@ fn rustls_words(error: &rustls::Error, broker: &str, options: &LinkOptions) -> S
         rustls::Error::AlertReceived(_) => {
             "it does not accept this node's certificate: have it signed by the authority the broker trusts"
         }
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port: correct mqtt.port",
+        rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port: correct [mqtt] port",
         _ => "the two sides do not agree",
     };
     format!("TLS with the broker at {broker} failed: {advice} ({error})")
@@ -251,7 +253,7 @@ fn refused(code: ConnectReturnCode, options: &LinkOptions, broker: &str) -> Verd
         | ConnectReturnCode::NotAuthorized
         | ConnectReturnCode::BadAuthenticationMethod => (
             format!(
-                "the broker at {broker} refuses the login ({who}): check mqtt.user, mqtt.password and the client certificate"
+                "the broker at {broker} refuses the login ({who}): check [mqtt] user, password_file and certificate"
             ),
             Ended::Refused,
         ),
@@ -274,7 +276,7 @@ fn refused(code: ConnectReturnCode, options: &LinkOptions, broker: &str) -> Verd
             (format!("the broker at {broker} is too busy ({code:?}): raise its limits if this stays"), busy)
         }
         ConnectReturnCode::UseAnotherServer | ConnectReturnCode::ServerMoved => {
-            (format!("the broker at {broker} has moved: set mqtt.host to the new one"), Ended::Refused)
+            (format!("the broker at {broker} has moved: set [mqtt] host to the new one"), Ended::Refused)
         }
         ConnectReturnCode::Success
         | ConnectReturnCode::UnspecifiedError

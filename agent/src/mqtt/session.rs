@@ -10,10 +10,10 @@
 //! `EventLoop::poll` is never cancelled and continued: it loses packets. It is cancelled only
 //! together with its connection, when the watchdog gives that up.
 
+use super::LinkEvent;
 use super::backoff::Backoff;
 use super::options::{CONNECT_SECONDS_MAX, Plan};
 use super::reason::{self, Ending, Reached};
-use super::{LinkEvent, ResponseTo};
 use rumqttc::Outgoing as Written;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
@@ -271,13 +271,5 @@ fn message(publish: Publish) -> Option<LinkEvent> {
         tracing::warn!(bytes = publish.payload.len(), "a message whose topic is not UTF-8 was dropped");
         return None;
     };
-    let (answer_topic, correlation) = match publish.properties {
-        Some(properties) => (properties.response_topic, properties.correlation_data),
-        None => (None, None),
-    };
-    let (response, correlation) = match answer_topic {
-        Some(topic) => (Some(ResponseTo { topic, correlation: correlation.unwrap_or_default() }), None),
-        None => (None, correlation),
-    };
-    Some(LinkEvent::Message { topic, payload: publish.payload, response, correlation })
+    Some(LinkEvent::Message { topic, payload: publish.payload })
 }

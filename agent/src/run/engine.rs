@@ -23,13 +23,18 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Interval;
 
 /// Jobs waiting for the thread; the core's own bounds stay below it.
 const JOBS_HELD_MAX: usize = 512;
 
 /// Names looked through at once for a root.
 const FIND_PAGE: usize = 1024;
+
+/// How often it is said how far a rebuild is.
+const PROGRESS: Duration = Duration::from_millis(500);
 
 /// What the thread is told.
 enum Order {
@@ -43,6 +48,17 @@ pub(super) struct Engine {
     orders: blocking::SyncSender<Order>,
     done: mpsc::Receiver<Input>,
     thread: JoinHandle<Result<(), MaintainError>>,
+    disk: OsDisk,
+    rebuild: Option<Rebuild>,
+}
+
+/// The thread reads the whole log and says nothing meanwhile: its disk tells how far it is.
+struct Rebuild {
+    job: JobId,
+    /// What the disk had read when it began.
+    read_before: u64,
+    total: u64,
+    tick: Interval,
 }
 
 /// What opening the store has shown.
@@ -77,7 +93,8 @@ impl Engine {
         let ended =
             |_| OpenError::Index { directory: String::new(), reason: "the helper thread ended".into() };
         let opened = is_open.await.map_err(ended)??;
-        Ok((Engine { orders, done, thread }, opened))
+        let disk = opened.disk.clone();
+        Ok((Engine { orders, done, thread, disk, rebuild: None }, opened))
     }
 
     pub(super) fn job(&self, job: JobId, what: Job) {
@@ -102,17 +119,40 @@ impl Engine {
 
     /// The next result. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Input> {
-        self.done.recv().await
+        let input = match &mut self.rebuild {
+            None => self.done.recv().await,
+            Some(rebuild) => tokio::select! {
+                input = self.done.recv() => input,
+                _ = rebuild.tick.tick() => {
+                    let read = self.disk.counts().bytes_read - rebuild.read_before;
+                    let Rebuild { job, total, .. } = *rebuild;
+                    return Some(Input::JobProgress { job, done: read.min(total), total });
+                }
+            },
+        };
+        Some(self.follow(input?))
     }
 
     /// A result that is there already.
     pub(super) fn ready(&mut self) -> Option<Input> {
-        self.done.try_recv().ok()
+        let input = self.done.try_recv().ok()?;
+        Some(self.follow(input))
+    }
+
+    /// Takes notice of a rebuild's beginning and end.
+    fn follow(&mut self, input: Input) -> Input {
+        if let Input::JobProgress { job, total, .. } = input {
+            let tick = tokio::time::interval_at(tokio::time::Instant::now() + PROGRESS, PROGRESS);
+            self.rebuild = Some(Rebuild { job, read_before: self.disk.counts().bytes_read, total, tick });
+        } else if let Input::JobDone { job, .. } = input {
+            self.rebuild.take_if(|rebuild| rebuild.job == job);
+        }
+        input
     }
 
     /// Makes the index whole and closes the store.
     pub(super) fn close(self) -> Result<(), MaintainError> {
-        let Engine { orders, mut done, thread } = self;
+        let Engine { orders, mut done, thread, .. } = self;
         drop(orders);
         // The thread may be waiting to hand over a last result.
         done.close();
@@ -145,6 +185,12 @@ fn run(
     let mut queue = Queue::default();
     while queue.fill(orders) {
         for order in queue.round() {
+            if let Order::Job(job, Job::Ask(Question::Rebuild)) = &order {
+                let begun = Input::JobProgress { job: *job, done: 0, total: keeper.log_bytes() };
+                if done.blocking_send(begun).is_err() {
+                    return keeper.close();
+                }
+            }
             let input = match order {
                 Order::Job(job, what) => Input::JobDone { job, done: keeper.work(what) },
                 Order::File(file, what) => match files.work(file, what) {
@@ -252,6 +298,12 @@ impl StoreKeeper {
     fn set_quota(&mut self, bytes: u64, reserve_bytes: u64) {
         (self.options.quota_bytes, self.options.reserve_bytes) = (bytes, reserve_bytes);
         self.store.iter_mut().for_each(|store| store.set_quota(bytes, reserve_bytes));
+    }
+
+    /// About what a rebuild reads.
+    fn log_bytes(&self) -> u64 {
+        let bytes = |status: StoreStatus| status.used_bytes.saturating_sub(status.spare_disk_bytes);
+        self.store.as_ref().map_or(0, |store| bytes(store.status()))
     }
 
     fn status(&self) -> StoreStatus {
@@ -593,7 +645,20 @@ fn of_maintain(error: MaintainError) -> Failure {
 }
 
 fn of_open(error: OpenError) -> Failure {
-    Failure::new(FailureKind::Disk, error.to_string())
+    Failure::new(kind_of_open(&error), error.to_string())
+}
+
+/// What kind of failure it is that a store does not open.
+pub(super) fn kind_of_open(error: &OpenError) -> FailureKind {
+    match error {
+        OpenError::Locked { .. } => FailureKind::Busy,
+        OpenError::ReadOnly { .. } => FailureKind::Forbidden,
+        OpenError::Missing { .. } => FailureKind::NotFound,
+        OpenError::NewerFormat { .. } | OpenError::Option { .. } => FailureKind::Invalid,
+        OpenError::Unrecognised { .. } => FailureKind::Damaged,
+        full if full.is_full() => FailureKind::Full,
+        OpenError::Io { .. } | OpenError::Index { .. } => FailureKind::Disk,
+    }
 }
 
 #[cfg(test)]

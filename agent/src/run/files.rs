@@ -177,7 +177,9 @@ fn stat_of(metadata: &Metadata) -> FileStat {
         size: metadata.len(),
         mtime_ms: metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000,
         mode: metadata.mode() & 0o7777,
+        device: metadata.dev(),
         inode: metadata.ino(),
+        ctime_ns: metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec()),
     }
 }
 
@@ -190,6 +192,21 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    fn watching(folder: &Path) -> Files {
+        let watches = vec![Watch {
+            path: folder.to_owned(),
+            prefix: String::new(),
+            include: GlobSet::empty(),
+            exclude: GlobSet::empty(),
+            recursive: true,
+            settle_s: 0,
+            after: After::DeleteAfterAck,
+        }];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (_watcher, watching) = runtime.block_on(async { Watcher::start(&watches) });
+        Files::new(watches, watching)
+    }
+
     #[test]
     fn a_folder_that_becomes_a_link_while_it_is_scanned_shows_nothing_of_where_it_leads() {
         let dir = tempfile::tempdir().unwrap();
@@ -201,18 +218,7 @@ mod tests {
                 fs::write(folder.join("file"), content).unwrap();
             }
         }
-        let watches = vec![Watch {
-            path: watched.clone(),
-            prefix: String::new(),
-            include: GlobSet::empty(),
-            exclude: GlobSet::empty(),
-            recursive: true,
-            settle_s: 0,
-            after: After::DeleteAfterAck,
-        }];
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (_watcher, watching) = runtime.block_on(async { Watcher::start(&watches) });
-        let mut files = Files::new(watches, watching);
+        let mut files = watching(&watched);
         let mut found = Vec::new();
         for restart in [true, false] {
             let Some(FileDone::Page { files: page, end: false }) =
@@ -228,15 +234,36 @@ mod tests {
         }
         assert_eq!(found.len(), 2 * SCAN_PAGE);
         assert!(found.iter().all(|(_, stat)| stat.size == 4), "a file outside was found");
-        let (path, expected) = found[0].clone();
+        let path = found[0].0.clone();
         assert_eq!(files.stat(0, &path), None);
         assert!(matches!(
             files.work(FileId(2), FileJob::Open { watch: 0, path: path.clone() }),
             Some(FileDone::Failed(_))
         ));
         let outside = outside.join(&path);
-        let expected = FileStat { inode: fs::metadata(&outside).unwrap().ino(), ..expected };
+        let expected = stat_of(&fs::metadata(&outside).unwrap());
         let done = files.work(FileId(3), FileJob::Delete { watch: 0, path, expected });
         assert!(matches!(done, Some(FileDone::Deleted(false))) && outside.exists());
+    }
+
+    #[test]
+    fn a_file_rewritten_in_place_with_its_old_size_and_time_is_another_version_and_is_not_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "one").unwrap();
+        let mut files = watching(dir.path());
+        let expected = files.stat(0, "file").unwrap();
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        // the kernel tells changes apart that are a tick of its clock away from each other
+        while stat_of(&fs::metadata(&path).unwrap()).ctime_ns == expected.ctime_ns {
+            fs::write(&path, "two").unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(written).unwrap();
+        }
+        let delete = |expected| FileJob::Delete { watch: 0, path: "file".into(), expected };
+        let is_deleted = |done| matches!(done, Some(FileDone::Deleted(true)));
+        assert!(!is_deleted(files.work(FileId(1), delete(expected))));
+        let now = files.stat(0, "file").unwrap();
+        assert_eq!((now.size, now.mtime_ms, now.inode), (expected.size, expected.mtime_ms, expected.inode));
+        assert!(is_deleted(files.work(FileId(2), delete(now))));
     }
 }

@@ -1,7 +1,8 @@
 //! Between the core's inboxes and the broker's topics. See `docs/protocol.md`.
 //!
 //! Refused: topics that are no inbox of this node. Messages that find the link full wait here, at most
-//! [`WAITING_MAX`]; beyond it they are dropped, counted as sent, and repeated by the core's own timers.
+//! [`WAITING_MAX`]; those beyond it, and those that the broker does not carry, are dropped, counted as sent, and
+//! repeated by the core's own timers.
 
 use crate::config::{Config, ConfigError, Effective, KeyError, read_password};
 use crate::mqtt::embedded::{Embedded, EmbeddedError, EmbeddedOptions, EmbeddedTls};
@@ -49,7 +50,46 @@ pub(super) struct Wire {
     options: LinkOptions,
     topics: Topics,
     epoch: u64,
-    waiting: VecDeque<Outgoing>,
+    waiting: Waiting,
+}
+
+/// Messages for the link, in their order.
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Outgoing>,
+    /// Tokens of those that were dropped, for the core, which counts what is on its way.
+    dropped: VecDeque<u64>,
+}
+
+impl Waiting {
+    fn add(&mut self, link: &mut impl Transport, message: Outgoing) {
+        if self.messages.len() >= WAITING_MAX {
+            tracing::warn!("more than {WAITING_MAX} messages wait for the broker; one was dropped");
+            return self.dropped.push_back(message.token);
+        }
+        self.messages.push_back(message);
+        self.send(link);
+    }
+
+    /// Hands over as many as the link takes.
+    fn send(&mut self, link: &mut impl Transport) {
+        while let Some(message) = self.messages.pop_front() {
+            let token = message.token;
+            match link.send(message) {
+                Ok(()) => {}
+                Err(Refused::Full(message)) => return self.messages.push_front(*message),
+                Err(Refused::Down(_)) => {} // the core forgets it with the link
+                Err(refused @ (Refused::TooLarge { .. } | Refused::Topic { .. })) => {
+                    tracing::warn!("{refused}");
+                    self.dropped.push_back(token);
+                }
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Waiting::default();
+    }
 }
 
 /// How topics are made and read.
@@ -93,25 +133,26 @@ impl Wire {
             retain: true,
         });
         let link = Some(Link::start(Plan::new(options.clone())?));
-        Ok(Some(Wire { link, closing: None, wanted: true, options, topics, epoch, waiting: VecDeque::new() }))
+        Ok(Some(Wire {
+            link,
+            closing: None,
+            wanted: true,
+            options,
+            topics,
+            epoch,
+            waiting: Waiting::default(),
+        }))
     }
 
-    pub(super) fn send(
-        &mut self,
-        token: u64,
-        to: &NodeName,
-        channel: Channel,
-        payload: Bytes,
-    ) -> Option<Input> {
+    pub(super) fn send(&mut self, token: u64, to: &NodeName, channel: Channel, payload: Bytes) {
         let topic = self.topics.inbox(to, channel);
-        self.offer(Outgoing::new(token, topic, payload, Qos::AtLeastOnce))
+        self.offer(Outgoing::new(token, topic, payload, Qos::AtLeastOnce));
     }
 
-    pub(super) fn presence(&mut self, presence: Presence) -> Option<Input> {
-        let farewell = self.state_message(presence);
+    pub(super) fn presence(&mut self, presence: Presence) {
         match presence {
-            Presence::Online => self.offer(farewell),
-            Presence::Sleeping | Presence::Offline => None, // said by what ends the link, as the last message
+            Presence::Online => self.offer(self.state_message(presence)),
+            Presence::Sleeping | Presence::Offline => {} // said by what ends the link, as the last message
         }
     }
 
@@ -126,9 +167,9 @@ impl Wire {
     }
 
     /// Publishes what the node costs, retained.
-    pub(super) fn telemetry(&mut self, payload: Bytes) -> Option<Input> {
+    pub(super) fn telemetry(&mut self, payload: Bytes) {
         let topic = format!("{}/tele", self.topics.node(&self.topics.me));
-        self.offer(Outgoing { retain: true, ..Outgoing::new(0, topic, payload, Qos::AtLeastOnce) })
+        self.offer(Outgoing { retain: true, ..Outgoing::new(0, topic, payload, Qos::AtLeastOnce) });
     }
 
     /// Brings the link up, or says that the node sleeps and takes it down.
@@ -179,48 +220,26 @@ impl Wire {
         Some(Input::LinkDown { reason: why.to_owned() })
     }
 
-    fn offer(&mut self, message: Outgoing) -> Option<Input> {
-        let token = message.token;
-        if !self.waiting.is_empty() {
-            return self.wait(message);
-        }
-        let link = self.link.as_mut()?;
-        match link.send(message) {
-            Ok(()) => None,
-            Err(Refused::Full(message)) => self.wait(*message),
-            Err(Refused::Down(_)) => None, // the core forgets it with the link
-            Err(refused @ (Refused::TooLarge { .. } | Refused::Topic { .. })) => {
-                tracing::warn!("{refused}");
-                Some(Input::Sent { token })
-            }
+    fn offer(&mut self, message: Outgoing) {
+        if let Some(link) = &mut self.link {
+            self.waiting.add(link, message);
         }
     }
 
-    fn wait(&mut self, message: Outgoing) -> Option<Input> {
-        let token = message.token;
-        if self.waiting.len() >= WAITING_MAX {
-            tracing::warn!("more than {WAITING_MAX} messages wait for the broker; one was dropped");
-            return Some(Input::Sent { token });
+    /// The broker has taken a message, or never will.
+    fn went(&mut self, token: u64) -> Input {
+        if let Some(link) = &mut self.link {
+            self.waiting.send(link);
         }
-        self.waiting.push_back(message);
-        None
-    }
-
-    fn send_waiting(&mut self) {
-        let Some(link) = &mut self.link else { return };
-        while link.room() > 0
-            && let Some(message) = self.waiting.pop_front()
-        {
-            if let Err(Refused::Full(message)) = link.send(message) {
-                self.waiting.push_front(*message);
-                break;
-            }
-        }
+        Input::Sent { token }
     }
 
     /// The next thing the core must hear of. Cancel safe.
     pub(super) async fn next(&mut self) -> Input {
         loop {
+            if let Some(token) = self.waiting.dropped.pop_front() {
+                return Input::Sent { token };
+            }
             if let Some(closing) = &mut self.closing {
                 // Whether it went well or not: it is gone.
                 let _ = closing.await;
@@ -239,6 +258,9 @@ impl Wire {
 
     /// What is there already.
     pub(super) fn ready(&mut self) -> Option<Input> {
+        if let Some(token) = self.waiting.dropped.pop_front() {
+            return Some(Input::Sent { token });
+        }
         while let Some(event) = self.link.as_mut().and_then(Link::ready) {
             if let Some(input) = self.heard(event) {
                 return Some(input);
@@ -258,16 +280,12 @@ impl Wire {
                 tracing::warn!("the link is down: {reason}; trying again in {} s", retry_in.as_secs());
                 Input::LinkDown { reason }
             }
-            LinkEvent::Sent { token } => {
-                self.send_waiting();
-                Input::Sent { token }
-            }
+            LinkEvent::Sent { token } => self.went(token),
             LinkEvent::Rejected { token, reason } => {
                 tracing::warn!("the broker will not carry a message: {reason}");
-                self.send_waiting();
-                Input::Sent { token }
+                self.went(token)
             }
-            LinkEvent::Message { topic, payload, .. } => {
+            LinkEvent::Message { topic, payload } => {
                 let Some((from, channel)) = self.topics.read(&topic) else {
                     tracing::debug!("{topic} is no inbox of this node");
                     return None;
@@ -362,6 +380,59 @@ pub(super) async fn embedded(config: &Config) -> Result<Option<Embedded>, LinkEr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A link that is up, has room for so many, and carries so many bytes at once.
+    struct Twin {
+        room: usize,
+        bytes_max: usize,
+        sent: Vec<u64>,
+    }
+
+    impl Transport for Twin {
+        fn send(&mut self, message: Outgoing) -> Result<(), Refused> {
+            let bytes = message.packet_bytes();
+            if bytes > self.bytes_max {
+                let (topic, bytes_max) = (message.topic, self.bytes_max);
+                return Err(Refused::TooLarge { topic, bytes, bytes_max });
+            }
+            if self.room == 0 {
+                return Err(Refused::Full(Box::new(message)));
+            }
+            self.room -= 1;
+            self.sent.push(message.token);
+            Ok(())
+        }
+
+        fn room(&self) -> usize {
+            self.room
+        }
+
+        async fn next(&mut self) -> LinkEvent {
+            std::future::pending().await
+        }
+
+        async fn close(self, _last: Option<Outgoing>, _timeout: Duration) {}
+    }
+
+    #[test]
+    fn a_message_that_the_broker_does_not_carry_is_counted_as_sent_whether_it_waited_or_not() {
+        let mut link = Twin { room: 1, bytes_max: 100, sent: Vec::new() };
+        let mut waiting = Waiting::default();
+        let message = |token, bytes| Outgoing::new(token, "a", vec![0; bytes], Qos::AtLeastOnce);
+        for (token, bytes) in [(1, 200), (2, 10), (3, 10), (4, 200), (5, 10)] {
+            waiting.add(&mut link, message(token, bytes));
+        }
+        assert_eq!((link.sent.as_slice(), waiting.messages.len()), (&[2][..], 3));
+        link.room = 8;
+        waiting.send(&mut link);
+        assert_eq!((link.sent.as_slice(), waiting.messages.len()), (&[2, 3, 5][..], 0));
+        assert_eq!(waiting.dropped, [1, 4]);
+        link.room = 0;
+        for token in 0..WAITING_MAX as u64 + 2 {
+            waiting.add(&mut link, message(token, 10));
+        }
+        assert_eq!((waiting.messages.len(), waiting.dropped.len()), (WAITING_MAX, 4));
+    }
 
     #[test]
     fn every_inbox_reads_back_and_foreign_topics_do_not() {

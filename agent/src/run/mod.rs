@@ -85,21 +85,9 @@ impl RunError {
     pub fn kind(&self) -> Option<FailureKind> {
         match self {
             RunError::Config(_) | RunError::Key(_) | RunError::Link(_) => Some(FailureKind::Invalid),
-            RunError::Open(OpenError::Locked { .. }) | RunError::Socket(SocketError::InUse(_)) => {
-                Some(FailureKind::Busy)
-            }
-            RunError::Open(OpenError::ReadOnly { .. }) => Some(FailureKind::Forbidden),
-            RunError::Open(OpenError::Missing { .. }) => Some(FailureKind::NotFound),
-            RunError::Open(OpenError::NewerFormat { .. } | OpenError::Option { .. }) => {
-                Some(FailureKind::Invalid)
-            }
-            RunError::Open(OpenError::Unrecognised { .. }) => Some(FailureKind::Damaged),
-            RunError::Open(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
-                Some(FailureKind::Full)
-            }
-            RunError::Open(OpenError::Io { .. } | OpenError::Index { .. }) | RunError::Close(_) => {
-                Some(FailureKind::Disk)
-            }
+            RunError::Open(error) => Some(engine::kind_of_open(error)),
+            RunError::Close(_) => Some(FailureKind::Disk),
+            RunError::Socket(SocketError::InUse(_)) => Some(FailureKind::Busy),
             RunError::Socket(_) | RunError::Random(_) | RunError::Start(_) => None,
         }
     }
@@ -430,9 +418,9 @@ impl Agent {
             Effect::File { file, what } => self.engine.file(file, what),
             Effect::Cut { stream, cutter } => self.hasher.cut(stream, cutter),
             Effect::Send { token, to, channel, payload } => {
-                return self.wire.as_mut()?.send(token, &to, channel, payload);
+                self.wire.as_mut()?.send(token, &to, channel, payload);
             }
-            Effect::Presence(presence) => return self.wire.as_mut()?.presence(presence),
+            Effect::Presence(presence) => self.wire.as_mut()?.presence(presence),
             Effect::Pull(client) => self.server.pull(client),
             Effect::PullIfThere(client) => self.server.pull_if_there(client),
             Effect::Reply { caller, response } => self.server.answer(caller, Frame::Message(*response)),
@@ -443,7 +431,7 @@ impl Agent {
             Effect::Sense => self.sensors.read(),
             Effect::Profile(steering) => self.follow(&steering),
             Effect::Radio(up) => return self.wire.as_mut()?.radio(up),
-            Effect::Telemetry(payload) => return self.wire.as_mut()?.telemetry(payload),
+            Effect::Telemetry(payload) => self.wire.as_mut()?.telemetry(payload),
             Effect::Stopped => self.stopped = true,
         }
         None
@@ -454,8 +442,9 @@ impl Agent {
 /// overrides.
 pub async fn agent(config: &Config, overrides: Overrides) -> Result<(), RunError> {
     let machine = larder_hal::board::detect(&config.machine_root);
-    let (agent, handle) = Agent::start(config, &machine, Mode::Service).await?;
+    // before anybody can see that it runs, or a signal would end it
     let mut hangups = service::hangups();
+    let (agent, handle) = Agent::start(config, &machine, Mode::Service).await?;
     let reloader = tokio::spawn(async move {
         while hangups.recv().await.is_some() {
             match Config::load(&overrides, &Environment::of_process(), &machine) {

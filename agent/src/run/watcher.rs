@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::MissedTickBehavior;
 
 const EVENT_BYTES: usize = 4096;
 /// How often a folder that the kernel does not watch is scanned.
@@ -92,13 +93,11 @@ impl Watcher {
             events.inspect_err(|error| tracing::warn!("the kernel gives no notices of files: {error}")).ok();
         let watching = Watching { watches: events.as_ref().map(EventStream::watches), known: known.clone() };
         let start = tokio::time::Instant::now() + BLIND_SCAN;
-        let watcher = Watcher {
-            watches: watches.to_vec(),
-            events,
-            known,
-            ready: VecDeque::new(),
-            blind_scan: tokio::time::interval_at(start, BLIND_SCAN),
-        };
+        let mut blind_scan = tokio::time::interval_at(start, BLIND_SCAN);
+        // nobody waits for it while all is watched: what passed meanwhile calls for one scan, not for many
+        blind_scan.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watcher =
+            Watcher { watches: watches.to_vec(), events, known, ready: VecDeque::new(), blind_scan };
         (Some(watcher), watching)
     }
 

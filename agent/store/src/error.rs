@@ -23,7 +23,7 @@ pub enum OpenError {
         reason: String,
     },
     /// There is none, and making one was not asked for.
-    #[error("{directory} holds no store; create one with `larder init`")]
+    #[error("{directory} holds no store; `larder put` or `larder run` makes one")]
     Missing {
         /// The directory.
         directory: String,
@@ -77,7 +77,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether it only lacks room on the device.
+    pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_full(source))
     }
 }

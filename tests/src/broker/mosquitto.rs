@@ -2,6 +2,7 @@
 
 use super::{Certificates, free_port};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -86,6 +87,14 @@ impl Mosquitto {
             let _there_was_one = fs::remove_file(self.directory.path().join("mosquitto.db")).is_ok();
         }
         self.launch();
+    }
+
+    /// The retained message on a topic, as JSON.
+    pub fn retained(&self, topic: &str) -> Option<Value> {
+        let mut ask = Command::new("mosquitto_sub");
+        ask.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-C", "1", "-W", "2", "-t", topic]);
+        let said = ask.output().expect("mosquitto's clients are here");
+        serde_json::from_slice(&said.stdout).ok()
     }
 
     /// What it wrote to its log so far.

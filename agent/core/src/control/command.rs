@@ -1,14 +1,15 @@
 //! Commands between nodes: ours to others, theirs to us.
 //!
 //! Refused: what is not signed by a configured peer that may command, is late, or was obeyed before; and more
-//! than [`COMMANDS_OPEN_MAX`] at once. A command of ours that nobody answers fails after a while.
+//! than [`COMMANDS_OPEN_MAX`] at once. A command of ours that nobody answers fails after a while; while one that
+//! takes long is under way, its asker is told so often enough.
 
 use super::remote::Envelope;
 use super::{Control, Origin, Purpose};
 use crate::id::NodeName;
 use crate::limits::{COMMANDS_OPEN_MAX, MESSAGE_BYTES_MAX};
 use crate::message::{Answer, Change, Channel, Effects, Haste, Message};
-use crate::request::{Failure, FailureKind, Request, Response};
+use crate::request::{Failure, FailureKind, Request, Response, Unit};
 use crate::role::may_command;
 use crate::seal::Between;
 use crate::time::{Deadline, Time};
@@ -17,6 +18,16 @@ use std::collections::BTreeMap;
 
 /// Milliseconds a command over MQTT may take to be answered.
 const COMMAND_MS: u64 = 30_000;
+
+/// Milliseconds between two words about a command that takes long.
+const PROGRESS_MS: u64 = COMMAND_MS / 3;
+
+/// A command of another node that is not answered yet.
+pub(super) struct Obeying {
+    given_up_at_ms: u64,
+    /// When its asker is told how far it is, and what, if it takes long.
+    word: Option<(u64, Response)>,
+}
 
 /// A command of ours that a peer has not answered.
 pub(super) struct Sent {
@@ -79,7 +90,7 @@ impl Control {
         let between = Between { fleet: &self.settings.fleet, from, to: &self.settings.me, channel };
         let envelope = Envelope::open(payload, &peer.key, between).map_err(|error| error.to_string())?;
         if channel == Channel::Answer {
-            return self.answer_came(from, &envelope, out);
+            return self.answer_came(now, from, &envelope, out);
         }
         let role = peer.role;
         if !may_command(role, self.settings.role) {
@@ -96,7 +107,7 @@ impl Control {
         }
         let origin = Origin::Remote(from.clone(), envelope.counter);
         if self.obeying.len() >= COMMANDS_OPEN_MAX {
-            self.obeying.retain(|_, given_up_at_ms| *given_up_at_ms > now.mono_ms);
+            self.obeying.retain(|_, obeying| obeying.given_up_at_ms > now.mono_ms);
         }
         if self.obeying.len() >= COMMANDS_OPEN_MAX {
             let why = format!("{COMMANDS_OPEN_MAX} commands are not answered yet; try again");
@@ -110,7 +121,8 @@ impl Control {
             return Err(format!("command {} was obeyed already", envelope.counter));
         }
         *last = envelope.counter;
-        self.obeying.insert((from.clone(), envelope.counter), now.mono_ms + COMMAND_MS);
+        let obeying = Obeying { given_up_at_ms: now.mono_ms + COMMAND_MS, word: None };
+        self.obeying.insert((from.clone(), envelope.counter), obeying);
         match serde_json::from_str::<Request>(&envelope.body) {
             Err(error) => {
                 let failure = Failure::new(FailureKind::Invalid, format!("no such request: {error}"));
@@ -120,6 +132,12 @@ impl Control {
                 if request.changes_something() {
                     self.save_counter(from, envelope.counter, out);
                 }
+                if request.takes_long()
+                    && let Some(obeying) = self.obeying.get_mut(&(from.clone(), envelope.counter))
+                {
+                    let begun = Response::Progress { done: 0, total: 0, unit: Unit::Bytes };
+                    obeying.word = Some((now.mono_ms + PROGRESS_MS, begun));
+                }
                 self.request(now, origin, request, out);
             }
         }
@@ -128,7 +146,7 @@ impl Control {
 
     fn check_command(&self, now: Time, envelope: &Envelope) -> Result<(), String> {
         if !self.settings.commands {
-            return Err("commands over MQTT are switched off here (node.commands)".into());
+            return Err("commands over MQTT are switched off here ([node] commands)".into());
         }
         envelope.check_expiry(now.wall_ms).map_err(|error| error.to_string())
     }
@@ -141,10 +159,17 @@ impl Control {
         out.tell(Message::Write { ticket, change, haste: Haste::Patient });
     }
 
-    fn answer_came(&mut self, from: &NodeName, envelope: &Envelope, out: &mut Effects) -> Result<(), String> {
-        let Some(sent) = self.sent.get(&envelope.counter).filter(|sent| sent.to == *from) else {
+    fn answer_came(
+        &mut self,
+        now: Time,
+        from: &NodeName,
+        envelope: &Envelope,
+        out: &mut Effects,
+    ) -> Result<(), String> {
+        let Some(sent) = self.sent.get_mut(&envelope.counter).filter(|sent| sent.to == *from) else {
             return Err("it answers a command that is not open".into());
         };
+        sent.expires_at_ms = now.mono_ms + COMMAND_MS;
         let response: Response =
             serde_json::from_str(&envelope.body).map_err(|error| format!("no such answer: {error}"))?;
         let origin = sent.origin.clone();
@@ -155,14 +180,26 @@ impl Control {
         Ok(())
     }
 
-    /// What has become of a command of another node.
+    /// What has become of a command of another node. How far it is waits for its time: a radio is no place for a
+    /// progress bar.
     pub(super) fn answer_command(
         &mut self,
         node: NodeName,
         counter: u64,
-        response: &Response,
+        response: Response,
         out: &mut Effects,
     ) {
+        let key = (node, counter);
+        if response.is_last() {
+            self.obeying.remove(&key);
+            return self.post_answer(key, &response, out);
+        }
+        if let Some(Obeying { word: Some((_, word)), .. }) = self.obeying.get_mut(&key) {
+            *word = response;
+        }
+    }
+
+    fn post_answer(&self, (node, counter): (NodeName, u64), response: &Response, out: &mut Effects) {
         let mut body = answer_text(response);
         if body.len() > MESSAGE_BYTES_MAX / 2 {
             let why = "the answer does not fit one message; ask for less, or on the node itself";
@@ -171,15 +208,28 @@ impl Control {
         let between = self.between(&node, Channel::Answer);
         let envelope = Envelope::seal(&self.settings.key, between, counter, 0, body);
         let payload = Bytes::from(envelope.encode());
-        if response.is_last() {
-            self.obeying.remove(&(node.clone(), counter));
-        }
         out.tell(Message::Post { to: node, channel: Channel::Answer, payload });
+    }
+
+    /// Whoever waits for something long, and would soon give up, hears how far it is.
+    fn give_word(&mut self, now: Time, out: &mut Effects) {
+        let mut words = Vec::new();
+        for (key, obeying) in &mut self.obeying {
+            if let Some((at_ms, word)) = &mut obeying.word
+                && *at_ms <= now.mono_ms
+            {
+                *at_ms = now.mono_ms + PROGRESS_MS;
+                obeying.given_up_at_ms = now.mono_ms + COMMAND_MS;
+                words.push((key.clone(), word.clone()));
+            }
+        }
+        words.into_iter().for_each(|(key, word)| self.post_answer(key, &word, out));
     }
 
     /// A deadline has come: commands without an answer have failed.
     pub fn wake(&mut self, now: Time, out: &mut Effects) {
         self.end_rests(now, out);
+        self.give_word(now, out);
         let expired = |sent: &Sent| sent.expires_at_ms <= now.mono_ms;
         let counters: Vec<u64> =
             self.sent.iter().filter(|(_, sent)| expired(sent)).map(|(counter, _)| *counter).collect();
@@ -206,7 +256,11 @@ impl Control {
             slack_ms: 1_000,
             why: "a command without an answer",
         });
-        expires.into_iter().chain(self.rest_deadline()).min_by_key(|deadline| deadline.at_ms)
+        let word_at_ms =
+            self.obeying.values().filter_map(|obeying| obeying.word.as_ref()).map(|(at_ms, _)| *at_ms).min();
+        let word =
+            word_at_ms.map(|at_ms| Deadline { at_ms, slack_ms: 1_000, why: "a command that takes long" });
+        [expires, word, self.rest_deadline()].into_iter().flatten().min_by_key(|deadline| deadline.at_ms)
     }
 }
 

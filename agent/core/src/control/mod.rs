@@ -24,13 +24,13 @@ use crate::message::{
 use crate::name::Name;
 use crate::power::report::{PowerAsk, PowerReport};
 use crate::request::{
-    Failure, FailureKind, Listed, ProcessNumbers, Request, Response, Status, StoreNumbers, Target,
+    Failure, FailureKind, Listed, ProcessNumbers, Request, Response, Status, StoreNumbers, Target, Unit,
 };
 use crate::role::Role;
 use crate::settings::Settings;
 use crate::time::Time;
 use bytes::Bytes;
-use command::{Sent, read_counters};
+use command::{Obeying, Sent, read_counters};
 use export::{Export, Next, listed};
 use patience::Reading;
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,10 +108,12 @@ pub struct Control {
     statuses: Vec<(Origin, Option<StoreNumbers>)>,
     /// The greatest counter obeyed of each signer; `None` until they are read from the store.
     obeyed: Option<BTreeMap<NodeName, u64>>,
-    /// Commands of others that are not answered yet, with the moment their askers give up.
-    obeying: BTreeMap<(NodeName, u64), u64>,
+    /// Commands of others that are not answered yet.
+    obeying: BTreeMap<(NodeName, u64), Obeying>,
     sent: BTreeMap<u64, Sent>,
     last_counter: u64,
+    /// No connection is read any more.
+    stopping: bool,
 }
 
 impl Control {
@@ -128,6 +130,7 @@ impl Control {
             obeying: BTreeMap::new(),
             sent: BTreeMap::new(),
             last_counter: 0,
+            stopping: false,
         }
     }
 
@@ -139,6 +142,11 @@ impl Control {
     /// Reads which commands were obeyed before the last stop.
     pub fn start(&mut self, out: &mut Effects) {
         self.ask(Purpose::Counters, Question::Settings("counter/".into()), out);
+    }
+
+    /// The node stops: connections are given what they wait for, and not read.
+    pub fn stop(&mut self) {
+        self.stopping = true;
     }
 
     /// A connection was made.
@@ -592,10 +600,18 @@ impl Control {
         let origin = origin.clone();
         if news.is_last() {
             self.asked.remove(&number);
-        } else if matches!(origin, Origin::Remote(..)) {
-            return; // a radio is no place for a progress bar
         }
         self.respond(origin, Ok(news), out);
+    }
+
+    /// How far a fetch or a rebuild is.
+    pub fn progress(&mut self, number: u32, done: u64, total: u64, out: &mut Effects) {
+        let origin = match self.asked.get(&number) {
+            Some(Purpose::Fetch(origin) | Purpose::Rebuild(origin)) => origin.clone(),
+            Some(Purpose::FetchForGet(wish)) => Origin::Local(wish.caller),
+            _ => return,
+        };
+        self.respond(origin, Ok(Response::Progress { done, total, unit: Unit::Bytes }), out);
     }
 
     fn respond(&mut self, origin: Origin, done: Result<Response, Failure>, out: &mut Effects) {
@@ -612,7 +628,7 @@ impl Control {
                     self.pull(caller.client, out);
                 }
             }
-            Origin::Remote(node, counter) => self.answer_command(node, counter, &response, out),
+            Origin::Remote(node, counter) => self.answer_command(node, counter, response, out),
         }
     }
 

@@ -55,7 +55,7 @@ impl Control {
     /// Reads a connection on, if there is room for what it may say.
     pub(super) fn pull(&mut self, id: ClientId, out: &mut Effects) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        if client.pulled || client.held {
+        if client.pulled || client.held || self.stopping {
             return;
         }
         if client.open.len() >= REQUESTS_PER_CLIENT_MAX {

@@ -3,7 +3,9 @@
 //! A file is read when two looks at it, at least the settle time apart, saw the same version, and taken
 //! only if it is still that version at its end. What the kernel did not tell, or what had no room, a scan
 //! finds; scans go page by page. One file is read at a time. Files to be deleted wait for the upstream
-//! acknowledgement of their binding; those that have no room are found again by a scan.
+//! acknowledgement of their binding; those that have no room are found again by a scan. A file is deleted only
+//! as the very version that was read: one that a scan finds bound is read once more before that. A name that was
+//! deleted does not come back with the file it was made of.
 
 use super::stream::{Finished, Source, Stream};
 use super::{Ingest, Purpose};
@@ -75,12 +77,12 @@ pub(super) struct Folders {
     reading: Option<u32>,
     /// A look or an opening is under way.
     looking: bool,
-    /// Nobody upstream acknowledges anything: what is on flash here is safe.
-    is_master: bool,
-    /// Everything up to this sequence number is acknowledged upstream.
+    /// Everything up to this sequence number is acknowledged upstream. Of a master everything is: what is on
+    /// flash here is safe.
     delivered: u64,
-    /// Bound files that are deleted once acknowledged, in the order of their bindings.
-    awaiting: VecDeque<(u64, Path, FileStat)>,
+    /// Bound files that are deleted once acknowledged, in the order of their bindings, with the version that was
+    /// read; none: it must be read again first.
+    awaiting: VecDeque<(u64, Path, Option<FileStat>)>,
 }
 
 impl Folders {
@@ -100,7 +102,6 @@ impl Folders {
             next_file: 0,
             reading: None,
             looking: false,
-            is_master,
             delivered: if is_master { u64::MAX } else { 0 },
             awaiting: VecDeque::new(),
         }
@@ -162,12 +163,17 @@ impl Folders {
         self.noted.insert(path, Noted { stat, look_at_ms });
     }
 
-    fn await_delivery(&mut self, now: Time, seq: u64, path: Path, stat: FileStat) {
-        if self.awaiting.len() >= FILES_NOTED_MAX {
-            return self.scan_later(now, path.0);
+    fn await_delivery(&mut self, now: Time, seq: u64, path: Path, read: Option<FileStat>) {
+        let at = self.awaiting.partition_point(|(other, ..)| *other < seq);
+        if let Some((other, of, known)) = self.awaiting.get_mut(at)
+            && (*other, &*of) == (seq, &path)
+        {
+            *known = read.or(*known);
+        } else if self.awaiting.len() < FILES_NOTED_MAX {
+            self.awaiting.insert(at, (seq, path, read));
+        } else {
+            self.scan_later(now, path.0);
         }
-        let at = self.awaiting.partition_point(|(other, ..)| *other <= seq);
-        self.awaiting.insert(at, (seq, path, stat));
     }
 }
 
@@ -185,9 +191,9 @@ impl Ingest {
     }
 
     /// Upstream has acknowledged everything up to `seq`.
-    pub fn delivered(&mut self, seq: u64, out: &mut Effects) {
+    pub fn delivered(&mut self, now: Time, seq: u64, out: &mut Effects) {
         self.folders.delivered = self.folders.delivered.max(seq);
-        self.delete_delivered(out);
+        self.delete_delivered(now, out);
     }
 
     /// Upstream will not take this name: its file stays, and is read again where that can help.
@@ -210,19 +216,27 @@ impl Ingest {
         }
     }
 
-    fn delete_delivered(&mut self, out: &mut Effects) {
+    fn delete_delivered(&mut self, now: Time, out: &mut Effects) {
         let folders = &mut self.folders;
         while folders.awaiting.front().is_some_and(|(seq, ..)| *seq <= folders.delivered)
             && folders.work.len() < 64
-            && let Some((_, path, expected)) = folders.awaiting.pop_front()
+            && let Some((_, path, read)) = folders.awaiting.pop_front()
         {
-            let what = FileJob::Delete { watch: path.0, path: path.1.clone(), expected };
-            folders.start(Work::Delete(path), what, out);
+            match read {
+                Some(expected) => {
+                    let what = FileJob::Delete { watch: path.0, path: path.1.clone(), expected };
+                    folders.start(Work::Delete(path), what, out);
+                }
+                None => folders.note(now, path, None, now.mono_ms),
+            }
         }
     }
 
     /// Starts whatever is due and has room: the next scan page, the next look, the next read.
     pub(super) fn read_on(&mut self, now: Time, out: &mut Effects) {
+        if self.stopping {
+            return;
+        }
         self.scan_on(now, out);
         let has_room = self.has_room();
         if let Some(number) = self.folders.reading {
@@ -294,7 +308,7 @@ impl Ingest {
             (Work::Scan(watch), _) => self.folders.scan_later(now, watch),
             (Work::Read(number), _) => self.unreadable(now, number, "no data came".into(), out),
         }
-        self.delete_delivered(out);
+        self.delete_delivered(now, out);
         self.read_on(now, out);
     }
 
@@ -323,8 +337,9 @@ impl Ingest {
         out.tell(Message::Ask { ticket, question: Question::Lookup(names) });
     }
 
-    /// Files that are bound as they are need nothing more than, perhaps, their deletion. A master reads them once
-    /// more before it: no acknowledgement tells that their blocks are whole, and reading mends what is not.
+    /// Files that are bound as they are need nothing more than, perhaps, their deletion. They are read once more
+    /// before it: what was bound may have been another file of this size and time, and a master's blocks, of
+    /// which no acknowledgement tells that they are whole, are mended by it.
     pub(super) fn page_looked_up(
         &mut self,
         now: Time,
@@ -334,15 +349,17 @@ impl Ingest {
     ) {
         let watch = &self.watches[usize::from(page.watch)];
         let (delete, settle_ms) = (watch.delete_after_ack, watch.settle_ms);
-        let rereads = delete && self.folders.is_master;
         for ((path, stat), bound) in page.files.into_iter().zip(found) {
             let path = (page.watch, path);
-            match bound.filter(|bound| is_bound_as(bound, &stat)) {
-                Some(bound) if delete && !rereads => {
-                    self.folders.await_delivery(now, bound.seq, path, stat);
+            match bound.and_then(|bound| Some((bound_for(&bound, &stat)?, bound.seq))) {
+                Some((Content::Deleted, _)) => {}
+                Some((Content::Object { .. }, _)) if !delete => {}
+                Some((Content::Object { .. }, seq)) if seq > self.folders.delivered => {
+                    self.folders.await_delivery(now, seq, path, None);
                 }
-                Some(_) if !rereads => {}
-                Some(_) | None => self.folders.note(now, path, Some(stat), now.mono_ms + settle_ms),
+                Some((Content::Object { .. }, _)) | None => {
+                    self.folders.note(now, path, Some(stat), now.mono_ms + settle_ms);
+                }
             }
         }
         let folder = &mut self.folders.folders[usize::from(page.watch)];
@@ -356,7 +373,7 @@ impl Ingest {
         if page.end && std::mem::take(&mut folder.again) {
             self.folders.scan_soon(now, page.watch);
         }
-        self.delete_delivered(out);
+        self.delete_delivered(now, out);
         self.read_on(now, out);
     }
 
@@ -453,8 +470,8 @@ impl Ingest {
         let delete = self.watches[usize::from(path.0)].delete_after_ack;
         match finished {
             Finished::Bound { seq } | Finished::Unchanged { seq } if delete => {
-                self.folders.await_delivery(now, seq, path, stat);
-                self.delete_delivered(out);
+                self.folders.await_delivery(now, seq, path, Some(stat));
+                self.delete_delivered(now, out);
             }
             Finished::Bound { .. } | Finished::Unchanged { .. } => {}
             Finished::Failed(failure) => {
@@ -470,13 +487,13 @@ impl Ingest {
     }
 }
 
-fn is_bound_as(bound: &Bound, stat: &FileStat) -> bool {
-    Stored::decode(&bound.value).is_ok_and(|stored| {
-        let Binding { content, meta, .. } = stored.binding;
-        !stored.refused
-            && content != Content::Deleted
-            && meta == Meta { size: stat.size, mtime_ms: stat.mtime_ms, mode: stat.mode }
-    })
+/// What a file's name stands for, if it was bound for a file that looks like this one; a deletion keeps
+/// everything of it but the size.
+fn bound_for(bound: &Bound, stat: &FileStat) -> Option<Content> {
+    let Stored { binding: Binding { content, meta, .. }, refused, .. } = Stored::decode(&bound.value).ok()?;
+    let size = if content == Content::Deleted { 0 } else { stat.size };
+    let looks_like_it = meta == Meta { size, mtime_ms: stat.mtime_ms, mode: stat.mode };
+    (looks_like_it && !refused).then_some(content)
 }
 
 fn watch_name(watch: u8) -> String {

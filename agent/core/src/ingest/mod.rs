@@ -70,6 +70,8 @@ pub struct Ingest {
     window: usize,
     /// Connections that are not read because too much is unwritten.
     held: BTreeSet<ClientId>,
+    /// The node stops: what is complete is not waited with, and folders are not read.
+    stopping: bool,
     folders: Folders,
     numbers: IngestNumbers,
 }
@@ -94,6 +96,7 @@ impl Ingest {
             kernels: settings.kernels,
             window: window(settings),
             held: BTreeSet::new(),
+            stopping: false,
             folders: Folders::new(settings.watches.len(), settings.role == Role::Master),
             numbers: IngestNumbers::default(),
         }
@@ -141,6 +144,17 @@ impl Ingest {
             stream.hasty |= matches!(stream.source, Source::Client(caller) if caller.client == client);
         }
         self.puts_go(out);
+    }
+
+    /// The node stops: what is complete goes, what is not is dropped with the node.
+    pub fn stop(&mut self, out: &mut Effects) {
+        self.stopping = true;
+        self.puts_go(out);
+    }
+
+    /// No object whose data is complete waits for its answer.
+    pub fn is_quiet(&self) -> bool {
+        self.ending == 0
     }
 
     /// Patient puts have waited long enough: their names are looked up together.
@@ -206,7 +220,7 @@ impl Ingest {
     /// may have gone while it was cut.
     fn look_up(&mut self, number: u32, out: &mut Effects) {
         let Some(stream) = self.streams.get(&number) else { return };
-        if stream.patient && !stream.hasty && !stream.is_long() {
+        if stream.patient && !stream.hasty && !stream.is_long() && !self.stopping {
             return self.patient.push(number);
         }
         let names = vec![stream.name.clone()];
@@ -430,7 +444,7 @@ impl Ingest {
 
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
-        self.folders.deadline(&self.watches, self.has_room())
+        self.folders.deadline(&self.watches, self.has_room()).filter(|_| !self.stopping)
     }
 
     /// Everything a cleaning must not take though no name leads to it yet: roots, depths and sizes.

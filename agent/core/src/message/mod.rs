@@ -73,6 +73,15 @@ pub enum Input {
         /// What came of it.
         done: JobDone,
     },
+    /// The disk's helper thread is at a long job.
+    JobProgress {
+        /// As given in the job.
+        job: JobId,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all, as far as known.
+        total: u64,
+    },
     /// The disk's helper thread has finished with a file.
     FileDone {
         /// As given in the effect.
@@ -387,6 +396,15 @@ pub enum Message {
         ticket: Ticket,
         /// The name it is bound to, or how many requests wait, or why not.
         done: Result<FetchDone, Failure>,
+    },
+    /// To the asker of something that takes long: how far it is.
+    Progress {
+        /// As asked.
+        ticket: Ticket,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all, as far as known.
+        total: u64,
     },
     /// To Sync: a signed command or answer for a peer.
     Post {

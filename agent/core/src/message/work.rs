@@ -265,8 +265,12 @@ pub struct FileStat {
     pub mtime_ms: i64,
     /// Permission bits.
     pub mode: u32,
+    /// The device that its file system lies on.
+    pub device: u64,
     /// Inode number.
     pub inode: u64,
+    /// Change time in Unix nanoseconds: the one that nobody can set back.
+    pub ctime_ns: i64,
 }
 
 /// Work on files of watched folders.

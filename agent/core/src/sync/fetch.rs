@@ -29,6 +29,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Milliseconds without any sign of the object after which a fetch was in vain.
 const FETCH_MS: u64 = 60_000;
+/// Milliseconds between two words to who waits for the answer.
+const PROGRESS_MS: u64 = 500;
 /// Milliseconds after which a master that could not answer is asked on.
 const PAUSE_MS: u64 = RETRY_MS / 4;
 /// Times a fetch is asked for in vain before it is given up.
@@ -61,6 +63,8 @@ struct Fetch {
 struct Open {
     fetch: Fetch,
     expires_at_ms: u64,
+    /// When it is told how far it is.
+    word_at_ms: u64,
 }
 
 impl Fetch {
@@ -105,7 +109,8 @@ impl Fetches {
             self.next = self.next.wrapping_add(1);
             let target = fetch.target.clone();
             wires.post(master, &SyncMessage::Fetch { request: self.next, target }, out);
-            self.open.insert(self.next, Open { fetch, expires_at_ms: now.mono_ms + FETCH_MS });
+            let expires_at_ms = now.mono_ms + FETCH_MS;
+            self.open.insert(self.next, Open { fetch, expires_at_ms, word_at_ms: 0 });
         }
     }
 
@@ -142,9 +147,16 @@ impl Fetches {
     }
 
     /// There is a sign of the object.
-    pub(super) fn moves(&mut self, now: Time, group: &InGroup) {
-        if let Some(open) = group.request.and_then(|request| self.open.get_mut(&request)) {
-            open.expires_at_ms = now.mono_ms + FETCH_MS;
+    pub(super) fn moves(&mut self, now: Time, group: &InGroup, out: &mut Effects) {
+        let open = group.request.and_then(|request| self.open.get_mut(&request));
+        let (Some(open), Some(entry)) = (open, group.entries.first()) else { return };
+        open.expires_at_ms = now.mono_ms + FETCH_MS;
+        if let Some(ticket) = open.fetch.ticket
+            && open.word_at_ms <= now.mono_ms
+        {
+            open.word_at_ms = now.mono_ms + PROGRESS_MS;
+            let (done, total) = (group.bytes_came, entry.incoming.meta.size);
+            out.tell(Message::Progress { ticket, done, total });
         }
     }
 

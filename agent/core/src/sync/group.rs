@@ -61,6 +61,8 @@ pub(super) struct Take {
     pub(super) binding: Binding,
     pub(super) via: Option<NodeName>,
     pub(super) expected_seq: Option<u64>,
+    /// The name stands for it already, and only what is lacking of its content is asked for.
+    pub(super) is_bound: bool,
     /// The version that loses its name in a conflict.
     pub(super) copy: Option<(Name, Binding)>,
     pub(super) outcome: Outcome,
@@ -116,6 +118,8 @@ pub(super) struct InGroup {
     pub(super) entries: Vec<InEntry>,
     /// Counts the wants.
     pub(super) round: u32,
+    /// Bytes that have come of what was asked for.
+    pub(super) bytes_came: u64,
     /// Blocks asked for and not received, each with the length that the manifest says of it; a manifest's
     /// length is not known, and of a root each entry says its own.
     pub(super) expected: BTreeMap<BlockId, Option<u64>>,
@@ -146,6 +150,7 @@ impl InGroup {
             request,
             entries: entries.into_iter().map(entry).collect(),
             round: 0,
+            bytes_came: 0,
             expected: BTreeMap::new(),
             walking: None,
             nodes: Vec::new(),
@@ -214,6 +219,7 @@ impl InGroup {
     /// Whether it was expected.
     pub(super) fn came(&mut self, id: BlockId, bytes: u64) -> bool {
         let Some(says) = self.expected.remove(&id) else { return false };
+        self.bytes_came += bytes;
         match &self.node {
             None => self.root_has(id, bytes),
             Some(_) if says.is_some_and(|says| says != bytes) => self.refuse_walked(Refusal::Content),

@@ -154,6 +154,11 @@ impl Asked {
         out.tell(Message::Write { ticket, change, haste });
     }
 
+    fn barrier(&mut self, purpose: Purpose, out: &mut Effects) {
+        let ticket = self.ticket(purpose);
+        out.tell(Message::Barrier { ticket });
+    }
+
     fn ticket(&mut self, purpose: Purpose) -> Ticket {
         self.next = self.next.wrapping_add(1);
         self.open.insert(self.next, purpose);
@@ -520,11 +525,6 @@ impl Sync {
     /// Everything a cleaning must not take though no name leads to it yet: roots, depths and sizes.
     pub fn roots(&self) -> Vec<(BlockId, u8, u64)> {
         self.incoming.values().flat_map(InGroup::roots).collect()
-    }
-
-    /// Whether the link is up.
-    pub fn is_up(&self) -> bool {
-        self.wires.up
     }
 
     /// Counters for `status`.

@@ -54,7 +54,7 @@ impl Sync {
         self.lives += 1;
         let mut group = InGroup::new(self.lives, announce.request, announce.entries);
         group.touch(now);
-        self.fetches.moves(now, &group);
+        self.fetches.moves(now, &group, out);
         let names = group.entries.iter().map(|entry| entry.name.clone()).collect();
         self.ask_for(&key, &group, Step::Lookup, Question::Lookup(names), out);
         self.incoming.insert(key, group);
@@ -94,7 +94,7 @@ impl Sync {
             return;
         };
         group.touch(now);
-        self.fetches.moves(now, &group);
+        self.fetches.moves(now, &group, out);
         let ids = BlockId::of_many(self.kernels, &message.blocks);
         for (id, bytes) in ids.into_iter().zip(message.blocks) {
             self.block(&key, &mut group, id, bytes, out);
@@ -166,8 +166,9 @@ impl Sync {
     ) -> Result<(), GivenUp> {
         match (step, answer) {
             (Step::Lookup, Answer::Bindings(found)) => {
+                let mends = group.request.is_some_and(|request| self.fetches.is_open(request));
                 for (index, bound) in group.indices().zip(found) {
-                    plan(group, index, bound, &key.0, self.wires.role);
+                    plan(group, index, bound, &key.0, self.wires.role, mends);
                 }
                 let roots: Vec<BlockId> =
                     group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
@@ -204,7 +205,7 @@ impl Sync {
             }
             (Step::Again(index), Answer::Bindings(found)) => {
                 group.entries[usize::from(index)].plan = Plan::Unknown;
-                plan(group, index, found.into_iter().next().flatten(), &key.0, self.wires.role);
+                plan(group, index, found.into_iter().next().flatten(), &key.0, self.wires.role, false);
                 self.bind(key, group, index, out);
             }
             (_, _) => return Err(GivenUp("the store gave an answer to another question".into())),
@@ -441,6 +442,18 @@ impl Sync {
 
     fn bind_name(&mut self, key: &(NodeName, u32), group: &mut InGroup, index: u16, out: &mut Effects) {
         let Some(take) = group.take(index).cloned() else { return };
+        if take.is_bound && group.bytes_came == 0 {
+            return group.settle(index, take.outcome);
+        }
+        if take.is_bound {
+            let purpose = Purpose::Receive {
+                peer: key.0.clone(),
+                group: key.1,
+                life: group.life,
+                step: Step::Bound(index),
+            };
+            return self.asked.barrier(purpose, out);
+        }
         let name = group.entries[usize::from(index)].name.clone();
         self.write_binding(
             key,
@@ -583,13 +596,14 @@ impl InGroup {
     }
 }
 
-/// Decides what becomes of an entry, from the binding that is here.
-fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, role: Role) {
+/// Decides what becomes of an entry, from the binding that is here. `mends`: somebody here has asked for it, so what
+/// is bound already is looked through for blocks that are damaged or missing.
+fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, role: Role, mends: bool) {
     let entry = &mut group.entries[usize::from(index)];
     let incoming = &entry.incoming;
     let expected_seq = bound.as_ref().map(|bound| bound.seq);
     let take = |binding: Binding, via: Option<NodeName>, copy, outcome| {
-        Ok(Take { binding, via, expected_seq, copy, outcome, binding_now: false })
+        Ok(Take { binding, via, expected_seq, is_bound: false, copy, outcome, binding_now: false })
     };
     let newer = || take(incoming.clone(), Some(from.clone()), None, Outcome::Stored);
     // A binding here that can not be read is worth less than one that can.
@@ -597,6 +611,7 @@ fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, 
     let planned = match here.map(|here| resolve(&entry.name, &here, incoming)) {
         None => newer(),
         Some(Ok(Resolution::Newer)) => newer(),
+        Some(Ok(Resolution::Same)) if mends => newer().map(|take| Take { is_bound: true, ..take }),
         Some(Ok(Resolution::Same)) => Err(Outcome::Stored),
         Some(Ok(Resolution::Stale)) => Err(Outcome::Superseded),
         // A leecher writes nothing: where it differs, its master has changed.

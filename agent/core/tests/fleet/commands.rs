@@ -158,6 +158,28 @@ fn more_commands_than_are_answered_at_once_are_refused_and_have_their_turn_later
 }
 
 #[test]
+fn a_verification_of_minutes_is_answered_to_another_node() {
+    let (mut world, [master, w1, ..]) = World::fleet(11);
+    world.put_now(w1, "a", noise(1, 12 << 20));
+    world.machines[w1].job_ms_max = 20_000;
+    let asked_ms = world.now_ms;
+    let call = world.ask(master, remote("w1", Request::Verify));
+    let answer = world.wait(call);
+    assert!(matches!(&answer, Response::Verified { incomplete, .. } if incomplete.is_empty()), "{answer:?}");
+    let took_ms = world.now_ms - asked_ms;
+    assert!(took_ms > 60_000, "only {took_ms} ms");
+    let words = world.heard(call).len() as u64 - 1;
+    assert!(words <= took_ms / 9_000, "{words} words in {took_ms} ms are more than a radio is for");
+    // one that is gone is no longer waited for
+    world.ask(master, remote("w1", Request::Verify));
+    world.run_ms(15_000);
+    world.crash(w1);
+    let call = world.ask(master, remote("w1", Request::Verify));
+    let answer = world.wait(call);
+    assert!(matches!(&answer, Response::Error(why) if why.kind == FailureKind::Unreachable), "{answer:?}");
+}
+
+#[test]
 fn more_verifications_than_may_wait_are_refused() {
     let (mut world, [_, w1, ..]) = World::fleet(10);
     world.put_now(w1, "a", noise(1, 1_000));

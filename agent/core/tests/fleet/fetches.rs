@@ -87,6 +87,55 @@ fn a_damaged_block_of_the_masters_is_said_to_be_damaged() {
     assert!(matches!(&answer, Response::Error(failure) if is_damaged(failure)), "{answer:?}");
 }
 
+#[test]
+fn what_is_damaged_here_is_mended_by_a_fetch_without_a_new_binding() {
+    for (seed, size) in [(8, 30_000), (9, 5 << 20)] {
+        let (mut world, master, leecher) = pair(seed);
+        let bytes = noise(1, size);
+        world.put_now(master, "film", bytes.clone());
+        world.request(leecher, Request::Fetch { target: by_name("film") });
+        let seq = world.machines[leecher].engine.names[&"film".parse().unwrap()].seq;
+        let blocks: Vec<_> = world.machines[leecher].engine.blocks.keys().copied().collect();
+        // all together, and then each alone, among them the manifest
+        for damaged in [blocks.clone(), vec![blocks[0]], vec![*blocks.last().unwrap()]] {
+            world.machines[leecher].engine.damaged.extend(&damaged);
+            assert!(world.get(leecher, by_name("film")).is_none());
+            let received = world.status(leecher).sync.blocks_received;
+            let answer = world.request(leecher, Request::Fetch { target: by_name("film") });
+            assert!(matches!(answer, Response::Fetched { .. }), "{answer:?}");
+            assert!(world.machines[leecher].engine.damaged.is_empty(), "fetched before it was mended");
+            assert!(world.get(leecher, by_name("film")) == Some(bytes.clone()));
+            let received = world.status(leecher).sync.blocks_received - received;
+            assert_eq!(received, damaged.len() as u64, "what is whole is not sent again");
+        }
+        let received = world.status(leecher).sync.objects_received;
+        world.request(leecher, Request::Fetch { target: by_name("film") });
+        assert_eq!(world.status(leecher).sync.objects_received, received, "nothing was lacking");
+        assert_eq!(world.machines[leecher].engine.names[&"film".parse().unwrap()].seq, seq);
+    }
+}
+
+#[test]
+fn a_fetch_says_how_far_it_is_from_time_to_time() {
+    let (mut world, master, leecher) = pair(10);
+    world.machines[leecher].job_ms_max = 300;
+    world.put_now(master, "film", noise(1, 8 << 20));
+    let began_ms = world.now_ms;
+    let call = world.ask(leecher, Request::Fetch { target: by_name("film") });
+    world.wait(call);
+    let words: Vec<(u64, u64)> = world.heard(call).iter().filter_map(how_far).collect();
+    assert!(words.len() > 2 && words.is_sorted(), "{words:?}");
+    assert!(words.iter().all(|(done, total)| done <= total && *total == 8 << 20), "{words:?}");
+    assert!(words.len() as u64 <= (world.now_ms - began_ms) / 500 + 1, "{words:?}");
+}
+
+fn how_far(response: &Response) -> Option<(u64, u64)> {
+    match response {
+        Response::Progress { done, total, .. } => Some((*done, *total)),
+        _ => None,
+    }
+}
+
 /// A leecher below a master that no machine plays, in a session.
 fn below_an_impostor(seed: u64) -> (World, usize) {
     let mut world = World::new(seed);

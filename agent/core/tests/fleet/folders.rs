@@ -188,6 +188,53 @@ fn a_file_rewritten_before_its_deletion_is_taken_again() {
 }
 
 #[test]
+fn a_file_rewritten_with_its_old_size_and_time_is_read_again_before_its_deletion() {
+    for restarts in [false, true] {
+        let (mut world, master, worker) = watching(17, true);
+        world.cut(worker, 0);
+        let written_ms = wall_ms(&world);
+        write(&mut world, worker, "a", noise(1, 40_000));
+        world.run_ms(10_000);
+        // no notice comes, and nothing that a binding keeps of a file tells the two apart
+        world.machines[worker].folders.write(written_ms, 0, "a", noise(2, 40_000));
+        if restarts {
+            world.crash(worker);
+            world.start(worker);
+            world.run_ms(10_000);
+        }
+        world.mend(worker);
+        world.run_until(600_000, "the new content is safe and gone", |world| {
+            !world.machines[worker].folders.has(0, "a")
+        });
+        assert!(world.get(master, by_name("cam/a")) == Some(noise(2, 40_000)), "restarts: {restarts}");
+    }
+}
+
+#[test]
+fn a_name_that_was_deleted_does_not_come_back_with_its_kept_file_by_a_scan() {
+    for delete_after_ack in [false, true] {
+        let (mut world, master, worker) = watching(18, false);
+        world.machines[worker].settings.watches[0].delete_after_ack = delete_after_ack;
+        write(&mut world, worker, "a", noise(1, 40_000));
+        world.run_until(10_000, "the master has it", |world| {
+            world.machines[master].engine.table().contains_key("cam/a")
+        });
+        let on = if delete_after_ack { worker } else { master };
+        world.request(on, Request::Remove { name: "cam/a".parse().unwrap() });
+        world.run_ms(10_000);
+        world.crash(worker);
+        world.start(worker);
+        world.run_ms(120_000);
+        assert!(world.machines[worker].engine.table().is_empty() && are_alike(&world, master, worker));
+        assert!(world.machines[worker].folders.has(0, "a"), "it is kept");
+        write(&mut world, worker, "a", noise(1, 40_000));
+        world.run_until(10_000, "written anew it is taken again", |world| {
+            world.machines[master].engine.table().contains_key("cam/a")
+        });
+    }
+}
+
+#[test]
 fn a_scan_finds_what_no_notice_told() {
     let (mut world, _, worker) = watching(7, false);
     world.run_ms(10_000);

@@ -11,8 +11,9 @@ use larder_core::limits::MESSAGE_BLOCKS_MAX;
 use larder_core::message::Input;
 use larder_core::note::Note;
 use larder_core::object::manifest::{Child, Manifest};
-use larder_core::request::FailureKind;
+use larder_core::request::{FailureKind, Response};
 use larder_core::role::Role;
+use larder_core::settings::Watch;
 use larder_core::sync::wire::{Outcome, SyncMessage, Want, Wanted};
 
 fn object(bytes: &[u8]) -> Content {
@@ -259,6 +260,47 @@ fn a_stop_saves_the_cursors_of_more_peers_than_one_turn_has_room_for() {
     world.run_until(60_000, "it has stopped", |world| world.machines[master].stopped);
     let saved = world.machines[master].engine.settings.keys().filter(|key| key.starts_with("cursor/l"));
     assert_eq!(saved.count(), 1_100);
+}
+
+#[test]
+fn a_stop_under_load_ends_soon_answers_what_was_complete_and_leaves_nothing_half() {
+    for seed in 20..28 {
+        let (mut world, master, worker) = world_of(seed, &[]);
+        world.machines[master].settings.watches =
+            vec![Watch { prefix: "in/".into(), settle_ms: 100, delete_after_ack: false }];
+        world.machines[master].settings.flush.age_ms = 60_000;
+        for index in 0..100 {
+            let bytes = noise(100 + index, 500_000);
+            world.machines[master].folders.write(0, 0, &index.to_string(), bytes);
+        }
+        world.crash(master);
+        world.start(master);
+        let complete = world.put_patiently(master, 2, "complete", noise(2, 1_000));
+        world.run_ms(1_000);
+        assert!(world.heard(complete).is_empty(), "seed {seed}: it waits for others");
+        world.machines[master].job_ms_max = 100;
+        world.put(worker, "film", noise(3, 40 << 20));
+        let puts: Vec<_> = (0..4)
+            .map(|index| {
+                world.put_as(master, 3 + index, &format!("large/{index}"), noise(index.into(), 20 << 20))
+            })
+            .collect();
+        world.run_ms(1_500 + 100 * (seed - 20));
+        assert!(puts.iter().all(|call| world.heard(*call).is_empty()), "seed {seed}: they are under way");
+        world.input(master, Input::Stop);
+        world.run_until(5_000, "it has stopped", |world| world.machines[master].stopped);
+        assert!(matches!(world.heard(complete), [Response::Stored { .. }]), "seed {seed}");
+        assert!(
+            puts.iter().all(|call| world.heard(*call).is_empty()),
+            "seed {seed}: answered without its end"
+        );
+        let names = world.machines[master].engine.table();
+        assert!(names.contains_key("complete") && !names.contains_key("film"), "seed {seed}");
+        assert!(
+            !names.keys().any(|name| name.starts_with("large/")) && is_whole(&world, master),
+            "seed {seed}"
+        );
+    }
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub struct DiskCounts {
     pub writes: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
     /// `fdatasync` calls on files.
     pub file_syncs: u64,
     /// `fsync` calls on the directory.
@@ -51,6 +53,7 @@ pub struct DiskCounts {
 struct Counters {
     writes: AtomicU64,
     bytes: AtomicU64,
+    bytes_read: AtomicU64,
     file_syncs: AtomicU64,
     directory_syncs: AtomicU64,
 }
@@ -73,12 +76,13 @@ impl OsDisk {
         &self.directory
     }
 
-    /// What was written and synced so far.
+    /// What was written, read and synced so far.
     pub fn counts(&self) -> DiskCounts {
         let counters = &self.counters;
         DiskCounts {
             writes: counters.writes.load(Relaxed),
             bytes: counters.bytes.load(Relaxed),
+            bytes_read: counters.bytes_read.load(Relaxed),
             file_syncs: counters.file_syncs.load(Relaxed),
             directory_syncs: counters.directory_syncs.load(Relaxed),
         }
@@ -237,7 +241,9 @@ fn pieces<'a>(buffers: &'a [IoSlice<'_>], offset: u64) -> Vec<Vec<IoSlice<'a>>> 
 
 impl DiskFile for OsFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+        self.file.read_exact_at(buffer, offset)?;
+        self.counters.bytes_read.fetch_add(buffer.len() as u64, Relaxed);
+        Ok(())
     }
 
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

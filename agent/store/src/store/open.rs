@@ -8,7 +8,7 @@ use super::maintain::{fresh_index, open_index, other_bytes};
 use super::status::Counters;
 use super::{ByBytes, Store};
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
-use crate::error::OpenError;
+use crate::error::{MaintainError, OpenError};
 use crate::format::{
     Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, OBSOLETE_NAMES, SEGMENT_HEADER_BYTES, SUPERBLOCK_BYTES,
     SUPERBLOCK_NAME, SegmentHeader, StoreId, decode_superblock, encode_superblock, segment_name,
@@ -57,8 +57,11 @@ pub struct OpenReport {
 /// As for [`Store::open`].
 pub fn rebuild_index<D: Disk>(disk: D, options: Options) -> Result<OpenReport, OpenError> {
     let (store, report) = open(disk, options, Some("a rebuild was asked for"))?;
-    let directory = store.disk.location();
-    store.close().map_err(|error| OpenError::Index { directory, reason: error.to_string() })?;
+    let disk = Arc::clone(&store.disk);
+    store.close().map_err(|error| match error {
+        MaintainError::Full { .. } => index_error(disk.as_ref(), IndexError::Full),
+        error => index_error(disk.as_ref(), IndexError::Failed(error.to_string())),
+    })?;
     Ok(report)
 }
 

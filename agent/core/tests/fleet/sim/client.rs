@@ -145,7 +145,8 @@ impl World {
     /// Reads a whole object; `None` when the node says that it can not.
     pub(crate) fn get(&mut self, node: usize, target: larder_core::request::Target) -> Option<Vec<u8>> {
         let call = self.ask(node, Request::Get { target, offset: 0, length: None });
-        let is_over = |response: &Response| !matches!(response, Response::Object { .. });
+        let is_over =
+            |response: &Response| !matches!(response, Response::Object { .. } | Response::Progress { .. });
         self.run_until(300_000, "a get ends", |world| world.heard(call).iter().any(is_over));
         let failed = self.heard(call).iter().any(|response| matches!(response, Response::Error(_)));
         let key = (call.node, call.client, call.number);

@@ -185,18 +185,8 @@ impl Engine {
                 Answer::Settings(found.map(|(key, value)| (key.clone(), value.clone())).collect())
             }
             Question::Numbers => Answer::Numbers(Box::new(self.numbers())),
-            Question::CleanBegin => {
-                self.marks = Some(BTreeSet::new());
-                Answer::Done
-            }
-            Question::CleanMark(ids) => {
-                self.mark(&ids);
-                Answer::Done
-            }
-            Question::CleanStep(bytes) => self.clean_step(bytes),
-            Question::CleanAbort => {
-                self.marks = None;
-                Answer::Done
+            Question::CleanBegin | Question::CleanMark(_) | Question::CleanStep(_) | Question::CleanAbort => {
+                self.clean(question)
             }
             Question::Verify { position, bytes } => self.verify(position, bytes),
             Question::Rebuild => {
@@ -204,6 +194,16 @@ impl Engine {
             }
             Question::Checkpoint => Answer::Done,
         }
+    }
+
+    fn clean(&mut self, question: Question) -> Answer {
+        match question {
+            Question::CleanBegin => self.marks = Some(BTreeSet::new()),
+            Question::CleanMark(ids) => self.mark(&ids),
+            Question::CleanStep(bytes) => return self.clean_step(bytes),
+            _ => self.marks = None,
+        }
+        Answer::Done
     }
 
     fn children(&mut self, id: BlockId) -> Answer {

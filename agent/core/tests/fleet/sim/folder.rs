@@ -12,6 +12,7 @@ struct File {
     bytes: Bytes,
     mtime_ms: i64,
     inode: u64,
+    ctime_ns: i64,
 }
 
 struct Opened {
@@ -26,14 +27,16 @@ pub(crate) struct Folders {
     opened: BTreeMap<FileId, Opened>,
     scans: BTreeMap<u8, Option<String>>,
     last_inode: u64,
+    changes: i64,
 }
 
 impl Folders {
     pub(crate) fn write(&mut self, now_ms: i64, watch: u8, path: &str, bytes: impl Into<Bytes>) {
         self.last_inode += 1;
+        self.changes += 1;
         let key = (watch, path.to_owned());
         let inode = self.files.get(&key).map_or(self.last_inode, |old| old.inode);
-        self.files.insert(key, File { bytes: bytes.into(), mtime_ms: now_ms, inode });
+        self.files.insert(key, File { bytes: bytes.into(), mtime_ms: now_ms, inode, ctime_ns: self.changes });
     }
 
     pub(crate) fn append(&mut self, now_ms: i64, watch: u8, path: &str, more: &[u8]) {
@@ -90,7 +93,9 @@ impl Folders {
             size: file.bytes.len() as u64,
             mtime_ms: file.mtime_ms,
             mode: 0o644,
+            device: 0,
             inode: file.inode,
+            ctime_ns: file.ctime_ns,
         })
     }
 

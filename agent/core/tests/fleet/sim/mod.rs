@@ -425,8 +425,8 @@ impl World {
             }
             Effect::ReplyDataEnd { caller } => {
                 let number = caller.number;
-                let end = Response::Progress { done: 1, total: 1, unit: larder_core::request::Unit::Bytes };
-                self.answers.entry((node, caller.client.0, number)).or_default().push(end);
+                // as good as any answer that no get has
+                self.answers.entry((node, caller.client.0, number)).or_default().push(Response::Flushed);
             }
             Effect::Note(note) => self.machines[node].notes.push(note),
             Effect::Measure => self.input(node, Input::Measured(ProcessNumbers::default())),
