@@ -58,9 +58,10 @@ pub struct OpenReport {
 pub fn rebuild_index<D: Disk>(disk: D, options: Options) -> Result<OpenReport, OpenError> {
     let (store, report) = open(disk, options, Some("a rebuild was asked for"))?;
     let disk = Arc::clone(&store.disk);
-    store.close().map_err(|error| match error {
-        MaintainError::Full { .. } => index_error(disk.as_ref(), IndexError::Full),
-        error => index_error(disk.as_ref(), IndexError::Failed(error.to_string())),
+    store.close().map_err(|error| {
+        let is_full = matches!(error, MaintainError::Full { .. });
+        let failed = if is_full { IndexError::Full } else { IndexError::Failed(error.to_string()) };
+        index_error(disk.as_ref(), failed)
     })?;
     Ok(report)
 }
