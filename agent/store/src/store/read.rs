@@ -113,7 +113,7 @@ impl<D: Disk> Store<D> {
         place: &Place,
     ) -> Result<(), ReadError> {
         let start = buffer.len();
-        let read = self.read_value_into(buffer, 32, place);
+        let read = self.read_value(buffer, place);
         if read.is_ok() && blake3::hash(&buffer[start..]).as_bytes() == hash {
             // A device that failed once may read again what is whole.
             self.release(hash);
@@ -145,20 +145,14 @@ impl<D: Disk> Store<D> {
         self.read_checked(&hash, place)
     }
 
-    /// The value of the record at a place, unchecked.
-    pub(super) fn read_value(&mut self, key_length: usize, place: &Place) -> io::Result<Bytes> {
-        let mut bytes = Vec::new();
-        self.read_value_into(&mut bytes, key_length, place)?;
-        Ok(bytes.into())
-    }
-
-    fn read_value_into(&mut self, buffer: &mut Vec<u8>, key_length: usize, place: &Place) -> io::Result<()> {
+    /// Appends the block of the record at a place, unchecked.
+    fn read_value(&mut self, buffer: &mut Vec<u8>, place: &Place) -> io::Result<()> {
         if place.length as usize > VALUE_BYTES_MAX {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let start = buffer.len();
         buffer.resize(start + place.length as usize, 0);
-        let offset = u64::from(place.offset) + (RECORD_HEADER_BYTES + key_length) as u64;
+        let offset = u64::from(place.offset) + (RECORD_HEADER_BYTES + size_of::<Hash>()) as u64;
         self.segments.reader(place.segment)?.read_at(&mut buffer[start..], offset)
     }
 }
