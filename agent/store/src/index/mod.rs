@@ -3,8 +3,8 @@
 //! Duty: answer look-ups and ordered pages from redb, and take a memory table in one sorted, durable commit
 //! per checkpoint. Blocks lie in sorted runs, since their keys are random; names and settings in trees. The
 //! layout is private to this module. It holds nothing that the log does not: an index that can not be read is
-//! set aside by the caller and made again. Memory is redb's cache, the runs' filters and one page of answers.
-//! A panic inside redb on damaged pages is an error here, not the end of the process.
+//! set aside by the caller and made again. Memory is redb's cache, the runs' filters, the checks of pages (0.1 % of the
+//! file) and one page of answers. A panic inside redb is an error here, not the end of the process.
 
 mod backend;
 mod check;
