@@ -360,6 +360,7 @@ fn read_opening(
 
 fn create_tables(database: &Database, level: Level, store: &StoreId) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
+    // Two-phase, like all commits: a start would else read the newer of two roots, whose pages may be torn.
     transaction.set_quick_repair(true);
     {
         let mut meta = transaction.open_table(META)?;
