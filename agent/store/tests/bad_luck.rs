@@ -197,12 +197,15 @@ fn an_index_of_another_store_or_of_another_time_is_made_again() {
 #[test]
 fn an_index_of_an_earlier_layout_is_made_again_and_its_filter_goes() {
     let directory = filled();
-    let index = redb::Database::open(directory.path().join("index.redb")).unwrap();
-    let change = index.begin_write().unwrap();
+    let index = directory.path().join("index.redb");
+    fs::remove_file(&index).unwrap();
+    // Up to layout 4 the file was redb's own.
+    let database = redb::Database::create(&index).unwrap();
+    let change = database.begin_write().unwrap();
     let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
-    change.open_table(meta).unwrap().insert("layout", [1].as_slice()).unwrap();
+    change.open_table(meta).unwrap().insert("layout", [4].as_slice()).unwrap();
     change.commit().unwrap();
-    drop(index);
+    drop(database);
     fs::write(directory.path().join("filter"), content(1, 5000)).unwrap();
     let report = assert_filled(directory.path());
     assert!(report.index_rebuilt.unwrap().contains("layout"));

@@ -1,66 +1,146 @@
-//! A rotten bit in what the index says about the log: the index is made again, and the log loses nothing by it.
+//! What rots in the index costs the index, which is made again, and nothing that the log has.
 #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
 mod common;
 
 use common::*;
-use larder_store::Op;
-use redb::{Database, ReadableDatabase, TableDefinition};
+use larder_store::{Hash, Op, OsDisk, Store};
 use std::fs;
 use std::path::Path;
 
-/// A killed store: sealed segments, a checkpoint, and a batch behind it.
+const PAGE: usize = 4096;
+const SECTOR: usize = 512;
+const BYTES: usize = 300;
+const BLOCKS: u64 = 2400;
+/// Every block below with this rest by three was deleted.
+const DELETED: std::ops::Range<u64> = 0..1500;
+const NAMES: u64 = 200;
+
+/// A killed store whose trees have branches: two runs of many pages, names, settings, sealed segments with garbage,
+/// a checkpoint, and a batch behind it.
 fn killed() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, _) = open(directory.path());
-    for batch in 0..16 {
-        store.commit(puts(batch * 10..batch * 10 + 10, 5000)).unwrap();
+    for half in 0..2 {
+        for batch in 0..11 {
+            let first = half * 1100 + batch * 100;
+            store.commit(puts(first..first + 100, BYTES)).unwrap();
+        }
+        let gone = DELETED.filter(|number| number % 3 == 0 && number / 1100 == half);
+        store.commit(gone.map(|number| Op::Delete { hash: name_of(number) }).collect()).unwrap();
+        store.checkpoint().unwrap();
     }
-    store.commit((0..8).map(|number| Op::Delete { hash: hash(&content(number, 5000)) }).collect()).unwrap();
+    let names = (0..NAMES).map(|number| bind(&format!("name/{number:03}"), &number.to_string().repeat(20)));
+    store.commit(names.chain([set("key", Some("value"))]).collect()).unwrap();
     store.checkpoint().unwrap();
-    store.commit(puts(160..170, 5000)).unwrap();
+    store.commit(puts(2200..BLOCKS, BYTES)).unwrap();
     copy_to_memory(directory.path())
 }
 
-/// The bytes of everything in the index that decides over the log.
-fn deciding(directory: &Path) -> Vec<(&'static str, Vec<u8>)> {
+fn name_of(number: u64) -> Hash {
+    hash(&content(number, BYTES))
+}
+
+fn kept() -> impl Iterator<Item = u64> {
+    (0..BLOCKS).filter(|number| number % 3 > 0 || !DELETED.contains(number))
+}
+
+fn assert_everything_is_there(store: &mut Store<OsDisk>, what: &str) {
+    for number in kept() {
+        let bytes = content(number, BYTES);
+        assert_eq!(store.get(&hash(&bytes)).unwrap(), Some(bytes), "{what}: block {number}");
+    }
+    let names = store.bindings("", None, 1000).unwrap();
+    assert_eq!(names.len() as u64, NAMES, "{what}");
+    for (number, (name, binding)) in (0..NAMES).zip(names) {
+        let value = number.to_string().repeat(20);
+        assert_eq!((name, &binding.value[..]), (format!("name/{number:03}"), value.as_bytes()), "{what}");
+        assert_eq!(store.binding(&format!("name/{number:03}")).unwrap().unwrap().value, value, "{what}");
+    }
+    assert_eq!(store.changes(0, 1000).unwrap().len() as u64, NAMES, "{what}");
+    assert_eq!(store.setting("key").unwrap().as_deref(), Some(&b"value"[..]), "{what}");
+}
+
+/// Opens the store with other bytes in place of its index, cleans it or not, and asks it for everything. True if the
+/// index was made again.
+fn survives(directory: &Path, index: &[u8], clean: bool, what: &str) -> bool {
     let place = copy_to_memory(directory);
-    let database = Database::open(place.path().join("index.redb")).unwrap();
-    let read = database.begin_read().unwrap();
-    let meta = read.open_table(TableDefinition::<&str, &[u8]>::new("meta")).unwrap();
-    let segments = read.open_table(TableDefinition::<u32, &[u8]>::new("segments")).unwrap();
-    let row = |id| segments.get(id).unwrap().unwrap().value().to_vec();
-    let of = |key| meta.get(key).unwrap().unwrap().value().to_vec();
-    vec![
-        ("the first segment's row", row(0)),
-        ("another row", row(1)),
-        ("the checkpoint", of("checkpoint")),
-        ("the runs", of("runs")),
-    ]
+    fs::write(place.path().join("index.redb"), index).unwrap();
+    let (mut store, _) = open(place.path());
+    if clean {
+        let marked: Vec<Hash> = kept().map(name_of).collect();
+        store.clean_begin();
+        store.clean_mark(&marked).unwrap();
+        while !store.clean_step(1 << 20).unwrap().done {}
+    }
+    assert_everything_is_there(&mut store, what);
+    store.status().index_rebuilt.is_some()
+}
+
+/// Numbers that look random, and are the same each time.
+fn drawn(number: usize, below: usize) -> usize {
+    let digest = blake3::hash(&number.to_le_bytes());
+    u64::from_le_bytes(*digest.as_bytes().first_chunk().unwrap()) as usize % below
+}
+
+/// Pages of a file that something was written to.
+fn written(index: &[u8]) -> Vec<usize> {
+    let pages = index.chunks(PAGE).enumerate();
+    pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).map(|(number, _)| number).collect()
 }
 
 #[test]
-fn a_rotten_bit_in_rows_checkpoint_or_runs_costs_the_index_and_no_block() {
+fn a_rotten_bit_anywhere_in_the_index_loses_no_block_and_no_name() {
     let directory = killed();
-    let raw = fs::read(directory.path().join("index.redb")).unwrap();
-    for (what, bytes) in deciding(directory.path()) {
-        let places: Vec<usize> =
-            raw.windows(bytes.len()).enumerate().filter(|(_, w)| *w == bytes).map(|(at, _)| at).collect();
-        assert!(!places.is_empty(), "{what}");
-        for byte in 0..bytes.len() {
-            let bit = 1 << (byte * 5 % 8);
-            let place = copy_to_memory(directory.path());
-            let mut rotten = raw.clone();
-            places.iter().for_each(|at| rotten[at + byte] ^= bit);
-            fs::write(place.path().join("index.redb"), rotten).unwrap();
-            let (mut store, report) = open(place.path());
-            assert!(report.index_rebuilt.is_some(), "{what}, byte {byte}: {report:?}");
-            assert_all_there(&mut store, 8..170, 5000);
-            store.commit(puts(200..210, 5000)).unwrap();
-            drop(store);
-            let (mut store, _) = open(place.path());
-            assert_all_there(&mut store, 8..170, 5000);
-            assert_all_there(&mut store, 200..210, 5000);
+    let whole = fs::read(directory.path().join("index.redb")).unwrap();
+    assert!(!survives(directory.path(), &whole, false, "whole"));
+    let pages = written(&whole);
+    let mut noticed = 0;
+    for (number, page) in pages.iter().flat_map(|page| [page; 6]).enumerate() {
+        // Branches are short: half of the bits are near the beginning.
+        let span = if number % 4 < 2 { 256 } else { PAGE };
+        let (byte, bit) = (page * PAGE + drawn(2 * number, span), drawn(2 * number + 1, 8));
+        let mut rotten = whole.clone();
+        rotten[byte] ^= 1 << bit;
+        let what = format!("byte {byte}, bit {bit}");
+        noticed += usize::from(survives(directory.path(), &rotten, number % 2 == 0, &what));
+    }
+    println!("{noticed} of {} flips noticed in {} pages", 6 * pages.len(), pages.len());
+    assert!(pages.len() > 40 && noticed > pages.len(), "{noticed} in {} pages", pages.len());
+}
+
+#[test]
+fn a_page_of_the_index_that_is_lost_or_another_one_loses_no_block_and_no_name() {
+    let directory = killed();
+    let whole = fs::read(directory.path().join("index.redb")).unwrap();
+    let pages = written(&whole);
+    for (number, page) in pages.iter().flat_map(|page| [page; 3]).enumerate() {
+        let range = page * PAGE..(page + 1) * PAGE;
+        let other = pages[drawn(number, pages.len())];
+        let mut rotten = whole.clone();
+        match number % 3 {
+            0 => rotten[range].fill(0),
+            1 => rotten[range].copy_from_slice(&whole[other * PAGE..(other + 1) * PAGE]),
+            _ => rotten[range].rotate_left(SECTOR),
+        }
+        survives(directory.path(), &rotten, number % 2 == 0, &format!("page {page}, kind {}", number % 3));
+    }
+}
+
+#[test]
+fn a_rotten_bit_in_the_header_of_the_index_is_noticed_at_each_byte() {
+    let directory = killed();
+    let whole = fs::read(directory.path().join("index.redb")).unwrap();
+    let header = whole.windows(9).position(|bytes| bytes == b"redb\x1A\n\xA9\r\n").unwrap();
+    for byte in 0..SECTOR {
+        let place = copy_to_memory(directory.path());
+        let mut rotten = whole.clone();
+        rotten[header + byte] ^= 1 << (byte * 5 % 8);
+        fs::write(place.path().join("index.redb"), rotten).unwrap();
+        let (mut store, report) = open(place.path());
+        assert!(report.index_rebuilt.is_some(), "byte {byte}");
+        if byte % 16 == 0 {
+            assert_everything_is_there(&mut store, &format!("byte {byte}"));
         }
     }
 }

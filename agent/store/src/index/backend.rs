@@ -1,14 +1,15 @@
 //! redb's storage on a file of the store's disk.
 //!
-//! Duty: pass redb's reads and writes on and count them. It remembers that the device said it was full,
+//! Duty: pass redb's reads and writes on, through the checks of pages, and count them. It remembers that the device said it was full,
 //! because redb answers later operations with an error that no longer tells.
 
+use super::check::CheckedFile;
 use crate::disk::DiskFile;
 use crate::error::is_full;
 use redb::StorageBackend;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Clones share the file and the counters.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub(crate) struct Backend<F> {
 #[derive(Debug)]
 struct Shared<F> {
     /// None when it was given up.
-    file: RwLock<Option<F>>,
+    file: Mutex<Option<CheckedFile<F>>>,
     bytes: AtomicU64,
     syncs: AtomicU64,
     full: AtomicBool,
@@ -34,17 +35,18 @@ impl<F: DiskFile> Backend<F> {
     pub(crate) fn new(file: F) -> Self {
         let (bytes, syncs, full) = Default::default();
         let disk_bytes = AtomicU64::new(UNKNOWN);
-        Self { shared: Arc::new(Shared { file: RwLock::new(Some(file)), bytes, syncs, full, disk_bytes }) }
+        let file = Mutex::new(Some(CheckedFile::new(file)));
+        Self { shared: Arc::new(Shared { file, bytes, syncs, full, disk_bytes }) }
     }
 
     /// Lets go of the file, whoever else still holds a clone.
     pub(crate) fn give_up(&self) {
-        *self.shared.file.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.shared.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn with<T>(&self, act: impl FnOnce(&F) -> io::Result<T>) -> io::Result<T> {
-        let file = self.shared.file.read().unwrap_or_else(PoisonError::into_inner);
-        file.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), act)
+    fn with<T>(&self, act: impl FnOnce(&mut CheckedFile<F>) -> io::Result<T>) -> io::Result<T> {
+        let mut file = self.shared.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.as_mut().map_or(Err(io::ErrorKind::NotConnected.into()), act)
     }
 
     pub(crate) fn bytes_on_disk(&self) -> u64 {
@@ -52,7 +54,7 @@ impl<F: DiskFile> Backend<F> {
         if known != UNKNOWN {
             return known;
         }
-        let found = self.with(DiskFile::bytes_on_disk);
+        let found = self.with(|file| file.bytes_on_disk());
         self.shared.disk_bytes.store(*found.as_ref().unwrap_or(&UNKNOWN), Relaxed);
         found.unwrap_or(0)
     }
@@ -73,6 +75,12 @@ impl<F: DiskFile> Backend<F> {
         self.shared.disk_bytes.store(UNKNOWN, Relaxed);
         result.inspect_err(|error| self.shared.full.store(is_full(error), Relaxed))
     }
+
+    fn counted(&self, written: io::Result<u64>) -> io::Result<()> {
+        let bytes = self.noted(written)?;
+        self.shared.bytes.fetch_add(bytes, Relaxed);
+        Ok(())
+    }
 }
 
 impl<F> Clone for Backend<F> {
@@ -83,11 +91,11 @@ impl<F> Clone for Backend<F> {
 
 impl<F: DiskFile> StorageBackend for Backend<F> {
     fn len(&self) -> io::Result<u64> {
-        self.with(DiskFile::len)
+        self.with(|file| file.len())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.with(|file| file.read_at(out, offset))
+        self.with(|file| file.read(offset, out))
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
@@ -96,11 +104,10 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
 
     fn sync_data(&self) -> io::Result<()> {
         self.shared.syncs.fetch_add(1, Relaxed);
-        self.noted(self.with(DiskFile::sync_data))
+        self.counted(self.with(CheckedFile::sync_data))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.shared.bytes.fetch_add(data.len() as u64, Relaxed);
-        self.noted(self.with(|file| file.write_gathered(&[IoSlice::new(data)], offset)))
+        self.counted(self.with(|file| file.write(offset, data)))
     }
 }

@@ -48,7 +48,7 @@ impl Cursor {
     }
 
     fn page(&self) -> Option<Page<'_>> {
-        self.page.as_ref().and_then(|page| Page::trusted(page.value()))
+        self.page.as_ref().and_then(|page| Page::of(page.value()))
     }
 
     fn turn_page(&mut self) -> Result<(), redb::Error> {
@@ -57,7 +57,7 @@ impl Cursor {
             return Ok(());
         };
         let (_, guard) = row?;
-        let page = Page::checked(guard.value()).filter(|page| page.len() > 0).ok_or_else(damaged_page)?;
+        let page = Page::of(guard.value()).filter(|page| page.len() > 0).ok_or_else(damaged_page)?;
         (self.length, self.next, self.entry) = (page.len(), 0, Some(page.entry(0)));
         self.page = Some(guard);
         Ok(())

@@ -3,8 +3,8 @@
 //! Duty: answer look-ups and ordered pages from redb, and take a memory table in one sorted, durable commit
 //! per checkpoint. Blocks lie in sorted runs, since their keys are random; names and settings in trees. The
 //! layout is private to this module. It holds nothing that the log does not: an index that can not be read is
-//! set aside by the caller and made again. Memory is redb's cache, the runs' filters and one page of answers.
-//! A panic inside redb on damaged pages is an error here, not the end of the process.
+//! set aside by the caller and made again. Memory is redb's cache, the runs' filters, the checks of pages (0.1 % of the
+//! file) and one page of answers. A panic inside redb is an error here, not the end of the process.
 
 mod backend;
 mod check;
@@ -25,7 +25,6 @@ use crate::disk::{Disk, OpenMode};
 use crate::format::{INDEX_NAME, StoreId, u64_at};
 use crate::limits::{INDEX_BYTES_PER_BLOCK, MERGE_ENTRIES_MIN};
 use backend::Backend;
-use check::{damaged, sealed, unsealed};
 use larder_kernels::Level;
 use larder_kernels::bloom::Probe;
 use pages::Pages;
@@ -40,12 +39,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const ROW_BYTES: usize = 33;
 const CHECKPOINT_BYTES: usize = 41;
 /// The layout of the tables below; an index of another layout is made again.
-const LAYOUT: u8 = 4;
+const LAYOUT: u8 = 5;
 
 const SEGMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("segments");
 const DAMAGED: TableDefinition<'_, &Prefix, ()> = TableDefinition::new("damaged");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-/// Keys of `meta` whose values decide over the log, and have checks.
+/// Keys of `meta` whose values decide over the log.
 const CHECKPOINT: &str = "checkpoint";
 const RUNS: &str = "runs";
 
@@ -260,7 +259,8 @@ impl<D: Disk> Index<D> {
     }
 
     fn keep_runs(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
-        write_meta(&mut transaction.open_table(META)?, RUNS, &self.runs.encode())
+        transaction.open_table(META)?.insert(RUNS, self.runs.encode().as_slice())?;
+        Ok(())
     }
 
     /// Bytes of the runs' filters.
@@ -342,15 +342,15 @@ fn read_opening(
         return Ok(None);
     }
     let checkpoint = match meta.get(CHECKPOINT)? {
-        Some(bytes) => Some(decode_checkpoint(unsealed(CHECKPOINT.as_bytes(), bytes.value())?)?),
+        Some(bytes) => Some(decode_checkpoint(bytes.value())?),
         None => None,
     };
     let list = meta.get(RUNS)?.ok_or_else(damaged)?;
-    let runs = Runs::load(level, unsealed(RUNS.as_bytes(), list.value())?, &transaction)?;
+    let runs = Runs::load(level, list.value(), &transaction)?;
     let mut opened = Opened { checkpoint, ..Opened::default() };
     for item in transaction.open_table(SEGMENTS)?.iter()? {
         let (id, row) = item?;
-        opened.segments.push((id.value(), decode_row(unsealed(&id.value().to_le_bytes(), row.value())?)?));
+        opened.segments.push((id.value(), decode_row(row.value())?));
     }
     for item in transaction.open_table(DAMAGED)?.iter()?.take(crate::limits::DAMAGED_MAX) {
         opened.damaged.insert(*item?.0.value());
@@ -359,12 +359,14 @@ fn read_opening(
 }
 
 fn create_tables(database: &Database, level: Level, store: &StoreId) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
+    let mut transaction = database.begin_write()?;
+    // Two-phase, like all commits: a start would else read the newer of two roots, whose pages may be torn.
+    transaction.set_quick_repair(true);
     {
         let mut meta = transaction.open_table(META)?;
         meta.insert("store", store.as_slice())?;
         meta.insert("layout", [LAYOUT].as_slice())?;
-        write_meta(&mut meta, RUNS, &Runs::new(level).encode())?;
+        meta.insert(RUNS, Runs::new(level).encode().as_slice())?;
         transaction.open_table(texts::NAMES)?;
         transaction.open_table(texts::CHANGES)?;
         transaction.open_table(texts::SETTINGS)?;
@@ -379,7 +381,7 @@ fn write_rows(transaction: &redb::WriteTransaction, update: &Update<'_>) -> Resu
     let mut segments = transaction.open_table(SEGMENTS)?;
     for (id, row) in &update.segments {
         match row {
-            Some(row) => drop(segments.insert(id, sealed(&id.to_le_bytes(), &encode_row(row)).as_slice())?),
+            Some(row) => drop(segments.insert(id, encode_row(row).as_slice())?),
             None => drop(segments.remove(id)?),
         }
     }
@@ -390,11 +392,8 @@ fn write_rows(transaction: &redb::WriteTransaction, update: &Update<'_>) -> Resu
             table.insert(hash, ())?;
         }
     }
-    write_meta(&mut transaction.open_table(META)?, CHECKPOINT, &encode_checkpoint(&update.checkpoint))
-}
-
-fn write_meta(meta: &mut redb::Table<'_, &str, &[u8]>, key: &str, body: &[u8]) -> Result<(), redb::Error> {
-    meta.insert(key, sealed(key.as_bytes(), body).as_slice())?;
+    let checkpoint = encode_checkpoint(&update.checkpoint);
+    transaction.open_table(META)?.insert(CHECKPOINT, checkpoint.as_slice())?;
     Ok(())
 }
 
@@ -443,6 +442,11 @@ fn failed(error: io::Error) -> IndexError {
     } else {
         IndexError::Failed(error.to_string())
     }
+}
+
+/// Something is not what was written, although its page passed the check.
+fn damaged() -> redb::Error {
+    redb::Error::Corrupted("an entry is not what was written".into())
 }
 
 /// Runs an operation of redb; an error or a panic of it becomes an [`IndexError`].

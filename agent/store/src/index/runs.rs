@@ -60,7 +60,7 @@ impl Runs {
         for run in self.newest_first.iter().filter(|run| run.filter.contains(probe)) {
             if let Some(row) = pages.of(run.id)?.range(head(prefix)..)?.next() {
                 let (_, bytes) = row?;
-                let page = Page::checked(bytes.value()).ok_or_else(damaged_page)?;
+                let page = Page::of(bytes.value()).ok_or_else(damaged_page)?;
                 if let Some(place) = page.find(prefix) {
                     return Ok(Answer { place, in_vain });
                 }

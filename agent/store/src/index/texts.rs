@@ -3,9 +3,8 @@
 //! Duty: answer look-ups and ordered pages, and take the texts of a memory table in. Memory is one page of
 //! answers.
 
-use super::check::{CHECK_BYTES, damaged, sealed, unsealed};
 use super::table::{Entry, Place, Table};
-use super::{Index, IndexError, guarded};
+use super::{Index, IndexError, damaged, guarded};
 use crate::disk::Disk;
 use crate::format::{u32_at, u64_at};
 use redb::{ReadableDatabase, TableDefinition, WriteTransaction};
@@ -58,8 +57,7 @@ impl<D: Disk> Index<D> {
             let mut changes = Vec::new();
             for item in table.range(seq.saturating_add(1)..)? {
                 let (seq, bytes) = item?;
-                let name = unsealed(&seq.value().to_le_bytes(), bytes.value())?;
-                let name = str::from_utf8(name).map_err(|_| damaged())?;
+                let name = str::from_utf8(bytes.value()).map_err(|_| damaged())?;
                 if !skip(name) {
                     changes.push((seq.value(), name.to_owned()));
                 }
@@ -78,7 +76,7 @@ impl<D: Disk> Index<D> {
     ) -> Result<Option<Entry>, IndexError> {
         guarded(|| {
             let table = self.database()?.begin_read()?.open_table(definition)?;
-            table.get(key)?.map(|value| decode_entry(key, value.value())).transpose()
+            table.get(key)?.map(|value| decode_entry(value.value())).transpose()
         })
     }
 
@@ -101,7 +99,7 @@ impl<D: Disk> Index<D> {
                     break;
                 }
                 if after.is_none_or(|after| key > after) && !skip(key) {
-                    entries.push((key.to_owned(), decode_entry(key, value.value())?));
+                    entries.push((key.to_owned(), decode_entry(value.value())?));
                 }
             }
             Ok(entries)
@@ -113,42 +111,40 @@ pub(super) fn write_texts(transaction: &WriteTransaction, table: &Table) -> Resu
     let (mut names, mut changes) = (transaction.open_table(NAMES)?, transaction.open_table(CHANGES)?);
     for (name, entry) in table.names() {
         let old = match entry {
-            Some(entry) => names.insert(name.as_str(), encode_entry(name, entry).as_slice())?,
+            Some(entry) => names.insert(name.as_str(), encode_entry(entry).as_slice())?,
             None => names.remove(name.as_str())?,
         };
         if let Some(old) = old {
-            changes.remove(u64_at(old.value(), CHECK_BYTES))?;
+            changes.remove(u64_at(old.value(), 0))?;
         }
     }
     for (name, entry) in table.names() {
         if let Some(entry) = entry {
-            changes.insert(entry.seq, sealed(&entry.seq.to_le_bytes(), name.as_bytes()).as_slice())?;
+            changes.insert(entry.seq, name.as_bytes())?;
         }
     }
     let mut settings = transaction.open_table(SETTINGS)?;
     for (key, entry) in table.settings() {
         match entry {
-            Some(entry) => drop(settings.insert(key.as_str(), encode_entry(key, entry).as_slice())?),
+            Some(entry) => drop(settings.insert(key.as_str(), encode_entry(entry).as_slice())?),
             None => drop(settings.remove(key.as_str())?),
         }
     }
     Ok(())
 }
 
-/// No hash tells whether a value is the right one: each entry has its check.
-fn encode_entry(key: &str, entry: &Entry) -> Vec<u8> {
+fn encode_entry(entry: &Entry) -> Vec<u8> {
     let Entry { seq, place, value } = entry;
     let Place { segment, offset, length } = place;
     let mut bytes = Vec::with_capacity(ENTRY_BYTES + value.len());
     bytes.extend(seq.to_le_bytes());
     [segment, offset, length].into_iter().for_each(|field| bytes.extend(field.to_le_bytes()));
     bytes.extend(value);
-    sealed(key.as_bytes(), &bytes)
+    bytes
 }
 
-fn decode_entry(key: &str, bytes: &[u8]) -> Result<Entry, redb::Error> {
-    let body = unsealed(key.as_bytes(), bytes)?;
-    let (head, value) = body.split_first_chunk::<ENTRY_BYTES>().ok_or_else(damaged)?;
+fn decode_entry(bytes: &[u8]) -> Result<Entry, redb::Error> {
+    let (head, value) = bytes.split_first_chunk::<ENTRY_BYTES>().ok_or_else(damaged)?;
     let place = Place { segment: u32_at(head, 8), offset: u32_at(head, 12), length: u32_at(head, 16) };
     Ok(Entry { seq: u64_at(head, 0), place, value: bytes::Bytes::copy_from_slice(value) })
 }

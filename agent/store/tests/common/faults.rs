@@ -183,7 +183,7 @@ impl DiskFile for FaultFile {
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
         self.faults.takes(end.saturating_sub(self.inner.len()?))?;
-        if self.is_index && offset >= 4096 && self.faults.index_full.load(SeqCst) {
+        if self.is_index && offset > 4096 && self.faults.index_full.load(SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.faults.segment_writes.fetch_add(u64::from(self.is_segment), SeqCst);

@@ -124,6 +124,8 @@ pub struct Faults {
     pub stale_read: u32,
     /// A bit flips on the device at each power cut.
     pub rot: u32,
+    /// A bit of the index flips on the device, before a step and at each power cut. The log is whole.
+    pub index_rot: u32,
     /// A call takes seconds.
     pub stall: u32,
     /// Bytes the device has; none for no bound.
@@ -149,6 +151,7 @@ impl Faults {
         for weight in weights {
             *weight = *random.pick(&[0, 0, 0, 2, 10, 50]);
         }
+        faults.index_rot = *random.pick(&[0, 0, 100, 1000]);
         faults.room = random.chance(150).then(|| (3 << 20) + random.below(3 << 20));
         faults
     }

@@ -125,6 +125,12 @@ impl SimDisk {
         std::mem::replace(&mut machine.faults, faults)
     }
 
+    /// Flips a bit of a file whose name fits, on the device and in the kernel's memory; says where.
+    pub fn rot(&self, fits: impl Fn(&str) -> bool) -> Option<(String, u64)> {
+        let Machine { image, random, .. } = &mut *self.machine();
+        image.rot(random, fits)
+    }
+
     /// Whether the one error at one call has happened.
     pub fn injected(&self) -> bool {
         self.machine().injected

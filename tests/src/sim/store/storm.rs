@@ -107,12 +107,17 @@ impl AddAssign for Told {
     }
 }
 
+fn is_index(name: &str) -> bool {
+    name == "index.redb"
+}
+
 fn draw_options(random: &mut Random) -> Options {
     let quota = *random.pick(&[64, 64, 8]);
     Options {
         segment_bytes: *random.pick(&[64 << 10, 128 << 10]),
         table_entries: *random.pick(&[5, 20, 200]),
         cache_bytes: *random.pick(&[0, 20_000]),
+        index_cache_bytes: *random.pick(&[0, 256 << 10]),
         prepare: *random.pick(&[Prepare::None, Prepare::Allocate, Prepare::Zero]),
         quota_bytes: quota << 20,
         reserve_bytes: (quota << 20) / 4,
@@ -143,7 +148,9 @@ impl Storm {
         }
         for _step in 0..3 + self.random.below(25) {
             let step = self.draw_step();
-            let done = life.step(&step).map_err(|words| format!("{step:?}: {words}"));
+            let rots = self.random.chance(self.faults.index_rot);
+            let rotten = if rots { life.disk.rot(is_index) } else { None };
+            let done = life.step(&step).map_err(|words| format!("{step:?}, rotten {rotten:?}: {words}"));
             self.told.steps += 1;
             if self.trace {
                 self.tell(&step, life);
@@ -210,6 +217,9 @@ impl Storm {
             let mut rotten = None;
             if self.random.chance(self.faults.rot) {
                 rotten = left.rot(&mut self.random, |_| true);
+            }
+            if self.random.chance(self.faults.index_rot) {
+                rotten = left.rot(&mut self.random, is_index).or(rotten);
             }
             self.told.images += 1;
             let place = |words: String| format!("cut, {fate:?}, rotten {rotten:?}: {words}");
