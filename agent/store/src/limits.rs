@@ -36,7 +36,7 @@ pub(crate) const RUN_DECIBITS: [u32; 4] = [320, 320, 280, 230];
 pub(crate) const RUNS_PER_SIZE: usize = 16;
 /// Entries a checkpoint merges of each merge under way, for each entry it writes.
 pub(crate) const MERGE_PACE: u64 = 2;
-/// What it merges at least: all of the smallest class.
+/// What it merges at least: all of the smallest class, if the memory table is not small.
 pub(crate) const MERGE_ENTRIES_MIN: u64 = 16 << 9;
 /// What the index writes for a block, at most: its place in a run, its bits of a filter, its share of pages.
 pub(crate) const INDEX_BYTES_PER_BLOCK: u64 = 40;

@@ -1,7 +1,7 @@
 //! What the owner of a store decides.
 
 use crate::error::OpenError;
-use crate::limits::{PAGE_BYTES, SEGMENT_BYTES, SPARES_QUOTA_SHARE};
+use crate::limits::{GARBAGE_ENTRIES_MIN, MERGE_ENTRIES_MIN, PAGE_BYTES, SEGMENT_BYTES, SPARES_QUOTA_SHARE};
 use larder_kernels::Level;
 
 /// How a fresh segment is prepared.
@@ -66,6 +66,16 @@ impl Options {
     pub(crate) fn spares_max(&self) -> usize {
         let share = self.quota_bytes / SPARES_QUOTA_SHARE / self.segment_bytes;
         share.min(u64::from(self.spare_segments_max)) as usize
+    }
+
+    /// What a checkpoint merges at least: who keeps the table small wants short checkpoints.
+    pub(crate) fn merge_entries_min(&self) -> u64 {
+        MERGE_ENTRIES_MIN.min(self.table_entries as u64 / 2)
+    }
+
+    /// Entries that say nothing any more before all runs become one: no more than a few tables of them.
+    pub(crate) fn garbage_entries_min(&self) -> u64 {
+        GARBAGE_ENTRIES_MIN.min(self.table_entries as u64 * 8)
     }
 
     pub(crate) fn check(&self) -> Result<(), OpenError> {

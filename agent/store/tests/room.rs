@@ -117,6 +117,23 @@ fn spares_beyond_a_smaller_quota_go_at_once() {
 }
 
 #[test]
+fn everything_in_a_full_store_can_be_deleted_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let options =
+        Options { segment_bytes: 1 << 20, quota_bytes: 12 << 20, reserve_bytes: 3 << 20, ..options() };
+    let (mut store, _) = Store::open(disk(directory.path()), options.clone()).unwrap();
+    let mut blocks = 0;
+    while store.commit(puts(blocks..blocks + 50, 1000)).is_ok() {
+        blocks += 50;
+    }
+    let deletion = |number| Op::Delete { hash: hash(&content(number, 1000)) };
+    store.commit((0..blocks).map(deletion).collect()).unwrap();
+    store.checkpoint().unwrap();
+    assert_eq!(store.status().blocks, 0);
+    assert!(used(directory.path()) <= options.quota_bytes);
+}
+
+#[test]
 fn what_was_written_to_longer_segments_is_cleaned_into_shorter_ones() {
     let directory = tempfile::tempdir().unwrap();
     let options = |segment_bytes| Options { segment_bytes, ..options() };

@@ -12,7 +12,7 @@ use super::pages::{Kind, Pages, remove_rows};
 use super::runs::{Run, Runs, Writer, save_filter, size_class};
 use super::table::Prefix;
 use crate::filter::probe;
-use crate::limits::{GARBAGE_ENTRIES_MIN, RUNS_PER_SIZE};
+use crate::limits::RUNS_PER_SIZE;
 use larder_kernels::Level;
 use redb::WriteTransaction;
 use std::ops::Range;
@@ -27,6 +27,15 @@ pub(super) struct Merge {
     pub(super) is_oldest: bool,
     /// The last key that was dealt with.
     pub(super) after: Option<Prefix>,
+}
+
+/// What was merged since the index was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MergeCounts {
+    /// Merges that came to their end.
+    pub(crate) finished: u64,
+    /// Merges of all runs that were begun because most of their entries said nothing any more.
+    pub(crate) collections: u64,
 }
 
 impl Merge {
@@ -67,10 +76,11 @@ impl Merge {
 }
 
 impl Runs {
-    /// Starts the merges that are due. `blocks` is how many entries would do.
-    pub(super) fn plan(&mut self, blocks: u64) {
+    /// Starts the merges that are due. `blocks` is how many entries would do, `garbage` how many more there may be.
+    pub(super) fn plan(&mut self, blocks: u64, garbage: u64) {
         let idle = self.newest_first.iter().rev().take_while(|run| !self.is_merging(run.id)).count();
-        if self.entries() > 2 * blocks + GARBAGE_ENTRIES_MIN && idle >= 2 {
+        if self.entries() > 2 * blocks + garbage && idle >= 2 {
+            self.merged.collections += 1;
             let all = self.newest_first.len();
             self.start(all - idle..all, blocks);
         }
@@ -139,6 +149,7 @@ impl Runs {
 
     fn replace(&mut self, merge: Merge) {
         let Merge { target, sources, .. } = merge;
+        self.merged.finished += 1;
         let place = self.newest_first.iter().position(|run| sources.contains(&run.id)).unwrap_or(0);
         self.newest_first.retain(|run| !sources.contains(&run.id));
         if target.entries > 0 {

@@ -18,6 +18,7 @@ mod table;
 mod tests;
 mod texts;
 
+pub(crate) use merge::MergeCounts;
 pub(crate) use runs::Answer;
 pub(crate) use table::{ByPrefix, Entry, Place, Prefix, Table, prefix_of, texts_after};
 
@@ -215,11 +216,11 @@ impl<D: Disk> Index<D> {
     }
 
     /// Merges runs, about `entries` of each merge under way, and removes what was merged before. `blocks` is how
-    /// many entries would do. Several commits of a bounded size, which become durable with the next checkpoint:
+    /// many entries would do, `garbage` how many more there may be. Several commits of a bounded size, which become durable with the next checkpoint:
     /// a power cut before it undoes them, and nothing is lost but the work.
-    pub(crate) fn merge(&mut self, entries: u64, blocks: u64) -> Result<(), IndexError> {
+    pub(crate) fn merge(&mut self, entries: u64, blocks: u64, garbage: u64) -> Result<(), IndexError> {
         let mut left = entries;
-        self.runs.plan(blocks);
+        self.runs.plan(blocks, garbage);
         while left > 0 && self.runs.has_work() {
             let merges = (self.runs.merges.len() as u64).max(1);
             let piece = (self.commit_entries / merges).max(MERGE_ENTRIES_MIN).min(left);
@@ -276,6 +277,11 @@ impl<D: Disk> Index<D> {
     /// Runs there are.
     pub(crate) fn runs(&self) -> usize {
         self.runs.newest_first.len()
+    }
+
+    /// Merges that are under way, and what was merged since the index was opened.
+    pub(crate) fn merges(&self) -> (usize, MergeCounts) {
+        (self.runs.merges.len(), self.runs.merged)
     }
 
     /// Closes the file; every later question is an error.

@@ -6,7 +6,7 @@
 //! Memory: the filters, and some numbers a run.
 
 use super::cursor::Walk;
-use super::merge::Merge;
+use super::merge::{Merge, MergeCounts};
 use super::page::{Builder, Page, head};
 use super::pages::{Kind, Pages, Rows, damaged_page, read_rows, write_rows};
 use super::table::{Place, Prefix};
@@ -34,6 +34,7 @@ pub(super) struct Runs {
     pub(super) next_id: u32,
     /// Bytes of filters written since the index was opened.
     pub(super) filter_bytes_written: u64,
+    pub(super) merged: MergeCounts,
 }
 
 /// What the runs say of a key.
@@ -46,8 +47,8 @@ pub(crate) struct Answer {
 
 impl Runs {
     pub(super) fn new(level: Level) -> Self {
-        let (newest_first, merges, dropping) = Default::default();
-        Self { level, newest_first, merges, dropping, next_id: 0, filter_bytes_written: 0 }
+        let (newest_first, merges, dropping, merged) = Default::default();
+        Self { level, newest_first, merges, dropping, next_id: 0, filter_bytes_written: 0, merged }
     }
 
     pub(super) fn find(

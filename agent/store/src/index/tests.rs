@@ -7,7 +7,7 @@ use super::table::PREFIX_BYTES;
 use super::*;
 use crate::disk::OsDisk;
 use crate::filter::{Filter, probe};
-use crate::limits::{RUN_DECIBITS, RUN_SIZES, RUNS_PER_SIZE};
+use crate::limits::{GARBAGE_ENTRIES_MIN, RUN_DECIBITS, RUN_SIZES, RUNS_PER_SIZE};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -96,7 +96,7 @@ proptest! {
             match step {
                 Step::Flush(keys) => flush(&mut index, &mut model, keys, version as u32),
                 Step::Merge(entries) => {
-                    index.runs.plan(model.len() as u64);
+                    index.runs.plan(model.len() as u64, GARBAGE_ENTRIES_MIN);
                     index.merge_piece(*entries).unwrap();
                 }
                 Step::Reopen => {
@@ -121,7 +121,7 @@ fn merging_keeps_runs_few_and_leaves_nothing_behind() {
         let keys: Vec<(u16, bool)> =
             (0..100).map(|key| ((version * 37 + key * 11) % 1200, key % 5 > 0)).collect();
         flush(&mut index, &mut model, &keys, u32::from(version));
-        index.runs.plan(model.len() as u64);
+        index.runs.plan(model.len() as u64, GARBAGE_ENTRIES_MIN);
         index.merge_piece(300).unwrap();
         paused += usize::from(index.runs.merges.iter().any(|merge| merge.after.is_some()));
         assert!(index.runs() < 2 * RUNS_PER_SIZE, "{} runs", index.runs());
@@ -149,7 +149,7 @@ fn what_is_deleted_leaves_the_index() {
         let keys: Vec<(u16, bool)> = (0..400).map(|key| (key, version + 1 < RUNS_PER_SIZE as u32)).collect();
         flush(&mut index, &mut model, &keys, version);
     }
-    index.merge(u64::MAX / 2, 0).unwrap();
+    index.merge(u64::MAX / 2, 0, GARBAGE_ENTRIES_MIN).unwrap();
     assert_eq!((index.runs(), index.filter_bytes(), model.len()), (0, 0, 0));
     compare(&mut index, &model);
 }

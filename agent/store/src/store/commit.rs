@@ -169,7 +169,7 @@ impl<D: Disk> Store<D> {
         if length > limit && purpose != Purpose::Moves {
             return Err(CommitError::TooLarge { what: "the batch", found: length, limit });
         }
-        self.check_quota(length, records.len() as u64, purpose)?;
+        self.check_quota(length, records, purpose)?;
         self.clear_clean_mark()?;
         let newest = records.last().map_or(self.next_seq, |record| record.seq);
         let commit_seq = self.next_seq.max(newest + 1);
@@ -410,14 +410,14 @@ impl<D: Disk> Store<D> {
     }
 
     /// Spares are given back before a batch is refused.
-    fn check_quota(&mut self, length: u64, entries: u64, purpose: Purpose) -> Result<(), CommitError> {
+    fn check_quota(&mut self, length: u64, records: &[Record], purpose: Purpose) -> Result<(), CommitError> {
         let quota = match purpose {
             Purpose::Blocks => self.options.quota_bytes - self.options.reserve_bytes,
             // The core deletes a name by binding it to its deletion.
             Purpose::Texts => self.ceiling_bytes - self.options.reserve_bytes / 2,
             Purpose::Removals | Purpose::Moves => self.ceiling_bytes,
         };
-        let index = self.index_growth(entries);
+        let index = self.index_growth(records);
         loop {
             let (log, spares_needed) = self.log_growth(length, purpose);
             let used = self.used_bytes() + log + index;
@@ -446,11 +446,14 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn index_growth(&self, entries: u64) -> u64 {
-        // Names are in no order: each new one may copy a leaf, but no leaf is copied twice in a checkpoint.
-        let texts = self.table.texts() as u64 + entries;
+    fn index_growth(&self, records: &[Record]) -> u64 {
+        let texts = records.iter().filter(|record| matches!(record.key, Key::Text(_))).count();
+        let blocks = self.table.blocks().len() + records.len() - texts;
+        // Names are in no order: each new one may copy a leaf, but no leaf is copied twice in a checkpoint. Blocks
+        // copy none.
+        let texts = (self.table.texts() + texts) as u64;
         let copied = (texts * INDEX_LEAF_BYTES).min(self.index.bytes_on_disk());
-        let blocks = (self.table.blocks().len() as u64 + entries) * INDEX_BYTES_PER_BLOCK;
+        let blocks = blocks as u64 * INDEX_BYTES_PER_BLOCK;
         INDEX_BYTES_MIN + texts * INDEX_BYTES_PER_TEXT + copied + blocks
     }
 

@@ -10,8 +10,7 @@ use crate::error::{CommitError, MaintainError};
 use crate::format::{INDEX_NAME, SET_ASIDE_PREFIX, StoreId, segment_id, spare_id};
 use crate::index::{Checkpoint, Index, IndexError, Opened, Place, Prefix, Update};
 use crate::limits::{
-    INDEX_BYTES_PER_BLOCK, LOG_BYTES_PER_CHECKPOINT, MERGE_ENTRIES_MIN, MERGE_PACE, TABLE_BYTES_MAX,
-    WALK_ENTRIES,
+    INDEX_BYTES_PER_BLOCK, LOG_BYTES_PER_CHECKPOINT, MERGE_PACE, TABLE_BYTES_MAX, WALK_ENTRIES,
 };
 use crate::options::Options;
 use std::io;
@@ -106,7 +105,7 @@ impl<D: Disk> Store<D> {
         self.checkpoint = checkpoint;
         self.log_since_checkpoint = 0;
         self.counters.checkpoints += 1;
-        match self.index.merge(merge_entries, self.blocks) {
+        match self.index.merge(merge_entries, self.blocks, self.options.garbage_entries_min()) {
             // Merging can wait for room; the checkpoint is written.
             Err(IndexError::Full) => {
                 self.reopen_index();
@@ -120,7 +119,8 @@ impl<D: Disk> Store<D> {
     /// come; none while there is hardly room for a second copy of them.
     fn merge_entries(&self) -> u64 {
         let blocks = self.table.blocks().len() as u64;
-        let entries = if blocks == 0 { 0 } else { (blocks * MERGE_PACE).max(MERGE_ENTRIES_MIN) };
+        let entries =
+            if blocks == 0 { 0 } else { (blocks * MERGE_PACE).max(self.options.merge_entries_min()) };
         let room =
             self.options.quota_bytes.saturating_sub(self.used_bytes() + self.options.reserve_bytes / 2);
         if room > entries * INDEX_BYTES_PER_BLOCK { entries } else { 0 }

@@ -96,6 +96,12 @@ pub struct StoreStatus {
     pub filter_bytes: u64,
     /// Sorted runs of the index.
     pub runs: u64,
+    /// Merges of runs that have not come to their end.
+    pub merges_under_way: u64,
+    /// Merges that came to their end since the index was opened.
+    pub merges: u64,
+    /// Merges of all runs begun since then because most entries said nothing any more.
+    pub collections: u64,
     /// Look-ups the filter answered with "not there".
     pub filter_negatives: u64,
     /// Look-ups it passed on in vain.
@@ -129,6 +135,7 @@ impl<D: Disk> Store<D> {
     pub fn status(&self) -> StoreStatus {
         let counters = &self.counters;
         let space = self.disk.space().ok();
+        let (merges_under_way, merged) = self.index.merges();
         StoreStatus {
             store: Hex(&self.id).to_string(),
             format: crate::format::FORMAT_VERSION,
@@ -161,6 +168,9 @@ impl<D: Disk> Store<D> {
             cache_bytes: self.cache.weight(),
             filter_bytes: self.index.filter_bytes(),
             runs: self.index.runs() as u64,
+            merges_under_way: merges_under_way as u64,
+            merges: merged.finished,
+            collections: merged.collections,
             filter_negatives: counters.filter_negatives,
             filter_false_positives: counters.filter_false_positives,
             damaged: self.damaged.len() as u64,
