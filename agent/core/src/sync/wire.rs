@@ -384,10 +384,8 @@ mod tests {
             let blocks: Vec<Bytes> = lengths.into_iter().map(block).collect();
             let packs = pack(&blocks);
             assert_eq!(packs.len(), messages);
-            assert_eq!(
-                packs.iter().map(Pack::block_bytes).sum::<u64>(),
-                blocks.iter().map(|b| b.len() as u64).sum()
-            );
+            let bytes: usize = blocks.iter().map(Bytes::len).sum();
+            assert_eq!(packs.iter().map(Pack::block_bytes).sum::<u64>(), bytes as u64);
             let read = packs.into_iter().flat_map(|pack| {
                 let message = Blocks::decode(pack.payload).unwrap();
                 assert_eq!((message.group, message.blocks.len()), (7, pack.blocks as usize));
@@ -400,13 +398,13 @@ mod tests {
     #[test]
     fn what_can_not_be_read_leaves_no_trace_in_a_message() {
         let mut packing = Packing::new(1);
-        let half = |message: &mut Vec<u8>, answer| {
+        let half = |message: &mut Vec<u8>, answer: Result<bool, &'static str>| {
             message.extend_from_slice(b"half");
             answer
         };
         assert_eq!(packing.add(|message| half(message, Err("lost"))), Err("lost"));
-        assert_eq!(packing.add(|message| half(message, Ok::<_, ()>(true))), Ok(true));
-        assert_eq!(packing.add(|message| half(message, Ok::<_, ()>(false))), Ok(false));
+        assert_eq!(packing.add(|message| half(message, Ok(true))), Ok(true));
+        assert_eq!(packing.add(|message| half(message, Ok(false))), Ok(false));
         let [pack] = &packing.finish()[..] else { panic!("one message") };
         assert_eq!(Blocks::decode(pack.payload.clone()).unwrap().blocks, [Bytes::from_static(b"half")]);
     }
