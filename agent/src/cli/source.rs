@@ -403,7 +403,8 @@ fn special(metadata: &Metadata) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::io::{Seek, SeekFrom};
+    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
     use rustix::fs::{CWD, Mode};
@@ -504,6 +505,25 @@ mod tests {
         let (found, errors) = names(walk(&[&dir.path().join("t")]));
         assert!(found.is_empty());
         assert!(matches!(&errors[..], [SourceError::Name { error: NameError::TooLong(_), .. }]));
+    }
+
+    /// Cut to 32 bits, what is left of it would be seven bytes.
+    #[test]
+    fn a_file_of_over_four_gibibytes_is_read_in_frames_to_its_last_byte() {
+        const SIZE: u64 = (4 << 30) + 7;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sparse");
+        File::create(&path).unwrap().write_all_at(b"end", SIZE - 3).unwrap();
+        let source = walk(&[&path]).next().unwrap().unwrap();
+        let mut reading = source.open().unwrap();
+        assert_eq!((source.size(), reading.meta().size), (SIZE, SIZE));
+        assert_eq!(reading.next().unwrap().len(), FRAME_BYTES_MAX);
+        reading.done = SIZE - FRAME_BYTES_MAX as u64 - 5;
+        reading.file.seek(SeekFrom::Start(reading.done)).unwrap();
+        assert_eq!(reading.next().unwrap().len(), FRAME_BYTES_MAX);
+        assert_eq!(reading.next().unwrap(), &b"\0\0end"[..]);
+        assert!(reading.next().unwrap().is_empty());
+        reading.confirm().unwrap();
     }
 
     #[test]

@@ -152,34 +152,6 @@ mod tests {
         }
     }
 
-    /// What the device trees of the machines say, as recorded on them.
-    #[test]
-    fn every_machine_gets_its_board() {
-        for (tree, board) in [
-            ("raspberrypi,model-zero-2-w\0brcm,bcm2837\0", "raspberry-pi-zero-2-w"),
-            ("raspberrypi,3-model-b-plus\0brcm,bcm2837\0", "raspberry-pi-3b-plus"),
-            ("raspberrypi,4-model-b\0brcm,bcm2711\0", "raspberry-pi-4"),
-            ("raspberrypi,5-model-b\0brcm,bcm2712\0", "raspberry-pi-5"),
-            ("raspberrypi,4-compute-module\0brcm,bcm2711\0", "raspberry-pi-cm4"),
-            ("nvidia,p3450-0000\0nvidia,jetson-nano\0nvidia,tegra210\0", "jetson-nano"),
-            (
-                "nvidia,p3449-0000+p3668-0000\0nvidia,p3509-0000+p3668-0000\0nvidia,tegra194\0",
-                "jetson-xavier-nx",
-            ),
-            ("nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0", "jetson-orin-nano"),
-            ("ti,am335x-bone-black\0ti,am335x-bone\0ti,am33xx\0", "beaglebone-black"),
-            ("friendlyarm,nanopi-r4s\0rockchip,rk3399\0", "generic-arm64"),
-        ] {
-            let root = tempfile::tempdir().unwrap();
-            fs::create_dir_all(root.path().join("proc/device-tree")).unwrap();
-            fs::write(root.path().join("proc/device-tree/compatible"), tree).unwrap();
-            let machine = larder_hal::board::detect(root.path());
-            let boards = boards();
-            let choice = larder_core::board::choose(&boards, &machine.compatible, "aarch64").unwrap();
-            assert_eq!(choice.board.name, board);
-        }
-    }
-
     #[test]
     fn no_two_boards_claim_the_same_machine() {
         let boards = boards();

@@ -6,15 +6,11 @@ use crate::socket::{Frame, read, write_request};
 use larder_core::binding::Meta;
 use larder_core::name::Name;
 use larder_core::request::{Request, Response, Target};
-use larder_hal::board::Machine;
 use std::path::Path;
 use tokio::io::DuplexStream;
 
 async fn open(store: &Path) -> (DuplexStream, InProcess) {
-    open_on(larder_hal::board::detect(Path::new("/")), store).await
-}
-
-async fn open_on(machine: Machine, store: &Path) -> (DuplexStream, InProcess) {
+    let machine = larder_hal::board::detect(Path::new("/"));
     let overrides =
         Overrides { store: Some(store.to_owned()), name: Some("test".into()), ..Overrides::default() };
     let config = Config::load(&overrides, &Environment::isolated([]), &machine).unwrap();
@@ -116,35 +112,6 @@ async fn what_is_put_is_there_after_a_restart_and_gone_after_rm() {
     assert!(status.settings.iter().any(|setting| setting.key == "quota_bytes"));
     drop(stream);
     agent.finish().await.unwrap();
-}
-
-/// Pages of memory are none of the store's business: what one machine wrote, the other reads.
-#[tokio::test]
-async fn a_store_moves_between_machines_of_4_and_of_16_kib_pages() {
-    let pages = |page_bytes, model: &str| Machine {
-        compatible: vec![model.to_owned()],
-        arch: "aarch64",
-        memory_bytes: Some(2 << 30),
-        page_bytes: Some(page_bytes),
-    };
-    let (pi4, pi5) = (pages(4_096, "raspberrypi,4-model-b"), pages(16_384, "raspberrypi,5-model-b"));
-    let folder = tempfile::tempdir().unwrap();
-    let written = noise(300_001, "moved");
-    for (number, machine) in [&pi4, &pi5, &pi4].into_iter().enumerate() {
-        let (mut stream, agent) = open_on(machine.clone(), folder.path()).await;
-        let answer = put(&mut stream, 1, &format!("of/{number}"), &written).await;
-        assert!(matches!(answer, Response::Stored { .. }), "{answer:?}");
-        for earlier in 0..=number {
-            assert!(get(&mut stream, 2, &format!("of/{earlier}")).await.unwrap() == written);
-        }
-        let verified = ask(&mut stream, 3, Request::Verify).await;
-        assert!(
-            matches!(&verified, Response::Verified { damaged, .. } if damaged.is_empty()),
-            "{verified:?}"
-        );
-        drop(stream);
-        agent.finish().await.unwrap();
-    }
 }
 
 /// The thread of the loop is slept and woken by tasks too: pings of the link, clients that go.

@@ -59,6 +59,8 @@ pub struct Sensors {
     labels: Labels,
     /// Major and minor number of the block device the store is on.
     store_device: Option<(u32, u32)>,
+    /// Asks the PMIC; a recorded tree has no firmware that would answer.
+    pmic: fn(&Path) -> Option<u64>,
     counter: Counter,
 }
 
@@ -66,7 +68,13 @@ impl Sensors {
     /// The sensors under `root`: `/` in production, a recorded tree in tests.
     #[must_use]
     pub fn new(root: &Path, labels: Labels, store_device: Option<(u32, u32)>) -> Self {
-        Self { root: root.to_owned(), labels, store_device, counter: Counter::default() }
+        Self {
+            root: root.to_owned(),
+            labels,
+            store_device,
+            pmic: pmic::power_uw,
+            counter: Counter::default(),
+        }
     }
 
     /// Reads every sensor there is. `since_last` is the time since the last call; it tells a counter that
@@ -83,7 +91,7 @@ impl Sensors {
             external_power: battery.external_power,
             battery_percent: battery.percent,
             power_uw: energy::rails_uw(root, &labels.power_rails)
-                .or_else(|| labels.pmic.then(|| pmic::power_uw(root)).flatten())
+                .or_else(|| labels.pmic.then(|| (self.pmic)(root)).flatten())
                 .or(battery.power_uw),
             energy_uj: self.counter.read(root, since_last),
             flash_used_percent: self.store_device.and_then(|device| flash::used_percent(root, device)),

@@ -137,6 +137,23 @@ fn an_ina3221_is_found_by_its_labels_in_both_drivers() {
 }
 
 #[test]
+fn a_pmic_is_asked_where_the_board_has_one_and_before_a_battery() {
+    let ups = Recorded::new(
+        "sys/class/power_supply/BAT0/type = Battery
+         sys/class/power_supply/BAT0/status = Discharging
+         sys/class/power_supply/BAT0/power_now = 3000000
+         dev/vcio = no mailbox",
+    );
+    let mut sensors = ups.sensors(&[], &[]);
+    sensors.pmic = |_| Some(2_500_000);
+    assert_eq!(sensors.read(SECOND).power_uw, Some(3_000_000));
+    sensors.labels.pmic = true;
+    assert_eq!(sensors.read(SECOND).power_uw, Some(2_500_000));
+    sensors.pmic = pmic::power_uw;
+    assert_eq!(sensors.read(SECOND).power_uw, Some(3_000_000), "no firmware answers");
+}
+
+#[test]
 fn a_battery_tells_its_charge_and_whether_it_is_fed() {
     let solar = Recorded::new(
         "sys/class/power_supply/BAT0/type = Battery
