@@ -88,10 +88,20 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    /// What machines say of themselves: board, architecture, device tree; zones with degrees; the rest of sysfs;
-    /// then the degrees and milliwatts that count.
+    /// What a machine says of itself: board, architecture, device tree; zones with degrees; the rest of sysfs; then
+    /// the degrees and milliwatts that count.
+    type Recorded = (
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static [(&'static str, i64)],
+        &'static [(&'static str, &'static str)],
+        Option<i64>,
+        Option<u64>,
+    );
+
     #[rustfmt::skip]
-    const MACHINES: [(&str, &str, &str, &[(&str, i64)], &[(&str, &str)], Option<i64>, Option<u64>); 14] = [
+    const MACHINES: [Recorded; 14] = [
         ("raspberry-pi-zero-2-w", "aarch64", "raspberrypi,model-zero-2-w\0brcm,bcm2837\0",
             &[("cpu-thermal", 44)], &[], Some(44), None),
         ("raspberry-pi-3b-plus", "aarch64", "raspberrypi,3-model-b-plus\0brcm,bcm2837\0",

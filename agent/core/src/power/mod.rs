@@ -391,7 +391,8 @@ impl Power {
     pub fn link(&mut self, now: Time, up: bool, out: &mut Effects) {
         self.link_up = up;
         self.follow_windows(now);
-        if up {
+        // Readings that are on their way bring their own report.
+        if up && (!self.sensing || self.sensors_hang) {
             self.publish(now, out);
         }
     }

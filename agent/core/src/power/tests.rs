@@ -431,6 +431,20 @@ fn a_clock_that_is_set_moves_the_hours_of_the_radio() {
 }
 
 #[test]
+fn the_first_telemetry_waits_for_the_first_readings() {
+    let (mut power, mut out) = (reacting(), Effects::default());
+    power.start(at(0), &mut out);
+    power.link(at(1), true, &mut out);
+    assert!(!effects(&mut out).iter().any(|effect| matches!(effect, Effect::Telemetry(_))));
+    power.sensed(at(2), heat(45_000), &mut out);
+    let told = effects(&mut out).into_iter().find_map(|effect| match effect {
+        Effect::Telemetry(text) => serde_json::from_slice::<PowerReport>(&text).ok(),
+        _ => None,
+    });
+    assert_eq!(told.and_then(|report| report.readings.heat_milli_celsius), Some(45_000));
+}
+
+#[test]
 fn telemetry_is_never_later_than_its_time() {
     for (sense_s, telemetry_s) in [(10, 300), (240, 3_600), (240, 10), (3_600, 86_400), (7, 60)] {
         let steering = Steering {
