@@ -1,13 +1,16 @@
 //! The store on the simulated disk: every short program cut everywhere, every error at every call, and long
 //! random lives. `larder-sim` replays what they find, and runs more.
 
+use larder_tests::sim::coverage::{Coverage, Event};
 use larder_tests::sim::store::errors::{fail_all, refuse_a_deletion};
-use larder_tests::sim::store::exhaustive::{cut_all, kill_all};
+use larder_tests::sim::store::exhaustive::{cut_all, cut_merges, kill_all};
 use larder_tests::sim::store::storm::{live, storms};
 use larder_tests::sim::store::workers::threads;
 
 /// Letters of the longest programs.
 const LENGTH: usize = 3;
+/// Checkpoints behind the one that begins a merge, one of which ends it.
+const MERGING_CHECKPOINTS: usize = 6;
 /// Random images of each run; `LARDER_SIM_IMAGES` asks for more.
 const IMAGES: u64 = 10_000;
 
@@ -16,12 +19,39 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
+/// Places that random lives have to get to, and how often in each 10,000 images.
+const LIVES_REACH: [(Event, u64); 10] = [
+    (Event::RefusedByQuota, 15),
+    (Event::DeviceFull, 20),
+    (Event::RoomCameBack, 3),
+    (Event::Recycled, 150),
+    (Event::ErrorInRecycling, 60),
+    (Event::ErrorOnRecycled, 40),
+    (Event::Merged, 6),
+    (Event::Collected, 6),
+    (Event::CutInMerge, 80),
+    (Event::CutInCollection, 8),
+];
+
+fn reaches(coverage: &Coverage, least: &[(Event, u64)]) {
+    let lacking = coverage.lacking(least);
+    assert!(lacking.is_empty(), "a hole in what is tested: {lacking:?}, wanted were {least:?}");
+}
+
 #[test]
 fn every_short_program_cut_anywhere_keeps_what_was_acknowledged() {
     let (looked, broken) = cut_all(LENGTH, threads());
     println!("{looked:?}");
     assert!(broken.is_empty(), "{} programs break a promise:\n{}", broken.len(), broken.join("\n"));
     assert!(looked.programs >= 584 && looked.images > 50_000, "{looked:?}");
+}
+
+#[test]
+fn a_merge_cut_anywhere_loses_nothing() {
+    let (looked, broken) = cut_merges(MERGING_CHECKPOINTS, threads());
+    println!("{looked:?}");
+    assert!(broken.is_empty(), "{} programs break a promise:\n{}", broken.len(), broken.join("\n"));
+    reaches(&looked.coverage, &[(Event::CutInMerge, 300)]);
 }
 
 #[test]
@@ -38,6 +68,7 @@ fn every_error_at_every_call_of_a_step_loses_nothing() {
     println!("{looked:?}");
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     assert!(looked.images > 5_000, "{looked:?}");
+    reaches(&looked.coverage, &[(Event::ErrorInRecycling, 90), (Event::ErrorOnRecycled, 30)]);
 }
 
 #[test]
@@ -55,6 +86,7 @@ fn random_lives_break_no_promise() {
     println!("{told:?}");
     assert!(broken.is_empty(), "{}\nreplay with: larder-sim store --seed N", broken.join("\n"));
     assert!(told.images >= images, "{told:?}");
+    reaches(&told.coverage, &LIVES_REACH.map(|(event, least)| (event, least * images / 10_000)));
 }
 
 #[test]

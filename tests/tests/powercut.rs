@@ -1,25 +1,36 @@
 //! The real agent on a real file system, and the power cut two hundred times.
 //!
-//! An agent takes puts, new versions and removals on a logged ext4. At each answer the length of the log is
-//! noted. A cut at or behind that entry must leave what was answered: the store opens, every object that was
-//! acknowledged and not touched since has its bytes, and `verify` finds nothing wrong.
+//! An agent takes puts, new versions and removals on a logged ext4, and cleans meanwhile, so that segments are moved
+//! and used again. At each answer the length of the log is noted. A cut at or behind that entry must leave what was
+//! answered: the store opens, every object that was acknowledged and not touched since has its bytes before anything
+//! could have repaired them, and `verify` finds nothing wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
+use larder_core::binding::{Content, Stored};
+use larder_core::id::BlockId;
+use larder_core::object::manifest::Manifest;
 use larder_store::{Options, OsDisk, Store};
 use larder_tests::node::{Node, noise, skip};
 use larder_tests::powercut::{LoggedDisk, Mounted, Replay, entries};
 use larder_tests::sim::random::Random;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
+use std::time::SystemTime;
 
 const DEVICE_BYTES: u64 = 128 << 20;
-/// Clients that put at the same time, and puts of all of them.
+const SEGMENT_BYTES: u64 = 1 << 20;
+const LIMIT_BYTES: u64 = 64_000_000;
+/// Clients that put at the same time, and puts of all of them: until enough segments were used again.
 const CLIENTS: usize = 3;
 const PUTS: usize = 240;
+const PUTS_MAX: usize = 2000;
+const RECYCLED: usize = 4;
 /// Cuts of each run; `LARDER_POWER_CUTS` asks for more, `LARDER_SIM_SEED` for others.
 const CUTS: u64 = 200;
 
@@ -41,17 +52,44 @@ fn content(number: usize) -> Vec<u8> {
     noise([1, 700, 5_000, 40_000, 110_000, 300_000][number % 6], &format!("powercut {number}"))
 }
 
+/// Files of segments by their inodes and the times they were made, and every number each has had.
+type SegmentFiles = BTreeMap<(u64, SystemTime), BTreeSet<String>>;
+
+/// Notes the segments there are, and says how many files were used again.
+fn watch_segments(store: &Path, files: &mut SegmentFiles) -> usize {
+    for file in fs::read_dir(store).unwrap().flatten() {
+        let name = file.file_name().into_string().unwrap();
+        // it may have got another name just now
+        if let (true, Ok(metadata)) = (name.starts_with("segment-"), file.metadata()) {
+            let made = metadata.created().unwrap();
+            files.entry((metadata.ino(), made)).or_default().insert(name);
+        }
+    }
+    files.values().filter(|names| names.len() > 1).count()
+}
+
+/// What the clients share.
+struct Load<'a> {
+    node: &'a Node,
+    log: &'a Path,
+    store: &'a Path,
+    next: AtomicUsize,
+    files: Mutex<SegmentFiles>,
+}
+
 /// Puts and removes until the work is done. Each client has its own names.
-fn client(node: &Node, log: &Path, client: usize, next: &AtomicUsize) -> Vec<Change> {
+fn client(load: &Load<'_>, client: usize) -> Vec<Change> {
+    let Load { node, log, store, next, files } = load;
     let mut changes: Vec<Change> = Vec::new();
     loop {
         let turn = next.fetch_add(1, Relaxed);
-        if turn >= PUTS {
+        let recycled = watch_segments(store, &mut files.lock().unwrap());
+        if turn >= PUTS && recycled >= RECYCLED || turn >= PUTS_MAX {
             return changes;
         }
         let name = format!("client{client}/{}", turn % 17);
         let asked = entries(log) as usize;
-        let removes = turn % 10 == 9 && changes.iter().any(|change| change.name == name);
+        let removes = turn % 5 == 4 && changes.iter().any(|change| change.name == name);
         if removes {
             node.run(["rm", &name]);
         } else {
@@ -75,22 +113,35 @@ fn expected(changes: &[Change], cut: usize) -> BTreeMap<&str, Option<usize>> {
     names
 }
 
-/// Opens the store by its own means and compares every object that is one block.
+/// Opens the store by its own means and reads every object that has to be there.
 fn compare(store: &Path, expected: &BTreeMap<&str, Option<usize>>) {
-    let options = Options { segment_bytes: 1 << 20, ..Options::default() };
+    let options = Options {
+        segment_bytes: SEGMENT_BYTES,
+        quota_bytes: LIMIT_BYTES,
+        reserve_bytes: 2 * SEGMENT_BYTES,
+        ..Options::default()
+    };
     let (mut store, report) = Store::open(OsDisk::new(store).unwrap(), options).unwrap();
     assert_eq!((report.damaged_bytes, report.index_rebuilt), (0, None));
     for (name, number) in expected {
-        let bound = store.bindings(name, None, 1).unwrap().into_iter().any(|(found, _)| found == *name);
-        let Some(number) = number else { continue };
-        assert!(bound, "{name} is not bound");
-        let bytes = content(*number);
-        if bytes.len() <= 120 << 10 {
-            let found = store.get(blake3::hash(&bytes).as_bytes()).unwrap();
-            assert!(found.as_deref() == Some(&bytes[..]), "{name} has not the bytes of {number}");
-        }
+        let bound = store.binding(name).unwrap().map(|bound| Stored::decode(&bound.value).unwrap());
+        let found = match bound.map(|stored| stored.binding.content) {
+            Some(Content::Object { root, depth }) => Some(read(&mut store, &root, depth)),
+            Some(Content::Deleted) | None => None,
+        };
+        assert!(found == number.map(content), "{name} has not the bytes of {number:?}");
     }
     store.close().unwrap();
+}
+
+/// The bytes of an object, block by block.
+fn read(store: &mut Store<OsDisk>, id: &BlockId, depth: u8) -> Vec<u8> {
+    let block = store.get(&id.0).unwrap().unwrap_or_else(|| panic!("{id} is not there"));
+    if depth == 0 {
+        return block.to_vec();
+    }
+    let manifest = Manifest::decode(&block).unwrap();
+    manifest.children().iter().flat_map(|child| read(store, &child.id, depth - 1)).collect()
 }
 
 #[test]
@@ -103,28 +154,31 @@ fn two_hundred_power_cuts_keep_every_acknowledged_object() {
     };
     let log = logged.log();
     let mut node = Node::new("cam", "worker");
-    node.set("node", "store", &format!("{:?}", logged.mount().join("store").display().to_string()));
-    node.set("storage", "segment", "\"1 MiB\"");
-    node.set("storage", "limit", "\"64 MB\"");
+    let store = logged.mount().join("store");
+    node.set("node", "store", &format!("{:?}", store.display().to_string()));
+    node.set("storage", "segment", &format!("\"{SEGMENT_BYTES} B\""));
+    node.set("storage", "limit", &format!("\"{LIMIT_BYTES} B\""));
+    node.set("storage", "clean_period_s", "1");
     node.start();
     let started = entries(&log) as usize;
-    let next = AtomicUsize::new(0);
+    let (next, files) = (AtomicUsize::new(0), Mutex::default());
+    let load = Load { node: &node, log: &log, store: &store, next, files };
     let changes: Vec<Change> = thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|number| {
-                scope.spawn({
-                    let (node, log, next) = (&node, &log, &next);
-                    move || client(node, log, number, next)
-                })
-            })
-            .collect();
+        let load = &load;
+        let clients: Vec<_> = (0..CLIENTS).map(|number| scope.spawn(move || client(load, number))).collect();
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     });
+    let recycled = watch_segments(&store, &mut load.files.into_inner().unwrap());
     node.kill();
     drop(logged);
     let mut replay = Replay::new(&log, DEVICE_BYTES).unwrap();
     let (seed, cuts) = (number("LARDER_SIM_SEED").unwrap_or(1), number("LARDER_POWER_CUTS").unwrap_or(CUTS));
-    println!("{} changes, {} entries, {cuts} cuts from seed {seed}", changes.len(), replay.len());
+    assert!(recycled >= RECYCLED, "cleaning under load made segments of {recycled} spares alone");
+    println!(
+        "{recycled} segment files used again, {} changes, {} entries, {cuts} cuts from seed {seed}",
+        changes.len(),
+        replay.len()
+    );
     let mut random = Random::new(seed);
     let behind = (replay.len() - started) as u64;
     let mut places: Vec<usize> = (0..cuts).map(|_| started + random.below(behind + 1) as usize).collect();
@@ -139,8 +193,8 @@ fn two_hundred_power_cuts_keep_every_acknowledged_object() {
         replay.state(cut, luck, &image).unwrap();
         let _mounted = Mounted::new(&image, &at).unwrap();
         let expected = expected(&changes, cut);
-        node.run(["verify"]).expect(0);
         compare(&at.join("store"), &expected);
+        node.run(["verify"]).expect(0);
         let named: Vec<_> =
             expected.iter().filter_map(|(name, content)| Some((*name, (*content)?))).collect();
         if let Some((name, of)) = named.get(random.below(named.len() as u64) as usize) {

@@ -2,6 +2,7 @@
 //!
 //! Everything follows from a seed; whatever finds a fault names the seed that shows it again.
 
+pub mod coverage;
 pub mod disk;
 pub mod random;
 pub mod store;

@@ -6,9 +6,11 @@
 //! and names get lost, and a file whose name was never made durable is gone with all it had.
 
 use super::content::{Content, SECTOR};
+use super::recycling::is_spare;
 use crate::sim::random::Random;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What becomes of changes that wait.
@@ -18,6 +20,8 @@ pub enum Keep {
     Nothing,
     /// All are kept, as if only the process had died.
     Everything,
+    /// All but the end of each file's last write.
+    Begun,
     /// Each has its own luck.
     Drawn,
 }
@@ -41,6 +45,11 @@ impl Fate {
     /// Names are kept and bytes are not, as file systems like it that write their metadata first.
     pub const NAMES: Self = Self { names: Keep::Everything, data: Keep::Nothing, seed: 0 };
 
+    /// The power fails while the last write of each file arrives, sector after sector.
+    pub fn begun(seed: u64) -> Self {
+        Self { names: Keep::Everything, data: Keep::Begun, seed }
+    }
+
     /// As luck has it.
     pub fn drawn(seed: u64) -> Self {
         Self { names: Keep::Drawn, data: Keep::Drawn, seed }
@@ -62,6 +71,8 @@ pub(super) struct Inode {
     /// What a cut leaves of it if all that waits is lost.
     durable: Content,
     waiting: Vec<Change>,
+    /// It was a spare and is a segment again.
+    pub(super) was_spare: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -122,8 +133,27 @@ impl Inode {
                 self.waiting.iter().for_each(|change| apply(&mut content, change));
                 content
             }
+            Keep::Begun => self.begun(random),
             Keep::Drawn => self.drawn(random),
         }
+    }
+
+    fn begun(&self, random: &mut Random) -> Content {
+        let mut content = self.durable.clone();
+        let last = self.waiting.iter().rposition(|change| matches!(change, Change::Write { .. }));
+        for (number, change) in self.waiting.iter().enumerate() {
+            match change {
+                Change::Write { offset, bytes } if Some(number) == last => {
+                    let sectors = random.below(bytes.len().div_ceil(SECTOR) as u64) as usize;
+                    content.place(*offset, &bytes[..sectors * SECTOR]);
+                    content.length = content.length.max(offset + bytes.len() as u64);
+                }
+                Change::Write { .. } | Change::Length(_) | Change::Allocate { .. } => {
+                    apply(&mut content, change)
+                }
+            }
+        }
+        content
     }
 
     /// Each change has its luck: bytes may come without their length, and a length without its bytes.
@@ -133,13 +163,14 @@ impl Inode {
             return content;
         }
         let lost = *random.pick(&[100, 300, 500, 900]);
-        let torn = *random.pick(&[0, 200, 500]);
+        let torn = *random.pick(&[0, 300, 800]);
         for change in &self.waiting {
             match change {
                 Change::Write { offset, bytes } => {
                     if !random.chance(lost) {
-                        let (from, to) = kept_sectors(*offset, bytes.len(), torn, random);
-                        content.place(offset + from as u64, &bytes[from..to]);
+                        for kept in kept_sectors(*offset, bytes.len(), torn, random) {
+                            content.place(offset + kept.start as u64, &bytes[kept]);
+                        }
                     }
                     if !random.chance(lost) {
                         content.length = content.length.max(offset + bytes.len() as u64);
@@ -154,19 +185,24 @@ impl Inode {
     }
 }
 
-/// The part of a write that arrived: all of it, or sectors from one on, or up to one, or between two.
-fn kept_sectors(offset: u64, length: usize, torn: u32, random: &mut Random) -> (usize, usize) {
+/// The parts of a write that arrived: all of it, or sectors from one on, up to one, between two, or any.
+fn kept_sectors(offset: u64, length: usize, torn: u32, random: &mut Random) -> Vec<Range<usize>> {
     let misaligned = offset as usize % SECTOR;
     let cuts = (misaligned + length).saturating_sub(1) / SECTOR;
     if cuts == 0 || !random.chance(torn) {
-        return (0, length);
+        return vec![0..length];
     }
-    let mut cut = || (1 + random.below(cuts as u64) as usize) * SECTOR - misaligned;
-    let (one, other) = (cut(), cut());
-    match random.below(3) {
-        0 => (0, one),
-        1 => (one, length),
-        _ => (one.min(other), one.max(other)),
+    let cut = |number: usize| (number * SECTOR).saturating_sub(misaligned).min(length);
+    let mut drawn = || cut(1 + random.below(cuts as u64) as usize);
+    let (one, other) = (drawn(), drawn());
+    match random.below(4) {
+        0 => vec![0..one],
+        1 => vec![one..length],
+        2 => vec![one.min(other)..one.max(other)],
+        _ => {
+            let sectors = (0..=cuts).map(|number| cut(number)..cut(number + 1));
+            sectors.filter(|_| random.chance(500)).collect()
+        }
     }
 }
 
@@ -198,6 +234,9 @@ impl Image {
 
     pub(super) fn rename(&mut self, from: &str, to: &str) -> bool {
         let Some(inode) = self.names.remove(from) else { return false };
+        if let Some(file) = self.inodes.get_mut(&inode) {
+            file.was_spare = is_spare(from);
+        }
         self.names.insert(to.to_owned(), inode);
         self.waiting_names.push(NameChange::Rename(from.to_owned(), to.to_owned()));
         true
@@ -218,6 +257,18 @@ impl Image {
         }
     }
 
+    /// Whether a file has a name that fits.
+    pub(super) fn is_named(&self, inode: u64, fits: impl Fn(&str) -> bool) -> bool {
+        self.names.iter().any(|(name, named)| *named == inode && fits(name))
+    }
+
+    /// Whether a name that fits, or fitted, is not durable yet.
+    pub(super) fn waits_for_rename(&self, fits: impl Fn(&str) -> bool) -> bool {
+        let renames =
+            |change: &NameChange| matches!(change, NameChange::Rename(from, to) if fits(from) || fits(to));
+        self.waiting_names.iter().any(renames)
+    }
+
     pub(super) fn bytes_taken(&self) -> u64 {
         self.names.values().map(|inode| self.inodes[inode].seen.bytes_taken()).sum()
     }
@@ -228,8 +279,10 @@ impl Image {
         let names = self.names_after_cut(fate.names, &mut random);
         let mut inodes = BTreeMap::new();
         for inode in names.values() {
-            let content = self.inodes[inode].after_cut(fate.data, &mut random);
-            inodes.insert(*inode, Inode { seen: content.clone(), durable: content, waiting: Vec::new() });
+            let file = &self.inodes[inode];
+            let (content, was_spare) = (file.after_cut(fate.data, &mut random), file.was_spare);
+            let (seen, durable, waiting) = (content.clone(), content, Vec::new());
+            inodes.insert(*inode, Inode { seen, durable, waiting, was_spare });
         }
         let durable_names = names.clone();
         Image { inodes, names, durable_names, waiting_names: Vec::new(), next_inode: self.next_inode }

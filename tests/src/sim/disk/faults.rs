@@ -89,7 +89,7 @@ impl Call {
 }
 
 /// One error at one call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Injection {
     /// The number of the call, counted from the making of the disk.
     pub at: u64,
@@ -100,7 +100,7 @@ pub struct Injection {
 }
 
 /// Faults, each with its chance in a thousand calls.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// A read fails.
     pub read_error: u32,
@@ -126,6 +126,8 @@ pub struct Faults {
     pub rot: u32,
     /// A bit of the index flips on the device, before a step and at each power cut. The log is whole.
     pub index_rot: u32,
+    /// A call fails that has to do with a file that is used again, or was.
+    pub recycling: u32,
     /// A call takes seconds.
     pub stall: u32,
     /// Bytes the device has; none for no bound.
@@ -169,6 +171,17 @@ impl Faults {
     /// Whether the device itself is honest: it keeps what it said is synced, and reads what it keeps.
     pub fn is_honest(&self) -> bool {
         self.lying_sync == 0 && self.misdirected_read == 0 && self.stale_read == 0 && self.rot == 0
+    }
+
+    /// Whether nothing is wrong.
+    pub fn are_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// An error of a call that has to do with recycling.
+    pub(super) fn error_in_recycling(&self, call: Call, random: &mut Random) -> Option<Errno> {
+        let errno = *random.pick(&[Errno::Io, Errno::Io, Errno::Full, Errno::Short]);
+        (random.chance(self.recycling) && errno.fits(call)).then_some(errno)
     }
 
     pub(super) fn error_for(&self, call: Call, random: &mut Random) -> Option<Errno> {

@@ -8,10 +8,12 @@
 mod content;
 mod crash;
 mod faults;
+mod recycling;
 
 pub use crash::{Fate, Image, Keep};
 pub use faults::{Call, Errno, Faults, Injection};
 
+use crate::sim::coverage::{Coverage, Event};
 use crate::sim::random::Random;
 use content::SECTOR;
 use crash::Change;
@@ -41,6 +43,8 @@ struct Machine {
     changes: u64,
     /// The change before which the power fails.
     power_until: u64,
+    /// Or at the first sync from there on.
+    power_waits_for_sync: bool,
     cuts: Option<Vec<Cut>>,
     injected: bool,
     locked: bool,
@@ -49,6 +53,7 @@ struct Machine {
     open_max: u64,
     taken_max: u64,
     simulated_us: u64,
+    coverage: Coverage,
 }
 
 /// The disk; clones are the same disk.
@@ -77,6 +82,7 @@ impl SimDisk {
             calls: 0,
             changes: 0,
             power_until: u64::MAX,
+            power_waits_for_sync: false,
             cuts: None,
             injected: false,
             locked: false,
@@ -84,6 +90,7 @@ impl SimDisk {
             open: BTreeMap::new(),
             open_max: 0,
             simulated_us: 0,
+            coverage: Coverage::default(),
         };
         Self { machine: Arc::new(Mutex::new(machine)) }
     }
@@ -101,10 +108,11 @@ impl SimDisk {
         cuts
     }
 
-    /// The power fails before the change that comes after `changes` more.
-    pub fn fail_power_after(&self, changes: u64) {
+    /// The power fails before the change that comes after `changes` more; or before the next sync, when most waits.
+    pub fn fail_power_after(&self, changes: u64, at_sync: bool) {
         let mut machine = self.machine();
         machine.power_until = machine.changes + changes;
+        machine.power_waits_for_sync = at_sync;
     }
 
     /// Whether the power has failed.
@@ -152,6 +160,11 @@ impl SimDisk {
         (machine.taken_max, machine.open_max)
     }
 
+    /// What became of files that are used again.
+    pub fn coverage(&self) -> Coverage {
+        self.machine().coverage.clone()
+    }
+
     /// Time that calls and stalls took, had they been real.
     pub fn simulated_ms(&self) -> u64 {
         self.machine().simulated_us / 1000
@@ -174,8 +187,8 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
 }
 
 impl Machine {
-    /// Counts a call, and says how it fails.
-    fn enter(&mut self, call: Call, name: &str) -> Result<(), Errno> {
+    /// Counts a call, of the file of a name or of an open one, and says how it fails.
+    fn enter(&mut self, call: Call, name: &str, inode: Option<u64>) -> Result<(), Errno> {
         self.calls += 1;
         self.simulated_us += if matches!(call, Call::Sync | Call::SyncNames) { 4000 } else { 20 };
         if self.random.chance(self.faults.stall) {
@@ -187,15 +200,32 @@ impl Machine {
                 cuts.push(Cut { image: self.image.clone(), before: format!("{call:?} of {name}") });
             }
         }
-        if self.changes > self.power_until {
+        if self.power_waits_for_sync && call.changes() && call != Call::Sync {
+            self.power_until = self.power_until.max(self.changes);
+        }
+        if self.is_dark() {
+            self.power_waits_for_sync = false;
             return Err(Errno::Io);
         }
+        let Err(errno) = self.outcome(call, name, inode) else { return Ok(()) };
+        if let Some(event) = recycling::error_in(&self.image, call, name, inode) {
+            self.coverage.note(event);
+        }
+        Err(errno)
+    }
+
+    fn outcome(&mut self, call: Call, name: &str, inode: Option<u64>) -> Result<(), Errno> {
         let injected = self.faults.injection.filter(|injection| {
             let now = if injection.lasting { self.calls >= injection.at } else { self.calls == injection.at };
             now && injection.errno.fits(call)
         });
         self.injected |= injected.is_some();
-        let drawn = || self.faults.error_for(call, &mut self.random);
+        let recycles =
+            self.faults.recycling > 0 && recycling::error_in(&self.image, call, name, inode).is_some();
+        let drawn = || {
+            let in_recycling = recycles.then(|| self.faults.error_in_recycling(call, &mut self.random));
+            in_recycling.flatten().or_else(|| self.faults.error_for(call, &mut self.random))
+        };
         if let Some(errno) = injected.map(|injection| injection.errno).or_else(drawn) {
             return Err(errno);
         }
@@ -212,6 +242,7 @@ impl Machine {
     fn takes(&mut self, pages: u64) -> Result<(), Errno> {
         let taken = self.image.bytes_taken() + pages * content::PAGE as u64;
         if self.faults.room.is_some_and(|room| pages > 0 && taken > room) {
+            self.coverage.note(Event::DeviceFull);
             return Err(Errno::Full);
         }
         self.taken_max = self.taken_max.max(taken);
@@ -219,7 +250,7 @@ impl Machine {
     }
 
     fn sync(&mut self, inode: u64, name: &str) -> io::Result<()> {
-        let entered = self.enter(Call::Sync, name);
+        let entered = self.enter(Call::Sync, name, Some(inode));
         let lies = self.random.chance(self.faults.lying_sync);
         let dark = self.is_dark();
         let Self { image, random, .. } = self;
@@ -246,7 +277,7 @@ impl Disk for SimDisk {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<SimFile> {
         let mut machine = self.machine();
         let call = if mode == OpenMode::Create { Call::Create } else { Call::Open };
-        machine.enter(call, name).map_err(Errno::error)?;
+        machine.enter(call, name, None).map_err(Errno::error)?;
         let inode = match (machine.image.names.get(name).copied(), mode) {
             (Some(inode), OpenMode::Create) => {
                 let file = machine.image.inodes.get_mut(&inode).ok_or(Errno::Io.error())?;
@@ -262,7 +293,7 @@ impl Disk for SimDisk {
 
     fn list(&self) -> io::Result<Vec<Listed>> {
         let mut machine = self.machine();
-        machine.enter(Call::List, "").map_err(Errno::error)?;
+        machine.enter(Call::List, "", None).map_err(Errno::error)?;
         let Image { names, inodes, .. } = &machine.image;
         let listed =
             |(name, inode): (&String, &u64)| Listed { name: name.clone(), length: inodes[inode].seen.length };
@@ -271,19 +302,25 @@ impl Disk for SimDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut machine = self.machine();
-        machine.enter(Call::Remove, name).map_err(Errno::error)?;
+        machine.enter(Call::Remove, name, None).map_err(Errno::error)?;
         if machine.image.unlink(name) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut machine = self.machine();
-        machine.enter(Call::Rename, from).map_err(Errno::error)?;
-        if machine.image.rename(from, to) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+        machine.enter(Call::Rename, from, None).map_err(Errno::error)?;
+        if !machine.image.rename(from, to) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if recycling::is_spare(from) {
+            machine.coverage.note(Event::Recycled);
+        }
+        Ok(())
     }
 
     fn sync_dir(&self) -> io::Result<()> {
         let mut machine = self.machine();
-        machine.enter(Call::SyncNames, "the directory").map_err(Errno::error)?;
+        machine.enter(Call::SyncNames, "the directory", None).map_err(Errno::error)?;
         let Machine { image, open, random, faults, .. } = &mut *machine;
         if !random.chance(faults.lying_sync) {
             image.sync_names();
@@ -296,7 +333,7 @@ impl Disk for SimDisk {
         let mut machine = self.machine();
         let missing = !machine.image.names.contains_key(name);
         let call = if missing { Call::Create } else { Call::Open };
-        machine.enter(call, name).map_err(Errno::error)?;
+        machine.enter(call, name, None).map_err(Errno::error)?;
         if machine.locked {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -339,7 +376,7 @@ impl Drop for SimFile {
 impl DiskFile for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let mut machine = self.machine();
-        machine.enter(Call::Read, &self.name).map_err(Errno::error)?;
+        machine.enter(Call::Read, &self.name, Some(self.inode)).map_err(Errno::error)?;
         let Machine { image, faults, random, .. } = &mut *machine;
         let file = image.inodes.get(&self.inode).ok_or(Errno::Io.error())?;
         if offset + buffer.len() as u64 > file.seen.length {
@@ -359,7 +396,7 @@ impl DiskFile for SimFile {
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let mut machine = self.machine();
         let mut bytes = buffers.iter().map(|buffer| &buffer[..]).collect::<Vec<_>>().concat();
-        let entered = machine.enter(Call::Write, &self.name);
+        let entered = machine.enter(Call::Write, &self.name, Some(self.inode));
         let file = machine.image.inodes.get(&self.inode).ok_or(Errno::Io.error())?;
         let pages = file.seen.holes(offset, bytes.len() as u64);
         let entered = entered.and_then(|()| machine.takes(pages));
@@ -383,7 +420,7 @@ impl DiskFile for SimFile {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut machine = self.machine();
-        machine.enter(Call::Length, &self.name).map_err(Errno::error)?;
+        machine.enter(Call::Length, &self.name, Some(self.inode)).map_err(Errno::error)?;
         let file = machine.image.inodes.get_mut(&self.inode).ok_or(Errno::Io.error())?;
         file.change(Change::Length(length));
         Ok(())
@@ -400,7 +437,7 @@ impl DiskFile for SimFile {
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
         let mut machine = self.machine();
-        machine.enter(Call::Length, &self.name).map_err(Errno::error)?;
+        machine.enter(Call::Length, &self.name, Some(self.inode)).map_err(Errno::error)?;
         let file = machine.image.inodes.get(&self.inode).ok_or(Errno::Io.error())?;
         let pages = file.seen.holes(offset, length);
         machine.takes(pages).map_err(Errno::error)?;

@@ -4,11 +4,16 @@
 //! the live store must answer as if nothing had happened but the step, take another batch or say why not,
 //! and a power cut must leave what was acknowledged.
 
-use super::exhaustive::{Letter, Looked, batch_after, programs, used_store};
+use super::exhaustive::{Looked, batch_after};
 use super::life::{Life, Step, options};
 use super::model::{Change, Checked, Model};
+use super::programs::{Letter, programs, used_store};
 use super::workers::spread;
 use crate::sim::disk::{Errno, Fate, Faults, Image, Injection, SimDisk};
+
+/// Programs whose last step makes a segment of a spare, or writes to one that was made so.
+const RECYCLED: [&[Letter]; 2] =
+    [&[Letter::Clean, Letter::Seal], &[Letter::Clean, Letter::Seal, Letter::Put]];
 
 /// One error in one step.
 struct Trial<'a> {
@@ -48,13 +53,14 @@ pub fn fail_everywhere(image: &Image, model: &Model, program: &[Letter], looked:
     if broken.is_empty() { Ok(()) } else { Err(broken.join("\n")) }
 }
 
-/// Every program of one letter, errors everywhere.
+/// Every program of one letter and those of recycled segments, errors everywhere.
 pub fn fail_all(threads: usize) -> (Looked, Vec<String>) {
     let (image, model) = match used_store() {
         Ok(made) => made,
         Err(words) => return (Looked::default(), vec![words]),
     };
-    let work = programs(&Letter::FAILING, 1);
+    let on_recycled = RECYCLED.iter().map(|program| program.to_vec());
+    let work: Vec<Vec<Letter>> = programs(&Letter::FAILING, 1).into_iter().chain(on_recycled).collect();
     let fail = |looked: &mut Looked, program: &Vec<Letter>| fail_everywhere(&image, &model, program, looked);
     let (parts, broken) = spread(&work, threads, Looked::default, fail);
     let mut looked = Looked::default();
@@ -79,6 +85,7 @@ impl Trial<'_> {
         let reached = life.disk.calls() >= at;
         life.disk.set_faults(Faults::default());
         if life.disk.injected() {
+            looked.coverage += life.disk.coverage();
             self.aftermath(life, call, looked)?;
         }
         Ok(reached)

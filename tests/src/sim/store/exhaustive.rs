@@ -5,126 +5,19 @@
 //! programs also end with a killed process on a kernel that lives on: what was written is seen, and not durable.
 
 use super::life::{Life, Step, options};
-use super::model::{Change, Checked, LARGE, Model};
+use super::model::{Change, Checked, Model};
+use super::programs::{Letter, merging_options, programs, store_before_merge, used_store};
 use super::workers::spread;
+use crate::sim::coverage::{Coverage, Event};
 use crate::sim::disk::{Cut, Errno, Fate, Faults, Image, Injection, SimDisk};
+use larder_store::Options;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::AddAssign;
 use std::sync::{Arc, Mutex};
 
-/// A letter of the alphabet programs are written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Letter {
-    /// A batch of blocks and a setting.
-    Put,
-    /// A name is bound anew.
-    Bind,
-    /// A block is deleted and a name taken away.
-    Delete,
-    /// A checkpoint.
-    Checkpoint,
-    /// A block so large that the open segment is sealed.
-    Seal,
-    /// Closing and opening.
-    Open,
-    /// The index is made again.
-    Rebuild,
-    /// Cleaning, to its end.
-    Clean,
-    /// The process ends, and the store is opened again.
-    Kill,
-}
-
-impl Letter {
-    /// What programs are made of. A cut in [`Letter::Kill`] is the second cut of every program.
-    pub const CUT: [Self; 8] = [
-        Self::Put,
-        Self::Bind,
-        Self::Delete,
-        Self::Checkpoint,
-        Self::Seal,
-        Self::Open,
-        Self::Rebuild,
-        Self::Clean,
-    ];
-
-    /// What meets errors: opening after a crash too.
-    pub const FAILING: [Self; 9] = [
-        Self::Kill,
-        Self::Put,
-        Self::Bind,
-        Self::Delete,
-        Self::Checkpoint,
-        Self::Seal,
-        Self::Open,
-        Self::Rebuild,
-        Self::Clean,
-    ];
-
-    /// What it means as the `place`-th of a program.
-    pub(super) fn step(self, place: u32) -> Step {
-        match self {
-            Self::Put => {
-                let first = 100 + 8 * place;
-                let puts = [first, first + 2, first + 7].map(Change::Put);
-                Step::Commit([&puts[..], &[Change::Set(1, Some(place))]].concat())
-            }
-            Self::Bind => Step::Commit(vec![Change::Bind(1, 10 + place)]),
-            Self::Delete => Step::Commit(vec![Change::Delete(1 + place), Change::Unbind(2 + place as u8)]),
-            Self::Checkpoint => Step::Checkpoint,
-            Self::Seal => Step::Commit(vec![Change::Put(LARGE + 100 + place), Change::Bind(9, place)]),
-            Self::Open => Step::Reopen,
-            Self::Rebuild => Step::Rebuild,
-            Self::Kill => Step::Kill,
-            Self::Clean => Step::Clean { garbage: 0, budget: 1 << 20, steps: 20 },
-        }
-    }
-}
-
-/// All programs of one to `length` letters.
-pub fn programs(letters: &[Letter], length: usize) -> Vec<Vec<Letter>> {
-    let mut all: Vec<Vec<Letter>> = vec![Vec::new()];
-    let mut from = 0;
-    for _ in 0..length {
-        let to = all.len();
-        for program in from..to {
-            for letter in letters {
-                all.push([&all[program][..], &[*letter]].concat());
-            }
-        }
-        from = to;
-    }
-    all.remove(0);
-    all
-}
-
-/// A store in the middle of its life: sealed segments with garbage, an index, and a log behind it.
-///
-/// # Errors
-/// It can not be made.
-pub fn used_store() -> Checked<(Image, Model)> {
-    let mut life = Life::faultless(Image::default(), Model::default(), options())?;
-    let puts = (0..8).map(Change::Put).collect();
-    let binds = (1..6).map(|name| Change::Bind(name, u32::from(name))).collect();
-    let later = vec![Change::Put(8), Change::Put(20), Change::Bind(1, 9), Change::Set(2, Some(3))];
-    let steps = [
-        Step::Commit(puts),
-        Step::Commit(binds),
-        Step::Commit(vec![Change::Put(LARGE)]),
-        Step::Commit(vec![Change::Delete(LARGE), Change::Delete(4)]),
-        Step::Checkpoint,
-        Step::Commit(later),
-    ];
-    for step in &steps {
-        life.step(step)?;
-    }
-    life.check()?;
-    Ok((life.cut(Fate::EVERYTHING), life.model))
-}
-
 /// What was looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Looked {
     /// Programs.
     pub programs: u64,
@@ -132,6 +25,8 @@ pub struct Looked {
     pub cuts: u64,
     /// Different devices that were left and opened.
     pub images: u64,
+    /// Places that were got to.
+    pub coverage: Coverage,
 }
 
 impl AddAssign for Looked {
@@ -139,21 +34,28 @@ impl AddAssign for Looked {
         self.programs += other.programs;
         self.cuts += other.cuts;
         self.images += other.images;
+        self.coverage += other.coverage;
     }
 }
 
 /// Cuts programs, and remembers what was looked at.
-#[derive(Default)]
 pub struct Examiner {
+    options: Options,
     seen: Arc<Mutex<HashSet<u64>>>,
     /// So far.
     pub looked: Looked,
 }
 
 impl Examiner {
+    /// One of stores with these options.
+    pub fn new(options: Options) -> Self {
+        Self { options, seen: Arc::default(), looked: Looked::default() }
+    }
+
     /// One that knows what others looked at, and tells them.
     pub fn beside(other: &Self) -> Self {
-        Self { seen: Arc::clone(&other.seen), looked: Looked::default() }
+        let (options, seen) = (other.options.clone(), Arc::clone(&other.seen));
+        Self { options, seen, looked: Looked::default() }
     }
 
     /// Runs a program from a store and cuts its last step everywhere.
@@ -163,7 +65,7 @@ impl Examiner {
     pub fn examine(&mut self, image: &Image, model: &Model, program: &[Letter]) -> Checked {
         self.looked.programs += 1;
         let within = |words: String| format!("{program:?}: {words}");
-        let last_step = run_and_record(image, model, program).map_err(within)?;
+        let last_step = self.run_and_record(image, model, program).map_err(within)?;
         self.cut_everywhere(&last_step, true).map_err(within)
     }
 
@@ -175,7 +77,7 @@ impl Examiner {
     pub fn examine_kills(&mut self, image: &Image, model: &Model, program: &[Letter]) -> Checked {
         self.looked.programs += 1;
         let within = |words: String| format!("{program:?}: {words}");
-        let last_step = run_and_record(image, model, program).map_err(within)?;
+        let last_step = self.run_and_record(image, model, program).map_err(within)?;
         for (number, (cut, expected)) in last_step.cuts().enumerate() {
             self.looked.cuts += 1;
             let place = |words: String| format!("killed {number} before {}: {words}", cut.before);
@@ -193,7 +95,7 @@ impl Examiner {
             let injection = Injection { at, errno: Errno::Io, lasting: false };
             let faults = Faults { injection: Some(injection), ..Faults::default() };
             let disk = SimDisk::new(image.clone(), faults, 0);
-            let mut life = Life::faulty(disk, expected.clone(), options());
+            let mut life = Life::faulty(disk, expected.clone(), self.options.clone());
             life.open()?;
             if life.disk.calls() < at {
                 return Ok(());
@@ -204,7 +106,7 @@ impl Examiner {
                 self.looked.images += 1;
                 let place =
                     |words| format!("call {at} of the restart failed, closed, cut, {fate:?}: {words}");
-                let after = Life::faultless(life.cut(fate), expected.clone(), options());
+                let after = Life::faultless(life.cut(fate), expected.clone(), self.options.clone());
                 let mut after = after.map_err(place)?;
                 if reported {
                     after.step(&Step::Rebuild).map_err(place)?;
@@ -216,7 +118,7 @@ impl Examiner {
     }
 
     fn restart(&mut self, image: &Image, expected: &Model, luck: u64) -> Checked {
-        let mut life = Life::faultless(image.clone(), expected.clone(), options())?;
+        let mut life = Life::faultless(image.clone(), expected.clone(), self.options.clone())?;
         life.check()?;
         for acknowledges in [false, true] {
             if acknowledges {
@@ -225,7 +127,7 @@ impl Examiner {
             for fate in [Fate::NOTHING, Fate::drawn(luck), Fate::drawn(luck + 77)] {
                 self.looked.images += 1;
                 let place = |words| format!("cut, {fate:?}, another batch {acknowledges}: {words}");
-                let after = Life::faultless(life.cut(fate), life.model.clone(), options());
+                let after = Life::faultless(life.cut(fate), life.model.clone(), self.options.clone());
                 after.and_then(|mut after| after.check()).map_err(place)?;
             }
         }
@@ -240,7 +142,7 @@ impl Examiner {
         let model = Model::default();
         let disk = SimDisk::new(Image::default(), Faults::default(), 0);
         disk.record();
-        let mut life = Life::faulty(disk, model.clone(), options());
+        let mut life = Life::faulty(disk, model.clone(), self.options.clone());
         life.faultless = true;
         life.open()?;
         let making = Recorded { cuts: life.disk.recorded(), during: model.clone(), after: model };
@@ -272,20 +174,46 @@ impl Examiner {
         self.looked.images += 1;
         let disk = SimDisk::new(image, Faults::default(), 0);
         disk.record();
-        let mut life = Life::faulty(disk, expected.clone(), options());
+        let mut life = Life::faulty(disk, expected.clone(), self.options.clone());
         life.faultless = true;
         let report = life.open()?.ok_or("it did not open")?;
         let cuts = life.disk.recorded();
         life.check()?;
+        let in_merge = life.store.as_ref().is_some_and(|store| store.status().merges_under_way > 0);
+        self.looked.coverage.note_times(Event::CutInMerge, u64::from(in_merge));
         if report.damaged_bytes > 0 {
             return Err(format!("a power cut passes for damage: {report:?}"));
         }
         if again {
             let recovery = Recorded { cuts, during: expected.clone(), after: life.model.clone() };
             self.cut_everywhere(&recovery, false).map_err(|words| format!("again {words}"))?;
-            write_again(life)?;
+            self.write_again(life)?;
         }
         Ok(())
+    }
+
+    /// Runs a program and records its last step.
+    fn run_and_record(&self, image: &Image, model: &Model, program: &[Letter]) -> Checked<Recorded> {
+        let mut life = Life::faultless(image.clone(), model.clone(), self.options.clone())?;
+        let steps: Vec<Step> = (0..).zip(program).map(|(place, letter)| letter.step(place)).collect();
+        let (last, before) = steps.split_last().ok_or("a program has a step")?;
+        for step in before {
+            life.step(step)?;
+        }
+        let during = life.expected_during(last);
+        life.disk.record();
+        life.step(last)?;
+        let cuts = life.disk.recorded();
+        life.check()?;
+        Ok(Recorded { cuts, during, after: life.model })
+    }
+
+    /// What is written after a recovery is as durable as anything, and harms nothing.
+    fn write_again(&self, mut life: Life) -> Checked {
+        life.step(&batch_after())?;
+        let image = life.cut(Fate::NOTHING);
+        let mut life = Life::faultless(image, life.model, self.options.clone())?;
+        life.check().map_err(|words| format!("after writing again: {words}"))
     }
 }
 
@@ -306,22 +234,6 @@ impl Recorded {
     }
 }
 
-/// Runs a program and records its last step.
-fn run_and_record(image: &Image, model: &Model, program: &[Letter]) -> Checked<Recorded> {
-    let mut life = Life::faultless(image.clone(), model.clone(), options())?;
-    let steps: Vec<Step> = (0..).zip(program).map(|(place, letter)| letter.step(place)).collect();
-    let (last, before) = steps.split_last().ok_or("a program has a step")?;
-    for step in before {
-        life.step(step)?;
-    }
-    let during = life.expected_during(last);
-    life.disk.record();
-    life.step(last)?;
-    let cuts = life.disk.recorded();
-    life.check()?;
-    Ok(Recorded { cuts, during, after: life.model })
-}
-
 /// All programs up to a length from a used store, each with its process killed everywhere in the last step.
 pub fn kill_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
     let (image, model) = match used_store() {
@@ -329,12 +241,13 @@ pub fn kill_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
         Err(words) => return (Looked::default(), vec![words]),
     };
     let work = programs(&Letter::CUT, length);
-    let (examiners, broken) = spread(&work, threads, Examiner::default, |examiner, program| {
-        examiner.examine_kills(&image, &model, program)
-    });
-    let mut looked = Looked::default();
-    examiners.into_iter().for_each(|examiner| looked += examiner.looked);
-    (looked, broken)
+    let (examiners, broken) = spread(
+        &work,
+        threads,
+        || Examiner::new(options()),
+        |examiner, program| examiner.examine_kills(&image, &model, program),
+    );
+    (sum(examiners), broken)
 }
 
 /// All programs up to a length from a used store, all shorter ones from an empty directory, each cut everywhere.
@@ -347,9 +260,9 @@ pub fn cut_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
     let from_nothing = programs(&Letter::CUT, length - 1).into_iter().map(|program| (false, program));
     let work: Vec<(bool, Vec<Letter>)> = from_used.chain(from_nothing).collect();
     let (nothing, no_model) = (Image::default(), Model::default());
-    let mut first = Examiner::default();
+    let mut first = Examiner::new(options());
     let making = first.examine_making().err();
-    let (examiners, mut broken) = spread(
+    let (mut examiners, mut broken) = spread(
         &work,
         threads,
         || Examiner::beside(&first),
@@ -359,16 +272,32 @@ pub fn cut_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
         },
     );
     broken.extend(making);
-    examiners.into_iter().for_each(|examiner| first.looked += examiner.looked);
-    (first.looked, broken)
+    examiners.push(first);
+    (sum(examiners), broken)
 }
 
-/// What is written after a recovery is as durable as anything, and harms nothing.
-fn write_again(mut life: Life) -> Checked {
-    life.step(&batch_after())?;
-    let image = life.cut(Fate::NOTHING);
-    let mut life = Life::faultless(image, life.model, options())?;
-    life.check().map_err(|words| format!("after writing again: {words}"))
+/// So many changes and checkpoints after a store that is one checkpoint short of a merge, each checkpoint cut
+/// everywhere.
+pub fn cut_merges(checkpoints: usize, threads: usize) -> (Looked, Vec<String>) {
+    let (image, model) = match store_before_merge() {
+        Ok(made) => made,
+        Err(words) => return (Looked::default(), vec![words]),
+    };
+    let program = |length| [Letter::Put, Letter::Checkpoint].repeat(length);
+    let work: Vec<Vec<Letter>> = (1..=checkpoints).map(program).collect();
+    let (examiners, broken) = spread(
+        &work,
+        threads,
+        || Examiner::new(merging_options()),
+        |examiner, program| examiner.examine(&image, &model, program),
+    );
+    (sum(examiners), broken)
+}
+
+fn sum(examiners: Vec<Examiner>) -> Looked {
+    let mut looked = Looked::default();
+    examiners.into_iter().for_each(|examiner| looked += examiner.looked);
+    looked
 }
 
 /// A batch for after whatever happened.

@@ -1,6 +1,7 @@
 //! One store on one simulated disk, with the model of what it must hold.
 
 use super::model::{Change, Checked, Model, Presence, Seen, block, look};
+use crate::sim::coverage::{Coverage, Event};
 use crate::sim::disk::{Fate, Faults, Image, SimDisk};
 use larder_store::{CommitError, OpenReport, Options, Store, rebuild_index};
 use std::collections::BTreeSet;
@@ -29,6 +30,8 @@ pub enum Step {
     },
     /// Verifies everything.
     Verify,
+    /// Deletes nearly everything, cleans to the end, and puts what was refused last.
+    Relieve,
 }
 
 /// A store that lives.
@@ -43,8 +46,12 @@ pub struct Life {
     unsettled: bool,
     /// What it must hold.
     pub model: Model,
-    /// Whether any error is one too many: the disk has no faults.
+    /// Whether any error is one too many, unless the power has failed: the disk has no other faults.
     pub faultless: bool,
+    /// What it went through, without what its disk knows.
+    pub coverage: Coverage,
+    /// The batch that was refused last for want of room.
+    refused: Option<Vec<Change>>,
 }
 
 /// What a small machine might set, so small that a few steps fill segments.
@@ -66,16 +73,17 @@ impl Life {
     /// # Errors
     /// It does not open.
     pub fn faultless(image: Image, model: Model, options: Options) -> Checked<Self> {
-        let disk = SimDisk::new(image, Faults::default(), 0);
-        let mut life =
-            Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: true };
+        let mut life = Self::faulty(SimDisk::new(image, Faults::default(), 0), model, options);
+        life.faultless = true;
         life.open()?;
         Ok(life)
     }
 
     /// The same, not opened yet, with faults.
     pub fn faulty(disk: SimDisk, model: Model, options: Options) -> Self {
-        Self { disk, store: None, options, reported: false, unsettled: false, model, faultless: false }
+        let (store, reported, unsettled, faultless) = (None, false, false, false);
+        let (coverage, refused) = (Coverage::default(), None);
+        Self { disk, store, options, reported, unsettled, model, faultless, coverage, refused }
     }
 
     /// Opens the store; nothing if the disk did not let it.
@@ -115,7 +123,7 @@ impl Life {
     }
 
     fn excuse(&self, words: &str) -> Checked {
-        if self.faultless { Err(words.to_owned()) } else { Ok(()) }
+        if self.faultless && !self.disk.is_dark() { Err(words.to_owned()) } else { Ok(()) }
     }
 
     /// What may be found if the power fails in this step.
@@ -124,7 +132,7 @@ impl Life {
         match step {
             Step::Commit(batch) => model.begin(batch),
             Step::Clean { garbage, .. } => model.cleaning(&self.kept(*garbage)),
-            Step::Checkpoint | Step::Reopen | Step::Kill | Step::Rebuild | Step::Verify => {}
+            Step::Checkpoint | Step::Reopen | Step::Kill | Step::Rebuild | Step::Verify | Step::Relieve => {}
         }
         model
     }
@@ -182,6 +190,7 @@ impl Life {
             }
             Step::Clean { garbage, budget, steps } => self.clean(*garbage, *budget, *steps),
             Step::Verify => self.verify(),
+            Step::Relieve => self.relieve(),
         }
     }
 
@@ -194,6 +203,7 @@ impl Life {
         let ops = batch.iter().map(Change::op).collect();
         match self.with(|store| store.commit(ops))? {
             Ok(_) => self.model.acknowledged(),
+            Err(error @ CommitError::Full { .. }) => self.refuse(batch, &error.to_string())?,
             // it may be durable and half-known: the owner opens the store again
             Err(CommitError::Index { reason }) => {
                 self.excuse(&reason)?;
@@ -202,6 +212,47 @@ impl Life {
             Err(error) => self.excuse(&error.to_string())?,
         }
         Ok(())
+    }
+
+    /// A disk without faults refuses nothing: it was the quota, before anything was written. A device that is full may
+    /// have taken all of the batch.
+    fn refuse(&mut self, batch: &[Change], words: &str) -> Checked {
+        self.refused = Some(batch.to_vec());
+        if !self.faultless {
+            return Ok(());
+        }
+        if batch.iter().all(Change::is_removal) {
+            return Err(format!("A REMOVAL IS REFUSED: {words}"));
+        }
+        self.coverage.note(Event::RefusedByQuota);
+        self.model.refused();
+        Ok(())
+    }
+
+    /// Whatever filled the store, taking away and cleaning make room.
+    fn relieve(&mut self) -> Checked {
+        let Some(refused) = self.refused.take() else { return Ok(()) };
+        let known = &self.model.known;
+        let names = known.names.keys().skip(2).map(|name| Change::Unbind(*name));
+        let batch: Vec<Change> =
+            known.blocks.keys().skip(2).map(|number| Change::Delete(*number)).chain(names).collect();
+        self.commit(&batch)?;
+        if self.store.is_some() {
+            self.clean(0, 1 << 20, 1000)?;
+        }
+        if self.store.is_none() || self.disk.is_dark() {
+            return Ok(());
+        }
+        self.refused = None;
+        self.commit(&refused)?;
+        match &self.refused {
+            Some(_) if self.faultless => Err(format!("NO ROOM COMES BACK for {refused:?}")),
+            Some(_) => Ok(()),
+            None => {
+                self.coverage.note(Event::RoomCameBack);
+                Ok(())
+            }
+        }
     }
 
     fn clean(&mut self, garbage: u32, budget: u64, steps: usize) -> Checked {
@@ -250,6 +301,17 @@ impl Life {
         self.with(|store| look(store, &universe))?
     }
 
+    /// What was not acknowledged since the store was opened is not to be seen.
+    ///
+    /// # Errors
+    /// It is, or something else differs from what is known.
+    pub fn compare(&self, seen: &Seen) -> Checked {
+        if self.unsettled {
+            return self.model.clone().settle(seen);
+        }
+        self.model.known.differs(seen, &self.model.universe).map_or(Ok(()), Err)
+    }
+
     /// Looks, settles what was unsure, and checks counts and limits.
     ///
     /// # Errors
@@ -269,17 +331,31 @@ impl Life {
         self.check_limits()
     }
 
+    /// Everything in the directory together, at the worst moment so far.
+    ///
+    /// # Errors
+    /// It was more than the quota.
+    pub fn check_quota(&self) -> Checked {
+        let (taken, _) = self.disk.most();
+        let quota = self.options.quota_bytes;
+        if taken > quota {
+            Err(format!("QUOTA: {taken} bytes on the device, allowed are {quota}"))
+        } else {
+            Ok(())
+        }
+    }
+
     /// Quota, memory and open files.
     ///
     /// # Errors
     /// One of them does not hold.
     pub fn check_limits(&mut self) -> Checked {
-        let (taken, open) = self.disk.most();
+        self.check_quota()?;
+        let (_, open) = self.disk.most();
         let status = self.with(|store| store.status())?;
         let entries = 2 * self.options.table_entries as u64 + 64;
         let filter = 96 << 10;
         let limits = [
-            ("bytes on the device", taken, self.options.quota_bytes),
             ("open files", open, 40),
             ("entries of the memory table", status.table_entries, entries),
             ("bytes of the cache", status.cache_bytes, self.options.cache_bytes),

@@ -2,7 +2,9 @@
 
 pub mod errors;
 pub mod exhaustive;
+pub mod habits;
 pub mod life;
 pub mod model;
+pub mod programs;
 pub mod storm;
 pub mod workers;

@@ -143,6 +143,16 @@ impl Change {
     }
 }
 
+impl Change {
+    /// Whether it only takes away, which works within the reserve.
+    pub fn is_removal(&self) -> bool {
+        match self {
+            Self::Delete(_) | Self::Unbind(_) | Self::Set(_, None) => true,
+            Self::Put(_) | Self::Bind(..) | Self::Set(_, Some(_)) => false,
+        }
+    }
+}
+
 impl State {
     /// Takes a batch in.
     pub fn apply(&mut self, batch: &[Change]) {
@@ -213,6 +223,11 @@ impl Model {
             self.known.apply(&batch);
         }
         self.unsure.clear();
+    }
+
+    /// It was refused before anything of it was written.
+    pub fn refused(&mut self) {
+        self.unsure.pop();
     }
 
     /// A cleaning begins that knows only of the blocks in `kept`.

@@ -4,23 +4,24 @@
 //! cut leaves. Behind every cut several images are opened and compared with the model; life goes on with one.
 //! An honest device may lose nothing that was acknowledged; a lying one may, but nothing is ever wrong.
 
-use super::life::{Life, Step, options};
-use super::model::{Change, Checked, LARGE, Model};
+use super::habits::Habit;
+use super::life::{Life, Step};
+use super::model::{Checked, Model};
 use super::workers::spread;
+use crate::sim::coverage::{Coverage, Event};
 use crate::sim::disk::{Fate, Faults, Image, SimDisk};
 use crate::sim::random::Random;
-use larder_store::{Options, Prepare};
+use larder_store::{Options, Store};
 use std::ops::AddAssign;
 use std::panic::catch_unwind;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Images opened behind each cut.
-const IMAGES_PER_CUT: u64 = 6;
-const BLOCKS: u64 = 60;
+/// Images opened behind each cut, besides those that no luck decides.
+const DRAWN_PER_CUT: u64 = 5;
 
 /// What a life went through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Images opened and compared.
     pub images: u64,
@@ -30,14 +31,27 @@ pub struct Told {
     pub calls: u64,
     /// Time the calls and stalls would have taken.
     pub simulated_ms: u64,
+    /// Places it got to.
+    pub coverage: Coverage,
 }
 
 struct Storm {
     random: Random,
+    habit: Habit,
     options: Options,
     faults: Faults,
     told: Told,
     trace: bool,
+    merging: Merging,
+}
+
+/// What was seen of an index's merges.
+#[derive(Clone, Copy, Default)]
+struct Merging {
+    finished: u64,
+    collections: u64,
+    /// One of them is under way.
+    collecting: bool,
 }
 
 /// One life. With `trace` each step is printed.
@@ -47,20 +61,17 @@ struct Storm {
 pub fn live(seed: u64, trace: bool) -> Checked<Told> {
     quiet_redb();
     let mut random = Random::new(seed);
-    let options = draw_options(&mut random);
-    let faults = match random.below(20) {
-        0..8 => Faults::default(),
-        8..15 => Faults::honest(&mut random),
-        _ => Faults::lying(&mut random),
-    };
-    let mut storm = Storm { random, options, faults, told: Told::default(), trace };
+    let habit = Habit::drawn(&mut random);
+    let (options, faults) = (habit.options(&mut random), habit.faults(&mut random));
+    let (told, merging) = (Told::default(), Merging::default());
+    let mut storm = Storm { random, habit, options, faults, told, trace, merging };
     let rounds = storm.random.below(8) + 2;
     let mut life = storm.begin()?;
     for round in 0..rounds {
         let lived = storm.round(&mut life).and_then(|()| storm.cut(&life));
         life = lived.map_err(|words| {
-            let Storm { faults, options, .. } = &storm;
-            format!("round {round} of life {seed}: {words}\n  with {faults:?}\n  and {options:?}")
+            let Storm { habit, faults, options, .. } = &storm;
+            format!("round {round} of {habit:?} life {seed}: {words}\n  with {faults:?}\n  and {options:?}")
         })?;
     }
     Ok(storm.told)
@@ -104,25 +115,12 @@ impl AddAssign for Told {
         self.steps += other.steps;
         self.calls += other.calls;
         self.simulated_ms += other.simulated_ms;
+        self.coverage += other.coverage;
     }
 }
 
 fn is_index(name: &str) -> bool {
     name == "index.redb"
-}
-
-fn draw_options(random: &mut Random) -> Options {
-    let quota = *random.pick(&[64, 64, 8]);
-    Options {
-        segment_bytes: *random.pick(&[64 << 10, 128 << 10]),
-        table_entries: *random.pick(&[5, 20, 200]),
-        cache_bytes: *random.pick(&[0, 20_000]),
-        index_cache_bytes: *random.pick(&[0, 256 << 10]),
-        prepare: *random.pick(&[Prepare::None, Prepare::Allocate, Prepare::Zero]),
-        quota_bytes: quota << 20,
-        reserve_bytes: (quota << 20) / 4,
-        ..options()
-    }
 }
 
 impl Storm {
@@ -139,15 +137,15 @@ impl Storm {
 
     /// Some steps, until the power fails.
     fn round(&mut self, life: &mut Life) -> Checked {
-        life.faultless = false;
+        life.faultless = self.faults.are_none();
         life.disk.set_faults(self.faults.clone());
         let calm = self.random.chance(200);
-        let changes = 1 + self.random.below(*self.random.clone().pick(&[6, 30, 200]));
+        let changes = self.habit.changes(&mut self.random);
         if !calm {
-            life.disk.fail_power_after(changes);
+            life.disk.fail_power_after(changes, self.random.chance(500));
         }
         for _step in 0..3 + self.random.below(25) {
-            let step = self.draw_step();
+            let step = self.habit.step(&mut self.random);
             let rots = self.random.chance(self.faults.index_rot);
             let rotten = if rots { life.disk.rot(is_index) } else { None };
             let done = life.step(&step).map_err(|words| format!("{step:?}, rotten {rotten:?}: {words}"));
@@ -156,6 +154,7 @@ impl Storm {
                 self.tell(&step, life);
             }
             done?;
+            self.watch_merges(life);
             if life.disk.is_dark() {
                 return Ok(());
             }
@@ -171,8 +170,12 @@ impl Storm {
             None => "no store is open".to_owned(),
             Some(store) => {
                 let status = store.status();
+                let (used, of_index) = (status.used_bytes, status.index_disk_bytes);
                 let (stopped, fault, index) = (status.stopped, status.last_fault, status.index_rebuilt);
-                format!("stopped {stopped:?}, fault {fault:?}, index {index:?}, {:?}", life.model.unsure)
+                let unsure = &life.model.unsure;
+                format!(
+                    "used {used}, index {of_index}, stopped {stopped:?}, fault {fault:?}, rebuilt {index:?}, {unsure:?}"
+                )
             }
         };
         println!("  {step:?}\n    dark {}, {state}", life.disk.is_dark());
@@ -192,7 +195,7 @@ impl Storm {
             return Ok(());
         }
         if self.faults.is_honest() && !life.is_degraded()? {
-            life.model.clone().settle(&seen)?;
+            life.compare(&seen)?;
             life.check_limits()?;
         }
         life.disk.set_faults(self.faults.clone());
@@ -205,12 +208,19 @@ impl Storm {
         let image = life.disk.image();
         self.told.calls += life.disk.calls();
         self.told.simulated_ms += life.disk.simulated_ms();
+        self.told.coverage += life.disk.coverage();
+        self.told.coverage += life.coverage.clone();
+        if self.faults.is_honest() {
+            life.check_quota()?;
+        }
         if self.random.chance(300) {
             self.told.images += 1;
             return self.inspect(image, life).map_err(|words| format!("killed: {words}"));
         }
-        let drawn = (0..IMAGES_PER_CUT).map(|_| Fate::drawn(self.random.number()));
-        let fates = [Fate::EVERYTHING, Fate::NOTHING].into_iter().chain(drawn.collect::<Vec<_>>());
+        let drawn = (0..DRAWN_PER_CUT).map(|_| Fate::drawn(self.random.number()));
+        let drawn: Vec<Fate> = drawn.collect();
+        let begun = Fate::begun(self.random.number());
+        let fates = [Fate::EVERYTHING, Fate::NOTHING, begun].into_iter().chain(drawn);
         let mut next = None;
         for fate in fates {
             let mut left = image.cut(fate);
@@ -233,6 +243,7 @@ impl Storm {
         let mut life = Life::faulty(disk, before.model.clone(), self.options.clone());
         life.faultless = true;
         life.open()?;
+        self.watch_cut(&life);
         if !self.faults.is_honest() {
             let seen = life.look()?;
             life.model.believe(&seen)?;
@@ -245,43 +256,27 @@ impl Storm {
         Ok(life)
     }
 
-    fn draw_step(&mut self) -> Step {
-        let random = &mut self.random;
-        match random.below(30) {
-            0..18 => Step::Commit(draw_batch(random)),
-            18..21 => Step::Checkpoint,
-            21 | 22 => Step::Reopen,
-            23 => Step::Kill,
-            24 => Step::Rebuild,
-            25..29 => Step::Clean {
-                garbage: random.below(3) as u32,
-                budget: 1000 + random.below(200_000),
-                steps: 1 + random.below(20) as usize,
-            },
-            _ => Step::Verify,
-        }
+    /// Notes what became of merges since it was called last.
+    fn watch_merges(&mut self, life: &Life) {
+        let Some(status) = life.store.as_ref().map(Store::status) else { return };
+        let before = self.merging;
+        // an index that was opened again counts anew
+        let since = |now: u64, before: u64| if now < before { now } else { now - before };
+        let collections = since(status.collections, before.collections);
+        self.told.coverage.note_times(Event::Merged, since(status.merges, before.finished));
+        self.told.coverage.note_times(Event::Collected, collections);
+        self.merging = Merging {
+            finished: status.merges,
+            collections: status.collections,
+            collecting: status.merges_under_way > 0 && (before.collecting || collections > 0),
+        };
     }
-}
 
-fn draw_batch(random: &mut Random) -> Vec<Change> {
-    let length = random.below(*random.clone().pick(&[3, 12]));
-    let change = |_| match random.below(20) {
-        0..9 => Change::Put(random.below(BLOCKS) as u32),
-        9 => Change::Delete(random.below(BLOCKS) as u32),
-        10..14 => Change::Bind(random.below(12) as u8, random.below(1000) as u32),
-        14 => Change::Unbind(random.below(12) as u8),
-        15 | 16 => {
-            let value = random.below(1000) as u32;
-            Change::Set(random.below(6) as u8, random.chance(700).then_some(value))
-        }
-        _ => Change::Delete(random.below(BLOCKS) as u32),
-    };
-    let mut batch: Vec<Change> = (0..length).map(change).collect();
-    // one of these and a small batch still fit a segment
-    if random.chance(150) {
-        batch.truncate(1);
-        batch.retain(|change| !matches!(change, Change::Put(_)));
-        batch.push(Change::Put(LARGE + random.below(6) as u32));
+    /// Notes whether a cut came in the middle of a merge.
+    fn watch_cut(&mut self, after: &Life) {
+        let under_way = after.store.as_ref().is_some_and(|store| store.status().merges_under_way > 0);
+        self.told.coverage.note_times(Event::CutInMerge, u64::from(under_way));
+        let collecting = under_way && self.merging.collecting;
+        self.told.coverage.note_times(Event::CutInCollection, u64::from(collecting));
     }
-    batch
 }
