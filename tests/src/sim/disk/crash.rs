@@ -189,21 +189,23 @@ impl Inode {
 fn kept_sectors(offset: u64, length: usize, torn: u32, random: &mut Random) -> Vec<Range<usize>> {
     let misaligned = offset as usize % SECTOR;
     let cuts = (misaligned + length).saturating_sub(1) / SECTOR;
+    let whole = 0..length;
     if cuts == 0 || !random.chance(torn) {
-        return vec![0..length];
+        return vec![whole];
     }
     let cut = |number: usize| (number * SECTOR).saturating_sub(misaligned).min(length);
     let mut drawn = || cut(1 + random.below(cuts as u64) as usize);
     let (one, other) = (drawn(), drawn());
-    match random.below(4) {
-        0 => vec![0..one],
-        1 => vec![one..length],
-        2 => vec![one.min(other)..one.max(other)],
+    let part = match random.below(4) {
+        0 => 0..one,
+        1 => one..length,
+        2 => one.min(other)..one.max(other),
         _ => {
             let sectors = (0..=cuts).map(|number| cut(number)..cut(number + 1));
-            sectors.filter(|_| random.chance(500)).collect()
+            return sectors.filter(|_| random.chance(500)).collect();
         }
-    }
+    };
+    vec![part]
 }
 
 fn apply(content: &mut Content, change: &Change) {

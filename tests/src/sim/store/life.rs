@@ -54,6 +54,9 @@ pub struct Life {
     refused: Option<Vec<Change>>,
 }
 
+/// Names that a store has room for that was nearly emptied.
+const NAMES_THAT_FIT: usize = 12;
+
 /// What a small machine might set, so small that a few steps fill segments.
 pub fn options() -> Options {
     Options {
@@ -229,9 +232,11 @@ impl Life {
         Ok(())
     }
 
-    /// Whatever filled the store, taking away and cleaning make room.
+    /// Whatever filled the store, taking away and cleaning make room, if not for many names at once: each is charged
+    /// with a leaf of the index.
     fn relieve(&mut self) -> Checked {
-        let Some(refused) = self.refused.take() else { return Ok(()) };
+        let Some(mut refused) = self.refused.take() else { return Ok(()) };
+        refused.truncate(NAMES_THAT_FIT);
         let known = &self.model.known;
         let names = known.names.keys().skip(2).map(|name| Change::Unbind(*name));
         let batch: Vec<Change> =
