@@ -17,7 +17,7 @@ use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// The number of the line that starts with this.
 fn line(node: &Node, start: &str) -> usize {
@@ -641,6 +641,16 @@ fn an_ordinary_user_has_everything_below_home() {
     assert_eq!(done(larder(&["get", "mine", "-o", "-"])), fs::read(home.join(config)).unwrap());
 }
 
+/// A process that ends with the value.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
 #[test]
 fn an_ordinary_user_has_everything_where_the_xdg_variables_say() {
     let name = "an_ordinary_user_has_everything_where_the_xdg_variables_say";
@@ -657,15 +667,16 @@ fn an_ordinary_user_has_everything_where_the_xdg_variables_say() {
     };
     done(larder(&["init"]));
     assert!(config.join("larder/larder.toml").exists() && config.join("larder/node.key").exists());
-    let mut agent = larder(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let agent = larder(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut agent = Ended(agent);
     let socket = runtime.join("larder.sock");
     wait_for("the agent listens", || UnixStream::connect(&socket).ok());
     assert_eq!(socket.metadata().unwrap().mode() & 0o777, 0o600);
     // the agent holds the store: whoever puts has found the socket
     done(larder(&["put", config.join("larder/larder.toml").to_str().unwrap(), "--name", "mine"]));
     assert!(data.join("larder/superblock").exists());
-    rustix::process::kill_process(rustix::process::Pid::from_child(&agent), Signal::TERM).unwrap();
-    assert!(agent.wait().unwrap().success());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&agent.0), Signal::TERM).unwrap();
+    assert!(agent.0.wait().unwrap().success());
     assert!(done(larder(&["get", "mine", "-o", "-"])).starts_with(b"# Larder's configuration."));
     assert_eq!(fs::read_dir(home).unwrap().count(), 0, "nothing lies below home");
 }

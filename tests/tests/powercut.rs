@@ -193,8 +193,14 @@ fn two_hundred_power_cuts_keep_every_acknowledged_object() {
         replay.state(cut, luck, &image).unwrap();
         let _mounted = Mounted::new(&image, &at).unwrap();
         let expected = expected(&changes, cut);
-        compare(&at.join("store"), &expected);
+        // who opens it first recovers it: the agent, or the store by itself
+        if number % 2 == 0 {
+            compare(&at.join("store"), &expected);
+        }
         node.run(["verify"]).expect(0);
+        if number % 2 == 1 {
+            compare(&at.join("store"), &expected);
+        }
         let named: Vec<_> =
             expected.iter().filter_map(|(name, content)| Some((*name, (*content)?))).collect();
         if let Some((name, of)) = named.get(random.below(named.len() as u64) as usize) {

@@ -360,6 +360,9 @@ impl Config {
                 allowed: format!("at most half of the quota of {quota_bytes} bytes"),
             }),
             Some(wish) => Ok(wish.clone().into()),
+            None if 2 * segment_bytes > quota_bytes / 2 => {
+                Ok(Setting { value: quota_bytes / 2, from: "half of the quota".to_owned() })
+            }
             None => Ok(Setting { value: 2 * segment_bytes, from: "two segments".to_owned() }),
         }
     }

@@ -403,18 +403,7 @@ impl StoreKeeper {
                 let hashes: Vec<[u8; 32]> = children.iter().map(|child| child.id.0).collect();
                 Answer::Children { here: store.lengths(&hashes).map_err(of_read)?, manifest }
             }
-            Question::Pack { group, ids } => {
-                let (mut packing, mut missing) = (Packing::new(group), Vec::new());
-                for id in ids {
-                    // What is damaged is not there; any other failure is of the disk and passes.
-                    match packing.add(|message| store.append_to(message, &id.0)) {
-                        Ok(true) => {}
-                        Ok(false) | Err(ReadError::Damaged { .. }) => missing.push(id),
-                        Err(error) => return Err(of_read(error)),
-                    }
-                }
-                Answer::Packed { packs: packing.finish(), missing }
-            }
+            Question::Pack { group, ids } => pack(store, group, ids)?,
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
                 Answer::Has(store.lengths(&hashes).map_err(of_read)?)
@@ -617,6 +606,19 @@ fn of_commit(error: CommitError) -> Failure {
         CommitError::Stopped { .. } | CommitError::Index { .. } => FailureKind::Disk,
     };
     Failure::new(kind, error.to_string())
+}
+
+fn pack(store: &mut Store<OsDisk>, group: u32, ids: Vec<BlockId>) -> Result<Answer, Failure> {
+    let (mut packing, mut missing) = (Packing::new(group), Vec::new());
+    for id in ids {
+        // What is damaged is not there; any other failure is of the disk and passes.
+        match packing.add(|message| store.append_to(message, &id.0)) {
+            Ok(true) => {}
+            Ok(false) | Err(ReadError::Damaged { .. }) => missing.push(id),
+            Err(error) => return Err(of_read(error)),
+        }
+    }
+    Ok(Answer::Packed { packs: packing.finish(), missing })
 }
 
 fn of_read(error: ReadError) -> Failure {

@@ -57,11 +57,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Reads a whole object.
     pub async fn get(&mut self, target: Target, mut take: impl FnMut(&[u8])) -> Result<Listed, ClientError> {
         self.send(Request::Get { target, offset: 0, length: None }).await?;
-        let Frame::Message(first) = self.next().await? else { return Err(ClientError::Unexpected) };
-        if let Response::Error(failure) = first {
-            return Err(failure.into());
-        }
-        let Response::Object { object } = first else { return Err(ClientError::Unexpected) };
+        let object = loop {
+            match self.next().await? {
+                Frame::Message(Response::Progress { .. }) => {}
+                Frame::Message(Response::Object { object }) => break object,
+                Frame::Message(Response::Error(failure)) => return Err(failure.into()),
+                Frame::Message(_) | Frame::Data(_) | Frame::End => return Err(ClientError::Unexpected),
+            }
+        };
         loop {
             match self.next().await? {
                 Frame::Data(bytes) => take(&bytes),

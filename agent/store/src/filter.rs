@@ -2,7 +2,8 @@
 //!
 //! Duty: one split-block bloom filter over the keys of one thing (a sorted run, the memory table, the marks of
 //! a cleaning), sized once and never grown. It is kept as rows of some kilobytes. Keys in ascending order fill its
-//! blocks in ascending order, so a filter can be saved piece by piece while its run is being written. Memory: the bits per key its owner asks for.
+//! blocks in ascending order, so a filter can be saved piece by piece while its run is being written.
+//! Memory: the bits per key its owner asks for.
 
 use crate::format::u32_at;
 use larder_kernels::Level;

@@ -12,7 +12,7 @@ const PAGE: usize = 4096;
 const SECTOR: usize = 512;
 const BYTES: usize = 300;
 const BLOCKS: u64 = 2400;
-/// Every block below with this rest by three was deleted.
+/// Of these every third block was deleted.
 const DELETED: std::ops::Range<u64> = 0..1500;
 const NAMES: u64 = 200;
 

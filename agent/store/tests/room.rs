@@ -85,6 +85,11 @@ fn under_a_quota_below_what_is_used_nothing_is_put_and_all_can_be_taken_away() {
         assert!(used_before > small && used(directory.path()) < small, "{}", used(directory.path()));
         assert_all_there(&mut store, 0..kept, 8000);
         store.commit(puts(1000..1005, 8000)).unwrap();
+        let mut bound =
+            |number: u32| store.commit(vec![bind(&format!("{number:0>900}"), "a long name")]).is_ok();
+        let names = (0..10_000).take_while(|number| bound(*number)).count();
+        let after = used(directory.path());
+        assert!(names < 10_000 && after <= small, "{names} names and {after} bytes under the smaller quota");
         store.set_quota(large, 1 << 20);
         let mut more = 2000;
         while store.commit(puts(more..more + 5, 8000)).is_ok() {

@@ -123,25 +123,29 @@ impl Control {
         *last = envelope.counter;
         let obeying = Obeying { given_up_at_ms: now.mono_ms + COMMAND_MS, word: None };
         self.obeying.insert((from.clone(), envelope.counter), obeying);
-        match serde_json::from_str::<Request>(&envelope.body) {
+        self.obey(now, from, &envelope, out);
+        Ok(())
+    }
+
+    fn obey(&mut self, now: Time, from: &NodeName, envelope: &Envelope, out: &mut Effects) {
+        let origin = Origin::Remote(from.clone(), envelope.counter);
+        let request = match serde_json::from_str::<Request>(&envelope.body) {
+            Ok(request) => request,
             Err(error) => {
                 let failure = Failure::new(FailureKind::Invalid, format!("no such request: {error}"));
-                self.respond(origin, Err(failure), out);
+                return self.respond(origin, Err(failure), out);
             }
-            Ok(request) => {
-                if request.changes_something() {
-                    self.save_counter(from, envelope.counter, out);
-                }
-                if request.takes_long()
-                    && let Some(obeying) = self.obeying.get_mut(&(from.clone(), envelope.counter))
-                {
-                    let begun = Response::Progress { done: 0, total: 0, unit: Unit::Bytes };
-                    obeying.word = Some((now.mono_ms + PROGRESS_MS, begun));
-                }
-                self.request(now, origin, request, out);
-            }
+        };
+        if request.changes_something() {
+            self.save_counter(from, envelope.counter, out);
         }
-        Ok(())
+        if request.takes_long()
+            && let Some(obeying) = self.obeying.get_mut(&(from.clone(), envelope.counter))
+        {
+            let begun = Response::Progress { done: 0, total: 0, unit: Unit::Bytes };
+            obeying.word = Some((now.mono_ms + PROGRESS_MS, begun));
+        }
+        self.request(now, origin, request, out);
     }
 
     fn check_command(&self, now: Time, envelope: &Envelope) -> Result<(), String> {

@@ -144,7 +144,7 @@ impl Control {
         self.ask(Purpose::Counters, Question::Settings("counter/".into()), out);
     }
 
-    /// The node stops: connections are given what they wait for, and not read.
+    /// The node stops: connections are not read any more. What was put whole is still answered.
     pub fn stop(&mut self) {
         self.stopping = true;
     }

@@ -65,6 +65,8 @@ struct Folder {
     restart: bool,
     scan_at_ms: Option<u64>,
     rescan_wait_ms: u64,
+    /// A file could not be deleted: it would be read again with each scan, so they become rarer.
+    undeletable: bool,
 }
 
 /// All watched folders.
@@ -94,6 +96,7 @@ impl Folders {
             restart: true,
             scan_at_ms: Some(0),
             rescan_wait_ms: RESCAN_MS,
+            undeletable: false,
         };
         Folders {
             folders: std::iter::repeat_with(folder).take(count).collect(),
@@ -300,6 +303,7 @@ impl Ingest {
             (Work::Delete(_), FileDone::Deleted(true)) => self.numbers.deleted += 1,
             (Work::Delete(path), FileDone::Failed(what)) => {
                 self.problem(&path.1, what, out);
+                self.folders.folders[usize::from(path.0)].undeletable = true;
                 self.folders.scan_later(now, path.0);
             }
             // Another version is there: its own change has been, or will be, noticed.
@@ -367,7 +371,7 @@ impl Ingest {
         folder.begun = !page.end;
         if !page.end {
             folder.scan_at_ms = Some(now.mono_ms);
-        } else if folder.scan_at_ms.is_none() {
+        } else if folder.scan_at_ms.is_none() && !std::mem::take(&mut folder.undeletable) {
             folder.rescan_wait_ms = RESCAN_MS;
         }
         if page.end && std::mem::take(&mut folder.again) {

@@ -4,7 +4,8 @@
 //! which somebody waits for the answer. Without a session a fetch that may wait does, up to the role's bound; any
 //! other fails at once and says so. Who waits too long for an answer is told that the fetch waits; from then on
 //! it is asked for again, and a note says when it is given up. The master looks a CID up among its names and,
-//! failing that, among its blocks.
+//! failing that, among its blocks. Of an object that is here already what is lacking is asked for, and nothing is
+//! bound.
 
 #![expect(
     clippy::wildcard_enum_match_arm,

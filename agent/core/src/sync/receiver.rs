@@ -143,6 +143,7 @@ impl Sync {
         }
         let Some(mut group) = self.incoming.remove(&key) else { return };
         group.touch(now);
+        self.fetches.moves(now, &group, out);
         let result = match news {
             News::Answer(Answer::Failed(failure)) | News::Written(Err(failure)) => {
                 if failure.kind == FailureKind::Busy {

@@ -1,7 +1,7 @@
 //! redb's storage on a file of the store's disk.
 //!
-//! Duty: pass redb's reads and writes on, through the checks of pages, and count them. It remembers that the device said it was full,
-//! because redb answers later operations with an error that no longer tells.
+//! Duty: pass redb's reads and writes on, through the checks of pages, and count them. It remembers that the
+//! device said it was full, because redb answers later operations with an error that no longer tells.
 
 use super::check::CheckedFile;
 use crate::disk::DiskFile;

@@ -1,8 +1,9 @@
 //! A check for each page of the index file, below redb, which verifies none when it reads.
 //!
 //! Duty: keep the CRC of every page that was written, bound to the page's number, and hand out only what fits: a
-//! rotten, misdirected, torn or forgotten page is an error, never an answer. The CRCs of 1,024 pages fill a check
-//! page in front of them. Memory: a check page is loaded with the first of its pages that is asked for and then
+//! rotten, misdirected or torn page is an error, never an answer, and so is one that this process wrote and the device
+//! forgot; a device that forgot page and check together, before this start, is not found out. The CRCs of 1,024 pages
+//! fill a check page in front of them. Memory: a check page is loaded with the first of its pages that is asked for and then
 //! stays, 0.1 % of the file; so what is written or read again meanwhile is compared with what this process wrote,
 //! whatever the device says. It refuses access to parts of pages, which redb does not ask for, its header aside.
 //!

@@ -109,6 +109,19 @@ proptest! {
     }
 }
 
+#[test]
+fn an_index_of_another_layout_is_refused_and_its_file_may_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = OsDisk::new(directory.path()).unwrap();
+    let index = open(&disk);
+    let change = index.database().unwrap().begin_write().unwrap();
+    change.open_table(META).unwrap().insert("layout", [LAYOUT + 1].as_slice()).unwrap();
+    change.commit().unwrap();
+    drop(index);
+    let refused = Index::open(&disk, 1 << 20, Level::PORTABLE, &STORE).map(drop).unwrap_err().reason();
+    assert!(refused.contains("another store or layout"), "{refused}");
+}
+
 /// Forty small checkpoints, merged in pieces: more than one run is under way at some time, old tables go, and what
 /// is left is few runs.
 #[test]

@@ -411,6 +411,7 @@ impl<D: Disk> Store<D> {
 
     /// Spares are given back before a batch is refused.
     fn check_quota(&mut self, length: u64, records: &[Record], purpose: Purpose) -> Result<(), CommitError> {
+        self.lower_ceiling();
         let quota = match purpose {
             Purpose::Blocks => self.options.quota_bytes - self.options.reserve_bytes,
             // The core deletes a name by binding it to its deletion.

@@ -40,8 +40,8 @@ pub struct Store<D: Disk> {
     /// Held for the lock on it.
     _lock: D::File,
     options: Options,
-    /// What names, deletions and cleaning may take, each its part of the reserve: the quota, or where more was in use
-    /// when that came, the reserve beyond it, though not more than they might before.
+    /// What names, deletions and cleaning may take, each its part of the reserve: the quota, or where more than that is
+    /// in use, the reserve beyond it. It comes down with what is in use, and goes up with the quota alone.
     ceiling_bytes: u64,
     id: StoreId,
     segments: Segments<D>,
@@ -101,14 +101,14 @@ impl<D: Disk> Store<D> {
             }
         }
         self.make_room_for_reserve();
-        self.set_ceiling();
+        self.lower_ceiling();
     }
 
-    fn set_ceiling(&mut self) {
+    fn lower_ceiling(&mut self) {
         let Options { quota_bytes, reserve_bytes, .. } = self.options;
         let used = self.used_bytes();
-        let beyond = (used + reserve_bytes).min(self.ceiling_bytes);
-        self.ceiling_bytes = if used > quota_bytes { beyond } else { quota_bytes };
+        let beyond = if used > quota_bytes { used + reserve_bytes } else { quota_bytes };
+        self.ceiling_bytes = beyond.min(self.ceiling_bytes).max(quota_bytes);
     }
 
     /// Where the newest record of a block lies: memory table, then index, each behind its filters.

@@ -194,7 +194,7 @@ fn open_once<D: Disk>(
     if report.index_rebuilt.is_some() {
         store.make_room_for_reserve();
     }
-    store.set_ceiling();
+    store.lower_ceiling();
     Ok((store, report))
 }
 
