@@ -156,7 +156,9 @@ impl Fetches {
             && open.word_at_ms <= now.mono_ms
         {
             open.word_at_ms = now.mono_ms + PROGRESS_MS;
-            let (done, total) = (group.bytes_came, entry.incoming.meta.size);
+            let total = entry.incoming.meta.size;
+            // manifests come too
+            let done = group.bytes_came.min(total);
             out.tell(Message::Progress { ticket, done, total });
         }
     }
