@@ -243,9 +243,13 @@ fn with_others(first: Sourced<Profile>) -> Result<(Sourced<Profile>, Vec<Profile
     }
     let mut next = 0;
     while next < profiles.len() {
-        let mut on = profiles[next].on.clone();
+        let (name, mut on) = (profiles[next].name.clone(), profiles[next].on.clone());
         for (condition, wish) in on.each_mut() {
-            let key = format!("[on] {condition} of profile {}", profiles[next].name);
+            // it stays: no library has to know a profile of one's own
+            if *wish == name {
+                continue;
+            }
+            let key = format!("[on] {condition} of profile {name}");
             let found = library::profile(&Sourced::new(wish.clone(), from.clone()));
             let profile = found.map_err(|error| of_reaction(error, key))?;
             wish.clone_from(&profile.name);
