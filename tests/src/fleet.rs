@@ -3,8 +3,9 @@
 //! Duty: joins nodes (peers, broker), waits until they have nothing left to tell each other, and compares
 //! what they hold byte for byte. Fails by panic with what each node says of itself.
 
-use crate::broker::Certificates;
+use crate::broker::{Certificates, Proxy};
 use crate::node::{Node, wait_for};
+use larder_core::role::Role;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -56,6 +57,19 @@ impl Fleet {
         fleet
     }
 
+    /// A started fleet in which the leecher takes all, and a proxy is in the victim's link; all receive in windows of
+    /// the balanced profile.
+    pub fn with_proxy(port: u16, victim: Role) -> (Self, Proxy) {
+        let (mut fleet, proxy) = (Self::new(port), Proxy::start(port));
+        connect(fleet.of_role(victim), proxy.port());
+        fleet.leecher.set("node", "subscribe", "[\"\"]");
+        for node in [&fleet.master, &fleet.leecher] {
+            node.set("node", "profile", "\"balanced\"");
+        }
+        fleet.start();
+        (fleet, proxy)
+    }
+
     /// Three nodes that trust each other and have no link.
     pub fn without_broker() -> Self {
         let (master, worker) = (Node::new("hub", "master"), Node::new("cam", "worker"));
@@ -63,6 +77,15 @@ impl Fleet {
         befriend(&master, &worker);
         befriend(&master, &leecher);
         Self { master, worker, leecher }
+    }
+
+    /// The one that has this role.
+    pub fn of_role(&mut self, role: Role) -> &mut Node {
+        match role {
+            Role::Master => &mut self.master,
+            Role::Worker => &mut self.worker,
+            Role::Leecher => &mut self.leecher,
+        }
     }
 
     /// All three.

@@ -1,5 +1,6 @@
 //! Brokers that are absent, forget, refuse and break, and agents that die: the fleet goes on where it was.
 
+use larder_core::role::Role;
 use larder_tests::broker::{Config, Mosquitto, Proxy, free_port};
 use larder_tests::fleet::{Contents, Fleet, assert_holds, befriend, connect, contents, number, put, settled};
 use larder_tests::node::{Node, noise, wait_for};
@@ -104,59 +105,22 @@ fn a_refused_login_is_said_in_plain_words_and_works_once_corrected() {
     assert_holds(&fleet.master, &contents([("a", b"a".to_vec())]));
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Victim {
-    Worker,
-    Master,
-    Leecher,
-}
-
-impl Victim {
-    fn of(self, fleet: &mut Fleet) -> &mut Node {
-        match self {
-            Victim::Worker => &mut fleet.worker,
-            Victim::Master => &mut fleet.master,
-            Victim::Leecher => &mut fleet.leecher,
-        }
-    }
-
-    /// How often its link carries everything: to the master, from it, or both.
-    fn passes(self) -> u64 {
-        match self {
-            Victim::Worker | Victim::Leecher => 1,
-            Victim::Master => 2,
-        }
-    }
-
-    /// A fleet in which the leecher takes all and the victim's link goes through the proxy; all receive in
-    /// windows of [`WINDOW_BYTES`].
-    fn fleet(self, broker: &Mosquitto) -> (Fleet, Proxy) {
-        let mut fleet = Fleet::new(broker.port());
-        let proxy = Proxy::start(broker.port());
-        connect(self.of(&mut fleet), proxy.port());
-        fleet.leecher.set("node", "subscribe", "[\"\"]");
-        for node in [&fleet.master, &fleet.leecher] {
-            node.set("node", "profile", "\"balanced\"");
-        }
-        fleet.start();
-        (fleet, proxy)
-    }
-
-    /// Checks that its link carried what it had to, and no more than a window again for each interruption.
-    #[track_caller]
-    fn assert_carried(self, carried: u64, bytes: usize, interruptions: u64) {
-        println!("{self:?}: {carried} bytes carried for {bytes}, {interruptions} interruptions");
-        // manifests, packets and what they answer: 2 %
-        let bytes = bytes as u64 + bytes as u64 / 50;
-        let bound = self.passes() * (bytes + interruptions * WINDOW_BYTES);
-        assert!(carried < bound, "{self:?}: {carried} bytes carried, {bound} are the limit");
-    }
+/// Checks that the victim's link carried what it had to, and no more than a window again for each interruption.
+#[track_caller]
+fn assert_carried(victim: Role, carried: u64, bytes: usize, interruptions: u64) {
+    println!("{victim}: {carried} bytes carried for {bytes}, {interruptions} interruptions");
+    // to the master, from it, or both
+    let passes = if victim == Role::Master { 2 } else { 1 };
+    // manifests, packets and what they answer: 2 %
+    let bytes = bytes as u64 + bytes as u64 / 50;
+    let bound = passes * (bytes + interruptions * WINDOW_BYTES);
+    assert!(carried < bound, "{victim}: {carried} bytes carried, {bound} are the limit");
 }
 
 /// The victim's link breaks after every `packets` packets until `enough` says that it has been so.
-fn link_dropped_after(packets: u64, bytes: usize, victim: Victim, enough: impl Fn(&Fleet, &Proxy) -> bool) {
+fn link_dropped_after(packets: u64, bytes: usize, victim: Role, enough: impl Fn(&Fleet, &Proxy) -> bool) {
     let broker = mosquitto();
-    let (fleet, proxy) = victim.fleet(&broker);
+    let (fleet, proxy) = Fleet::with_proxy(broker.port(), victim);
     let seed = packets.to_string();
     let files = contents([("large", noise(bytes, &seed)), ("empty", Vec::new()), ("one", vec![1])]);
     // a connection that is older than the order has had its packets already
@@ -172,7 +136,7 @@ fn link_dropped_after(packets: u64, bytes: usize, victim: Victim, enough: impl F
     proxy.drop_after_packets(0);
     fleet.settled();
     fleet.assert_hold(&files);
-    victim.assert_carried(proxy.bytes() - before, bytes, drops);
+    assert_carried(victim, proxy.bytes() - before, bytes, drops);
 }
 
 fn has_large(node: &Node) -> bool {
@@ -184,9 +148,9 @@ fn all_have_large(fleet: &Fleet) -> bool {
 }
 
 /// Three fleets beside each other, since most of it is waiting.
-fn of_each_victim(test: impl Fn(Victim) + Sync) {
+fn of_each_victim(test: impl Fn(Role) + Sync) {
     thread::scope(|scope| {
-        for victim in [Victim::Worker, Victim::Master, Victim::Leecher] {
+        for victim in [Role::Worker, Role::Master, Role::Leecher] {
             let test = &test;
             scope.spawn(move || test(victim));
         }
@@ -246,9 +210,9 @@ fn two_agents_of_one_name_both_say_so_without_a_busy_loop_and_one_alone_works() 
     assert_holds(&hub, &contents([("a", b"a".to_vec())]));
 }
 
-fn killed_in_mid_transfer(victim: Victim) {
+fn killed_in_mid_transfer(victim: Role) {
     let broker = mosquitto();
-    let (mut fleet, proxy) = victim.fleet(&broker);
+    let (mut fleet, proxy) = Fleet::with_proxy(broker.port(), victim);
     let mut files: Contents = contents([("large", noise(16_000_000, "large")), ("empty", Vec::new())]);
     for index in 0..20 {
         files.insert(format!("small/{index}"), noise(500 + index, "small"));
@@ -259,10 +223,10 @@ fn killed_in_mid_transfer(victim: Victim) {
         put(&fleet.worker, name, bytes);
     }
     wait_for("the transfer is held up", || proxy.is_stalled().then_some(()));
-    let node = victim.of(&mut fleet);
+    let node = fleet.of_role(victim);
     let is_under_way = match victim {
-        Victim::Worker => node.status()["peers"][0]["outbox_empty"] == false,
-        Victim::Master | Victim::Leecher => !has_large(node),
+        Role::Worker => node.status()["peers"][0]["outbox_empty"] == false,
+        Role::Master | Role::Leecher => !has_large(node),
     };
     assert!(is_under_way, "it is not in mid-transfer");
     node.signal(Signal::KILL);
@@ -272,12 +236,12 @@ fn killed_in_mid_transfer(victim: Victim) {
     fleet.settled();
     fleet.assert_hold(&files);
     let bytes: usize = files.values().map(Vec::len).sum();
-    victim.assert_carried(proxy.bytes() - before, bytes, 1);
+    assert_carried(victim, proxy.bytes() - before, bytes, 1);
     // of a sender that was killed the link alone knows what it sent before
     let sender = match victim {
-        Victim::Worker => None,
-        Victim::Master => Some(&fleet.worker),
-        Victim::Leecher => Some(&fleet.master),
+        Role::Worker => None,
+        Role::Master => Some(&fleet.worker),
+        Role::Leecher => Some(&fleet.master),
     };
     if let Some(sender) = sender {
         let sent = number(&sender.status(), "sync", "bytes_sent");
@@ -291,15 +255,15 @@ fn killed_in_mid_transfer(victim: Victim) {
 
 #[test]
 fn a_worker_killed_in_mid_transfer_goes_on_after_its_restart() {
-    killed_in_mid_transfer(Victim::Worker);
+    killed_in_mid_transfer(Role::Worker);
 }
 
 #[test]
 fn a_master_killed_in_mid_transfer_goes_on_after_its_restart() {
-    killed_in_mid_transfer(Victim::Master);
+    killed_in_mid_transfer(Role::Master);
 }
 
 #[test]
 fn a_leecher_killed_in_mid_transfer_goes_on_after_its_restart() {
-    killed_in_mid_transfer(Victim::Leecher);
+    killed_in_mid_transfer(Role::Leecher);
 }

@@ -3,8 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
+use larder_core::role::Role;
 use larder_tests::broker::{Config, Mosquitto, Proxy};
-use larder_tests::fleet::{Contents, Fleet, connect, number, put};
+use larder_tests::fleet::{Contents, Fleet, number, put};
 use larder_tests::node::{Node, noise, wait_for};
 use larder_tests::wire;
 use serde_json::json;
@@ -78,53 +79,30 @@ fn end_of_log(store: &Path) -> (PathBuf, u64) {
     (newest, bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1)
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Victim {
-    Worker,
-    Master,
-    Leecher,
-}
-
-impl Victim {
-    fn of(self, fleet: &mut Fleet) -> &mut Node {
-        match self {
-            Victim::Worker => &mut fleet.worker,
-            Victim::Master => &mut fleet.master,
-            Victim::Leecher => &mut fleet.leecher,
-        }
-    }
-}
-
 /// A fleet in which the leecher takes all and the victim's link goes through a proxy.
 struct World {
     _broker: Mosquitto,
     proxy: Proxy,
     fleet: Fleet,
-    victim: Victim,
+    victim: Role,
 }
 
 impl World {
-    fn new(victim: Victim) -> World {
+    fn new(victim: Role) -> World {
         let broker = Mosquitto::start(Config { persistence: true, ..Config::default() });
-        let (proxy, mut fleet) = (Proxy::start(broker.port()), Fleet::new(broker.port()));
-        connect(victim.of(&mut fleet), proxy.port());
-        fleet.leecher.set("node", "subscribe", "[\"\"]");
-        for node in [&fleet.master, &fleet.leecher] {
-            node.set("node", "profile", "\"balanced\"");
-        }
-        fleet.start();
+        let (fleet, proxy) = Fleet::with_proxy(broker.port(), victim);
         World { _broker: broker, proxy, fleet, victim }
     }
 
     /// Has the worker put an object, and kills the victim when a part of it is on its flash and more under way.
     fn killed_in_mid_transfer(&mut self, name: &str, bytes: &[u8]) {
-        let node = self.victim.of(&mut self.fleet);
+        let node = self.fleet.of_role(self.victim);
         let blocks = number(&node.status(), "store", "blocks");
         self.proxy.stall_after_bytes(HELD_UP_BYTES);
         put(&self.fleet.worker, name, bytes);
         wait_for("the transfer is held up", || self.proxy.is_stalled().then_some(()));
-        let node = self.victim.of(&mut self.fleet);
-        if self.victim == Victim::Worker {
+        let node = self.fleet.of_role(self.victim);
+        if self.victim == Role::Worker {
             // one that is not acknowledged comes last
             let mut stream = node.connect();
             let batches = number(&node.status(), "store", "batches");
@@ -145,11 +123,11 @@ impl World {
 
     fn start_again(&mut self) {
         self.proxy.unstall();
-        self.victim.of(&mut self.fleet).start();
+        self.fleet.of_role(self.victim).start();
     }
 }
 
-fn damaged_in_mid_transfer(victim: Victim) {
+fn damaged_in_mid_transfer(victim: Role) {
     let mut world = World::new(victim);
     let other = Node::new("other", "worker");
     put(&other, "other", b"other");
@@ -158,10 +136,10 @@ fn damaged_in_mid_transfer(victim: Victim) {
         let bytes = noise(OBJECT_BYTES, name);
         world.killed_in_mid_transfer(name, &bytes);
         files.insert(name.to_owned(), bytes);
-        harm(&victim.of(&mut world.fleet).store(), &other.store());
+        harm(&world.fleet.of_role(victim).store(), &other.store());
         world.start_again();
         world.fleet.settled();
-        let notes = victim.of(&mut world.fleet).status()["store"]["notes"].to_string();
+        let notes = world.fleet.of_role(victim).status()["store"]["notes"].to_string();
         assert!(notes.contains(said), "{name}: {notes}");
         for node in world.fleet.nodes() {
             assert!(node.get(name) == Some(files[name].clone()), "{}: {name}", node.name());
@@ -172,17 +150,17 @@ fn damaged_in_mid_transfer(victim: Victim) {
 
 #[test]
 fn a_damaged_master_ends_with_the_same_bytes_as_all() {
-    damaged_in_mid_transfer(Victim::Master);
+    damaged_in_mid_transfer(Role::Master);
 }
 
 #[test]
 fn a_damaged_worker_ends_with_the_same_bytes_as_all() {
-    damaged_in_mid_transfer(Victim::Worker);
+    damaged_in_mid_transfer(Role::Worker);
 }
 
 #[test]
 fn a_damaged_leecher_ends_with_the_same_bytes_as_all() {
-    damaged_in_mid_transfer(Victim::Leecher);
+    damaged_in_mid_transfer(Role::Leecher);
 }
 
 /// Flips a bit of these bytes in the log.
@@ -208,7 +186,7 @@ fn damaged_block(node: &Node, name: &str, bytes: &[u8]) -> String {
 
 #[test]
 fn a_block_rotten_before_its_upload_is_named_and_a_new_put_brings_it_everywhere() {
-    let mut world = World::new(Victim::Worker);
+    let mut world = World::new(Role::Worker);
     let bytes = noise(OBJECT_BYTES, "rotten");
     world.killed_in_mid_transfer("rotten", &bytes);
     flip(&world.fleet.worker.store(), &bytes[OBJECT_BYTES - 64..]);
@@ -230,11 +208,11 @@ fn a_block_rotten_before_its_upload_is_named_and_a_new_put_brings_it_everywhere(
 
 #[test]
 fn a_block_that_rots_on_a_receiver_in_mid_transfer_is_asked_for_again() {
-    for victim in [Victim::Master, Victim::Leecher] {
+    for victim in [Role::Master, Role::Leecher] {
         let mut world = World::new(victim);
         let bytes = noise(OBJECT_BYTES, "rotten");
         world.killed_in_mid_transfer("rotten", &bytes);
-        flip(&victim.of(&mut world.fleet).store(), &bytes[200_000..200_064]);
+        flip(&world.fleet.of_role(victim).store(), &bytes[200_000..200_064]);
         world.start_again();
         world.fleet.settled();
         world.fleet.assert_hold(&Contents::from([("rotten".to_owned(), bytes)]));

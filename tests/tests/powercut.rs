@@ -2,8 +2,8 @@
 //!
 //! An agent takes puts, new versions and removals on a logged ext4, and cleans meanwhile, so that segments are moved
 //! and used again. At each answer the length of the log is noted. A cut at or behind that entry must leave what was
-//! answered: the store opens, every object that was acknowledged and not touched since has its bytes before anything
-//! could have repaired them, and `verify` finds nothing wrong.
+//! answered: the store opens, every object that was acknowledged and not touched since has its bytes, and `verify` finds
+//! nothing wrong. Of two cuts one is read before anything could have repaired it, the other is recovered by the agent.
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
