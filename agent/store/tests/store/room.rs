@@ -1,10 +1,7 @@
 //! What is left when there is hardly room: the reserve, what counts as used, and segments of another size.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
-use common::faults::FaultDisk;
-use common::*;
+use crate::common::faults::FaultDisk;
+use crate::common::*;
 use larder_store::{CommitError, Disk, Hash, Op, Options, Prepare, Store};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -1,9 +1,6 @@
 //! What rots in the index costs the index, which is made again, and nothing that the log has.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use larder_store::{Hash, Op, OsDisk, Store};
 use std::fs;
 use std::path::Path;

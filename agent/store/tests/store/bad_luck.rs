@@ -1,10 +1,7 @@
 //! What the store makes of bad luck: each case ends in a clear message, and everything else is served.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
-use common::faults::FaultDisk;
-use common::*;
+use crate::common::faults::FaultDisk;
+use crate::common::*;
 use larder_store::{
     CommitError, Hash, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, Prepare, ReadError, Store,
     VerifyPosition,

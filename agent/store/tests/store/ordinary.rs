@@ -1,11 +1,8 @@
 //! What the store promises when nothing goes wrong.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
+use crate::common::faults::FaultDisk;
+use crate::common::*;
 use bytes::Bytes;
-use common::faults::FaultDisk;
-use common::*;
 use larder_store::{CommitError, Op, Options, Prepare, Store, limits, rebuild_index};
 
 #[test]

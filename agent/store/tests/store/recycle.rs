@@ -1,10 +1,7 @@
 //! Emptied segments come back as the next ones, and nothing they held comes back with them.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
-use common::faults::FaultDisk;
-use common::*;
+use crate::common::faults::FaultDisk;
+use crate::common::*;
 use larder_store::{CommitError, Op, Options, OsDisk, Prepare, Store, rebuild_index};
 use std::collections::BTreeSet;
 use std::fs;

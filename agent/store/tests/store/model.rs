@@ -1,11 +1,8 @@
 //! The store against a map: any program of operations, with reopening, killing, checkpoints, rebuilding and
 //! cleaning in between, leaves what a map would hold.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use larder_store::{Hash, Op, Options, OsDisk, Prepare, Store, rebuild_index};
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -1,5 +1,4 @@
 //! What the store's tests share: small stores in temporary directories, blocks that are easy to tell apart.
-#![allow(dead_code, reason = "each test crate uses its own part")]
 
 pub(crate) mod faults;
 

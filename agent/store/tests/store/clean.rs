@@ -1,10 +1,7 @@
 //! Cleaning gives space back and loses nothing.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
-use common::faults::FaultDisk;
-use common::*;
+use crate::common::faults::FaultDisk;
+use crate::common::*;
 use larder_store::{Hash, MaintainError, Op, Options, OsDisk, Store, rebuild_index};
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;

@@ -1,10 +1,7 @@
 //! Files that can not be opened or read, one at a time: the store starts, says so, and serves the rest.
-#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-mod common;
-
-use common::faults::FaultDisk;
-use common::*;
+use crate::common::faults::FaultDisk;
+use crate::common::*;
 use larder_store::{MaintainError, OpenError, Store};
 use std::sync::atomic::Ordering::SeqCst;
 
