@@ -102,8 +102,8 @@ impl Node {
         {
             self.pass(now, message, out);
         }
-        let sync = &self.sync;
-        if self.power.ride(now, || sync.is_busy(), out) {
+        let (sync, control) = (&self.sync, &self.control);
+        if self.power.ride(now, || sync.is_busy() || control.is_busy(now), out) {
             self.follow_profile(now);
         }
         let (messages, bytes) = out.take_sent();

@@ -144,14 +144,15 @@ impl Handle {
 
 /// An agent that has opened its store and is about to run.
 pub struct Agent {
-    node: Node,
+    /// Like the effects boxed: by far the largest parts, which would else be moved with every future that runs this.
+    node: Box<Node>,
     core: Settings,
     /// What was in force at the start: some of it stays so.
     opened: Effective,
     board: Board,
     machine: Machine,
     started: Instant,
-    effects: Effects,
+    effects: Box<Effects>,
     engine: Engine,
     hasher: Hasher,
     wire: Option<Wire>,
@@ -213,13 +214,13 @@ impl Agent {
         };
         let (give, orders) = mpsc::channel(ORDERS_MAX);
         let agent = Agent {
-            node: Node::new(&core),
+            node: Box::new(Node::new(&core)),
             core,
             opened: effective,
             board: config.board.value.clone(),
             machine: machine.clone(),
             started: Instant::now(),
-            effects: Effects::default(),
+            effects: Box::default(),
             engine,
             hasher: Hasher::start().map_err(RunError::Start)?,
             wire,

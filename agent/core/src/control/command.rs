@@ -22,9 +22,13 @@ const COMMAND_MS: u64 = 30_000;
 /// Milliseconds between two words about a command that takes long.
 const PROGRESS_MS: u64 = COMMAND_MS / 3;
 
+/// Milliseconds that a radio is kept awake for one answer: what takes longer may hang.
+const AWAKE_MS: u64 = 10 * 60_000;
+
 /// A command of another node that is not answered yet.
 pub(super) struct Obeying {
     given_up_at_ms: u64,
+    awake_until_ms: u64,
     /// When its asker is told how far it is, and what, if it takes long.
     word: Option<(u64, Response)>,
 }
@@ -34,6 +38,7 @@ pub(super) struct Sent {
     origin: Origin,
     to: NodeName,
     expires_at_ms: u64,
+    awake_until_ms: u64,
 }
 
 impl Control {
@@ -69,7 +74,8 @@ impl Control {
         let envelope = Envelope::seal(&self.settings.key, between, counter, expires_ms, body);
         let payload = Bytes::from(envelope.encode());
         out.tell(Message::Post { to: to.clone(), channel: Channel::Command, payload });
-        self.sent.insert(counter, Sent { origin, to, expires_at_ms: now.mono_ms + COMMAND_MS });
+        let (expires_at_ms, awake_until_ms) = (now.mono_ms + COMMAND_MS, now.mono_ms + AWAKE_MS);
+        self.sent.insert(counter, Sent { origin, to, expires_at_ms, awake_until_ms });
     }
 
     fn between<'a>(&'a self, to: &'a NodeName, channel: Channel) -> Between<'a> {
@@ -121,7 +127,11 @@ impl Control {
             return Err(format!("command {} was obeyed already", envelope.counter));
         }
         *last = envelope.counter;
-        let obeying = Obeying { given_up_at_ms: now.mono_ms + COMMAND_MS, word: None };
+        let obeying = Obeying {
+            given_up_at_ms: now.mono_ms + COMMAND_MS,
+            awake_until_ms: now.mono_ms + AWAKE_MS,
+            word: None,
+        };
         self.obeying.insert((from.clone(), envelope.counter), obeying);
         self.obey(now, from, &envelope, out);
         Ok(())
@@ -228,6 +238,14 @@ impl Control {
             }
         }
         words.into_iter().for_each(|(key, word)| self.post_answer(key, &word, out));
+    }
+
+    /// Whether an answer to a command is still awaited, here or by another node, and worth an awake radio.
+    pub fn is_busy(&self, now: Time) -> bool {
+        let until_ms = self.obeying.values().map(|one| one.given_up_at_ms.min(one.awake_until_ms));
+        until_ms
+            .chain(self.sent.values().map(|one| one.awake_until_ms))
+            .any(|until_ms| until_ms > now.mono_ms)
     }
 
     /// A deadline has come: commands without an answer have failed.

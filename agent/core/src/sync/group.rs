@@ -135,6 +135,8 @@ pub(super) struct InGroup {
     /// The children of the manifest before: they have come, though a look-up may not know them yet.
     pub(super) before: Vec<Child>,
     pub(super) credit: Credit,
+    /// A block that the sender could not read.
+    pub(super) lost: Option<BlockId>,
     /// Outcomes not yet acknowledged.
     pub(super) outcomes: Vec<(u16, Outcome)>,
     pub(super) acknowledged: usize,
@@ -159,6 +161,7 @@ impl InGroup {
             ahead: Ahead::Unknown,
             before: Vec::new(),
             credit: Credit::default(),
+            lost: None,
             outcomes: Vec::new(),
             acknowledged: 0,
             retry_at_ms: u64::MAX,

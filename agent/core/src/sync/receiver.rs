@@ -15,7 +15,7 @@ use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message,
 use crate::name::Name;
 use crate::note::Note;
 use crate::object::manifest::{Child, Manifest};
-use crate::request::FailureKind;
+use crate::request::{Failure, FailureKind};
 use crate::role::{Role, may_announce};
 use crate::time::Time;
 use bytes::Bytes;
@@ -23,10 +23,16 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// Why a transfer is forgotten. Its sender knows nothing of it any more; were that wrong it would announce again.
-const SILENT: &str = "the sender went silent";
+fn went_silent() -> Failure {
+    Failure::new(FailureKind::Disk, "the sender went silent")
+}
 
 /// A group is wrong or stuck: it is dropped, and the sender announces it again later.
-struct GivenUp(String);
+struct GivenUp(Failure);
+
+fn amiss(what: &str) -> GivenUp {
+    GivenUp(Failure::new(FailureKind::Disk, what))
+}
 
 impl Sync {
     pub(super) fn announced(&mut self, now: Time, from: &NodeName, announce: Announce, out: &mut Effects) {
@@ -78,7 +84,7 @@ impl Sync {
         else {
             return false;
         };
-        self.fetches.finished(now, &group, Some(SILENT), out);
+        self.fetches.finished(now, &group, Some(went_silent()), out);
         true
     }
 
@@ -149,7 +155,7 @@ impl Sync {
                 if failure.kind == FailureKind::Busy {
                     self.wires.post(peer, &SyncMessage::Busy { group: group_id }, out);
                 }
-                Err(GivenUp(failure.message))
+                Err(GivenUp(failure))
             }
             News::Answer(answer) => self.step_answered(&key, &mut group, step, answer, out),
             News::Written(Ok(done)) => self.step_written(&key, &mut group, step, done, out),
@@ -209,7 +215,7 @@ impl Sync {
                 plan(group, index, found.into_iter().next().flatten(), &key.0, self.wires.role, false);
                 self.bind(key, group, index, out);
             }
-            (_, _) => return Err(GivenUp("the store gave an answer to another question".into())),
+            (_, _) => return Err(amiss("the store gave an answer to another question")),
         }
         Ok(())
     }
@@ -240,7 +246,7 @@ impl Sync {
                 let names = vec![group.entries[usize::from(index)].name.clone()];
                 self.ask_for(key, group, Step::Again(index), Question::Lookup(names), out);
             }
-            (_, _) => return Err(GivenUp("the store answered a write that was none".into())),
+            (_, _) => return Err(amiss("the store answered a write that was none")),
         }
         Ok(())
     }
@@ -518,6 +524,9 @@ impl Sync {
         if group.round == round && group.expected.remove(&id).is_some()
             || group.node.as_ref().is_some_and(|n| n.0.id == id)
         {
+            if why == Refusal::Lost {
+                group.lost = Some(id);
+            }
             if group.walking.is_some() {
                 group.refuse_walked(why);
             } else {
@@ -543,9 +552,9 @@ impl Sync {
             self.wires.post(&key.0, &SyncMessage::Ack { group: key.1, outcomes }, out);
         }
         if let Err(GivenUp(why)) = result {
-            self.wires.numbers.last_problem = format!("from {}: {why}", key.0);
-            out.note(Note::Store { what: why.clone() });
-            return self.fetches.finished(now, &group, Some(&why), out);
+            self.wires.numbers.last_problem = format!("from {}: {}", key.0, why.message);
+            out.note(Note::Store { what: why.message.clone() });
+            return self.fetches.finished(now, &group, Some(why), out);
         }
         if group.is_done() && group.outcomes.is_empty() {
             return self.fetches.finished(now, &group, None, out);
@@ -567,7 +576,7 @@ impl Sync {
             }
             let Some(mut group) = self.incoming.remove(&key) else { continue };
             if group.retry_wait_ms >= RETRY_MS_MAX {
-                self.fetches.finished(now, &group, Some(SILENT), out);
+                self.fetches.finished(now, &group, Some(went_silent()), out);
                 continue;
             }
             group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);

@@ -157,7 +157,8 @@ impl Sync {
         self.pump(now, from, out);
     }
 
-    /// Whether this peer may have a session; the oldest one with nothing under way makes room for it.
+    /// Whether this peer may have a session; the oldest one with nothing under way makes room for it, save with the
+    /// master of this node.
     fn has_session_for(&mut self, now: Time, name: &NodeName, out: &mut Effects) -> bool {
         let others = self.peers.iter().filter(|(other, peer)| *other != name && peer.session.is_some());
         if others.clone().count() < self.sessions_max {
@@ -168,6 +169,8 @@ impl Sync {
                 |((from, _), group): (&(NodeName, u32), &InGroup)| from == other && !group.is_silent();
             peer.out.is_empty() && !self.incoming.iter().any(works)
         };
+        // this node's own master stays: nobody would say hello to it again
+        let others = others.filter(|(other, _)| self.upstream.as_ref() != Some(*other));
         let idle = others.filter(|(other, peer)| is_idle(other, peer)).min_by_key(|(_, peer)| peer.begun);
         let Some(idle) = idle.map(|(other, _)| other.clone()) else { return false };
         self.wires.post(&idle, &SyncMessage::Later, out);

@@ -12,7 +12,7 @@ use larder_core::message::Channel;
 use larder_core::request::{FailureKind, Request, Response};
 use larder_core::seal::Between;
 
-fn remote(node: &str, request: Request) -> Request {
+pub(crate) fn remote(node: &str, request: Request) -> Request {
     Request::Remote { node: name(node), request: Box::new(request) }
 }
 

@@ -116,6 +116,20 @@ fn what_is_damaged_here_is_mended_by_a_fetch_without_a_new_binding() {
 }
 
 #[test]
+fn a_manifest_that_a_fetch_itself_finds_damaged_is_mended_by_it() {
+    let (mut world, master, leecher) = pair(11);
+    let bytes = noise(1, 5 << 20);
+    world.put_now(master, "film", bytes.clone());
+    world.request(leecher, Request::Fetch { target: by_name("film") });
+    let engine = &mut world.machines[leecher].engine;
+    let root = engine.table()["film"];
+    engine.rotten.insert(root);
+    let answer = world.request(leecher, Request::Fetch { target: by_name("film") });
+    assert!(matches!(answer, Response::Fetched { .. }), "{answer:?}");
+    assert!(world.get(leecher, by_name("film")) == Some(bytes));
+}
+
+#[test]
 fn a_fetch_says_how_far_it_is_from_time_to_time() {
     let (mut world, master, leecher) = pair(10);
     world.machines[leecher].job_ms_max = 300;

@@ -1,5 +1,6 @@
 //! Power in a whole fleet: an hour of work under two profiles, noisy sensors, radios that sleep.
 
+use crate::commands::remote;
 use crate::sim::random::Random;
 use crate::sim::setup::{below_settings, master_settings};
 use crate::sim::{START_MS, World};
@@ -292,6 +293,25 @@ fn a_radio_that_sleeps_carries_all_in_bursts_and_loses_nothing() {
     world.run_until(10_000, "who can not wait is obeyed", |world| {
         world.machines[master].engine.names.len() == 61
     });
+}
+
+#[test]
+fn a_radio_stays_awake_until_a_command_of_minutes_is_answered() {
+    let windows = Windows { hours: Vec::new(), every_ms: 15 * MINUTE_MS };
+    let (mut world, master, worker) = pair(85, vec![Steering { windows, ..low_power() }]);
+    world.put_now(worker, "a", noise(1, 12 << 20));
+    world.run_until(20 * MINUTE_MS, "it is there", |world| world.machines[master].engine.names.len() == 1);
+    world.run_ms(MINUTE_MS);
+    let Response::Power(_) = world.request(worker, Request::Send) else { panic!("an answer") };
+    world.run_until(10_000, "the radio is awake", |world| world.net.links[worker].is_up());
+    world.machines[worker].job_ms_max = 20_000;
+    let asked_ms = world.now_ms;
+    let call = world.ask(master, remote("worker", Request::Verify));
+    let answer = world.wait(call);
+    assert!(matches!(&answer, Response::Verified { incomplete, .. } if incomplete.is_empty()), "{answer:?}");
+    assert!(world.now_ms - asked_ms > MINUTE_MS, "that was no command of minutes");
+    world.run_ms(MINUTE_MS);
+    assert!(!world.net.links[worker].is_up(), "{}", world.describe());
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub(crate) struct Engine {
     pub(crate) names: BTreeMap<Name, Bound>,
     pub(crate) settings: BTreeMap<String, Bytes>,
     pub(crate) damaged: BTreeSet<BlockId>,
+    /// Damaged as well, which the first reading finds out.
+    pub(crate) rotten: BTreeSet<BlockId>,
     pub(crate) quota_bytes: u64,
     /// Every name and root that was ever bound, to judge acknowledgements by.
     pub(crate) ever_bound: BTreeSet<(Name, BlockId)>,
@@ -143,6 +145,11 @@ impl Engine {
         let reads = matches!(question, Question::Read(_) | Question::Children(_) | Question::Pack { .. });
         if reads && let Some(kind) = self.failing_reads.pop_front() {
             return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
+        }
+        if let Question::Read(id) | Question::Children(id) = question
+            && self.rotten.remove(&id)
+        {
+            self.damaged.insert(id);
         }
         match question {
             Question::Read(id) | Question::Children(id) if self.damaged.contains(&id) => {
