@@ -20,7 +20,10 @@ use tempfile::TempDir;
 
 /// How long anything may take that is waited for; far more than it takes.
 pub const SOON: Duration = Duration::from_secs(120);
+/// Between the first two looks at something, and the longest between any: a look costs what is looked at its share
+/// of the machine.
 const POLL: Duration = Duration::from_millis(10);
+const POLL_MAX: Duration = Duration::from_millis(200);
 
 /// The program that `LARDER_BIN` names, such as one for another machine behind its emulator; else the `larder`
 /// of this test's own build profile, built if it is not there or older than the test.
@@ -81,12 +84,14 @@ pub fn skip(name: &str, reason: &str) {
 /// When there is none within [`SOON`].
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
+    let mut pause = POLL;
     loop {
         if let Some(found) = look() {
             return found;
         }
         assert!(Instant::now() < deadline, "{what}: not within {SOON:?}");
-        thread::sleep(POLL);
+        thread::sleep(pause);
+        pause = POLL_MAX.min(pause * 5 / 4);
     }
 }
 

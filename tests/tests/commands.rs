@@ -4,14 +4,9 @@
 
 use larder_tests::node::{Node, noise};
 use larder_tests::terminal;
-use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-
-const GIB: u64 = 1 << 30;
 
 fn running() -> Node {
     let mut node = Node::new("cam", "worker");
@@ -215,72 +210,5 @@ fn with_an_agent_commands_go_to_it_and_without_they_open_the_store_themselves() 
         fetch.stderr.contains("no agent runs at") && fetch.stderr.contains("`larder run` starts one"),
         "{}",
         fetch.stderr
-    );
-}
-
-/// What a range of a sparse file with islands holds.
-fn expected(islands: &BTreeMap<u64, Vec<u8>>, from: u64, length: u64) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(length).unwrap()];
-    for (at, island) in islands {
-        for (byte, place) in island.iter().zip(*at..) {
-            if (from..from + length).contains(&place) {
-                bytes[usize::try_from(place - from).unwrap()] = *byte;
-            }
-        }
-    }
-    bytes
-}
-
-#[test]
-fn a_sparse_file_of_five_gib_is_stored_small_and_every_range_of_it_is_right() {
-    let node = running();
-    let file = File::create(node.path("sparse")).unwrap();
-    file.set_len(5 * GIB).unwrap();
-    let places = [0, GIB + 12_345, 4 * GIB - 1_000, 5 * GIB - 3_000];
-    let islands: BTreeMap<u64, Vec<u8>> =
-        places.into_iter().map(|at| (at, noise(3_000, &at.to_string()))).collect();
-    for (at, island) in &islands {
-        file.write_all_at(island, *at).unwrap();
-    }
-    let stored = node.json(["put", "sparse"]).remove(0);
-    assert_eq!(stored["size"], 5 * GIB);
-    let used = node.status()["store"]["used_bytes"].as_u64().unwrap();
-    assert!(used < 100 << 20, "equal blocks are stored once, but {used} bytes are used");
-    for (from, length) in [
-        (0, 5_000),
-        (GIB, 40_000),
-        (4 * GIB - 2_000, 4_000),
-        (5 * GIB - 4_000, 4_000),
-        (3 * GIB, 1),
-        (5 * GIB - 1, 1),
-        (5 * GIB, 0),
-    ] {
-        let (offset, count) = (from.to_string(), length.to_string());
-        let got = node.run(["get", "sparse", "-o", "-", "--offset", &offset, "--length", &count]).expect(0);
-        assert!(got.stdout == expected(&islands, from, length), "{length} bytes from {from}");
-    }
-    let tail = node.run(["get", "sparse", "-o", "-", "--offset", &(5 * GIB - 3_000).to_string()]).expect(0);
-    assert!(tail.stdout == islands[&(5 * GIB - 3_000)]);
-    let mut whole = node.command(["get", "sparse", "-o", "-"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = whole.stdout.take().unwrap();
-    let (mut position, mut piece) = (0, vec![0; 1 << 20]);
-    while position < 5 * GIB {
-        let length = (5 * GIB - position).min(1 << 20);
-        let piece = &mut piece[..usize::try_from(length).unwrap()];
-        stdout.read_exact(piece).unwrap();
-        let holds_an_island = places.iter().any(|at| *at < position + length && position < at + 3_000);
-        if holds_an_island {
-            assert!(piece == expected(&islands, position, length), "from {position}");
-        } else {
-            assert!(piece.iter().all(|byte| *byte == 0), "from {position}");
-        }
-        position += length;
-    }
-    assert_eq!(stdout.read(&mut piece).unwrap(), 0);
-    assert!(whole.wait().unwrap().success());
-    let verified = node.json(["verify"]).remove(0);
-    assert_eq!(
-        (&verified["damaged"], &verified["incomplete"]),
-        (&Value::Array(vec![]), &Value::Array(vec![]))
     );
 }

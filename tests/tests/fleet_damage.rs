@@ -218,3 +218,24 @@ fn a_block_that_rots_on_a_receiver_in_mid_transfer_is_asked_for_again() {
         world.fleet.assert_hold(&Contents::from([("rotten".to_owned(), bytes)]));
     }
 }
+
+#[test]
+fn a_block_that_rots_on_a_master_is_named_to_whoever_fetches_it_and_a_new_put_brings_it_everywhere() {
+    let broker = Mosquitto::start(Config::default());
+    let mut fleet = Fleet::new(broker.port());
+    fleet.start();
+    let (rotten, whole) = (noise(OBJECT_BYTES, "rotten"), noise(OBJECT_BYTES, "whole"));
+    put(&fleet.worker, "rotten", &rotten);
+    put(&fleet.worker, "whole", &whole);
+    fleet.settled();
+    flip(&fleet.master.store(), &rotten[OBJECT_BYTES - 64..]);
+    let block = damaged_block(&fleet.master, "rotten", &rotten);
+    let fetched = fleet.leecher.run(["get", "name:rotten", "-o", "-"]);
+    assert!(fetched.code != 0 && rotten.starts_with(&fetched.stdout), "wrong bytes were served");
+    assert!(fetched.stderr.contains(&block), "{}", fetched.stderr);
+    assert!(fleet.leecher.get("name:whole").as_ref() == Some(&whole), "everything else is served");
+    put(&fleet.worker, "rotten", &rotten);
+    fleet.settled();
+    assert!(fleet.leecher.get("name:rotten").as_ref() == Some(&rotten));
+    fleet.assert_hold(&Contents::from([("rotten".to_owned(), rotten), ("whole".to_owned(), whole)]));
+}

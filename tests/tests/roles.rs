@@ -159,9 +159,10 @@ impl Impostor {
         let began = Instant::now();
         loop {
             self.say_hello(to);
+            let name = self.name.clone();
             let answered = self.within(Duration::from_secs(2), |event| {
-                let message = sync_message(event)?;
-                matches!(message, SyncMessage::Hello(_)).then_some(())
+                let SyncMessage::Hello(hello) = sync_message(&name, event)? else { return None };
+                hello.answers
             });
             if answered.is_some() {
                 return;
@@ -171,7 +172,8 @@ impl Impostor {
     }
 
     fn hears<T>(&mut self, what: &str, mut wanted: impl FnMut(SyncMessage) -> Option<T>) -> T {
-        self.until(what, |event| sync_message(event).and_then(&mut wanted))
+        let name = self.name.clone();
+        self.until(what, |event| sync_message(&name, event).and_then(&mut wanted))
     }
 
     fn hears_outcome(&mut self, of_group: u32) -> Outcome {
@@ -232,10 +234,12 @@ impl Impostor {
     }
 }
 
-fn sync_message(event: &LinkEvent) -> Option<SyncMessage> {
+/// What a node says of sync to the one of this name.
+fn sync_message(to: &NodeName, event: &LinkEvent) -> Option<SyncMessage> {
     let LinkEvent::Message { topic, payload, .. } = event else { return None };
     // a version byte and a signature come first
-    topic.ends_with("/c").then(|| SyncMessage::decode(&payload[65..]).ok()).flatten()
+    let is_to = topic.starts_with(&format!("larder/1/{FLEET}/{to}/sync/")) && topic.ends_with("/c");
+    is_to.then(|| SyncMessage::decode(&payload[65..]).ok()).flatten()
 }
 
 /// Drops so far, and the last reason.
@@ -591,14 +595,15 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
     world.assert_goes_on();
 }
 
-#[test]
-fn one_session_more_than_the_role_has_takes_the_place_of_the_oldest_idle_one_which_is_told() {
+/// A node of this role with one peer more than it has sessions for, all the peers being one impostor; `goes` is the
+/// one whose session ends.
+fn one_session_more_than_the_role_has(role: Role, of_peers: Role, goes: &str) {
     let broker = Mosquitto::start(Config::default());
-    let mut hub = Node::new("hub", "master");
-    connect(&hub, broker.port());
-    let everybody = format!("larder/1/{FLEET}/+/sync/hub/c");
-    let mut imp = Impostor::hearing("imp", Role::Worker, broker.port(), &everybody);
-    let sessions_max = Role::Master.defaults().sessions_max;
+    let mut node = Node::new("node", role.as_str());
+    connect(&node, broker.port());
+    let everybody = format!("larder/1/{FLEET}/+/sync/node/c");
+    let mut imp = Impostor::hearing("imp", of_peers, broker.port(), &everybody);
+    let sessions_max = role.defaults().sessions_max;
     let names: Vec<NodeName> =
         (0..=sessions_max).map(|number| format!("p{number:03}").parse().expect("a plain name")).collect();
     let mut stanzas = String::new();
@@ -606,31 +611,41 @@ fn one_session_more_than_the_role_has_takes_the_place_of_the_oldest_idle_one_whi
         imp.name = name.clone();
         stanzas += &imp.stanza();
     }
-    hub.append(&stanzas);
-    hub.start();
+    node.append(&stanzas);
+    node.start();
     for name in &names[..names.len() - 1] {
         imp.name = name.clone();
-        imp.greet("hub");
+        imp.greet("node");
     }
-    let has_session = |hub: &Node| -> Vec<String> {
-        let status = hub.status();
+    let has_session = |node: &Node| -> Vec<String> {
+        let status = node.status();
         let peers = status["peers"].as_array().expect("a list").iter();
         let peers = peers.filter(|peer| peer["session"] == true);
         peers.map(|peer| peer["node"].as_str().expect("a name").to_owned()).collect()
     };
-    assert_eq!(has_session(&hub).len(), usize::from(sessions_max));
+    assert_eq!(has_session(&node).len(), usize::from(sessions_max));
     imp.name = names[names.len() - 1].clone();
-    imp.say_hello("hub");
-    let to_first = format!("larder/1/{FLEET}/p000/sync/hub/c");
+    imp.say_hello("node");
+    let to_it = format!("larder/1/{FLEET}/{goes}/sync/node/c");
     imp.until("word that there is no session for now", |event| {
         let LinkEvent::Message { topic, payload, .. } = event else { return None };
-        let message = SyncMessage::decode(&payload[65..]).expect("the hub speaks sync");
-        (*topic == to_first && message == SyncMessage::Later).then_some(())
+        let message = SyncMessage::decode(&payload[65..]).expect("the node speaks sync");
+        (*topic == to_it && message == SyncMessage::Later).then_some(())
     });
     imp.hears("a hello", |message| matches!(message, SyncMessage::Hello(_)).then_some(()));
-    let now = has_session(&hub);
+    let now = has_session(&node);
     assert_eq!(now.len(), usize::from(sessions_max));
-    assert!(!now.contains(&"p000".to_owned()) && now.contains(&imp.name.to_string()), "{now:?}");
+    assert!(!now.contains(&goes.to_owned()) && now.contains(&imp.name.to_string()), "{now:?}");
+}
+
+#[test]
+fn a_master_past_its_sessions_ends_the_oldest_idle_one_and_says_so() {
+    one_session_more_than_the_role_has(Role::Master, Role::Worker, "p000");
+}
+
+#[test]
+fn a_leecher_past_its_sessions_ends_the_oldest_idle_one_but_its_own_masters_and_says_so() {
+    one_session_more_than_the_role_has(Role::Leecher, Role::Master, "p001");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use larder_store::planted::{Bug, plant};
 use sim::store::storm::live;
 
 /// Lives a bug has to be found in, and lives that are looked at where there is none.
-const LIVES: u64 = 3000;
+const LIVES: u64 = 1000;
 const SOUND_LIVES: u64 = 300;
 
 /// The first life that breaks a promise, and its words.

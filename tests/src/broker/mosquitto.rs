@@ -118,9 +118,14 @@ impl Mosquitto {
             .expect("mosquitto can be started");
         self.child = Some(child);
         let deadline = Instant::now() + START_WITHIN;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+        loop {
+            // what answers may be somebody else's, who took the port in the meantime
+            let answers = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok();
             let ended = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
             assert!(!ended && Instant::now() < deadline, "mosquitto does not start: {}", self.log());
+            if answers {
+                return;
+            }
             thread::sleep(Duration::from_millis(10));
         }
     }
