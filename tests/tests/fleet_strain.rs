@@ -20,7 +20,7 @@ use std::time::Duration;
 const GIB: u64 = 1 << 30;
 const FILM_BYTES: usize = 6_000_000;
 
-/// Puts more films on the worker than the master has room for; they, and how many of them the master took.
+/// Puts more films on the worker than the master has room for, and gives them once it has said so.
 fn more_than_fits(fleet: &Fleet) -> Contents {
     let mut films = Contents::new();
     for index in 0..6 {

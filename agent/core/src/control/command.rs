@@ -22,15 +22,25 @@ const COMMAND_MS: u64 = 30_000;
 /// Milliseconds between two words about a command that takes long.
 const PROGRESS_MS: u64 = COMMAND_MS / 3;
 
-/// Milliseconds that a radio is kept awake for one answer: what takes longer may hang.
-const AWAKE_MS: u64 = 10 * 60_000;
+/// Milliseconds without a step forward after which what takes long is taken to hang: its asker hears no more of it,
+/// and no radio stays awake for it.
+const HANGS_MS: u64 = 30 * 60_000;
 
 /// A command of another node that is not answered yet.
 pub(super) struct Obeying {
     given_up_at_ms: u64,
-    awake_until_ms: u64,
-    /// When its asker is told how far it is, and what, if it takes long.
-    word: Option<(u64, Response)>,
+    /// How far it is, if it takes long.
+    word: Option<Word>,
+}
+
+struct Word {
+    /// When the asker is told.
+    at_ms: u64,
+    far: Response,
+    /// Whether it went on since the asker was told.
+    moved: bool,
+    /// When that was last so.
+    moved_at_ms: u64,
 }
 
 /// A command of ours that a peer has not answered.
@@ -38,7 +48,6 @@ pub(super) struct Sent {
     origin: Origin,
     to: NodeName,
     expires_at_ms: u64,
-    awake_until_ms: u64,
 }
 
 impl Control {
@@ -74,8 +83,7 @@ impl Control {
         let envelope = Envelope::seal(&self.settings.key, between, counter, expires_ms, body);
         let payload = Bytes::from(envelope.encode());
         out.tell(Message::Post { to: to.clone(), channel: Channel::Command, payload });
-        let (expires_at_ms, awake_until_ms) = (now.mono_ms + COMMAND_MS, now.mono_ms + AWAKE_MS);
-        self.sent.insert(counter, Sent { origin, to, expires_at_ms, awake_until_ms });
+        self.sent.insert(counter, Sent { origin, to, expires_at_ms: now.mono_ms + COMMAND_MS });
     }
 
     fn between<'a>(&'a self, to: &'a NodeName, channel: Channel) -> Between<'a> {
@@ -127,11 +135,7 @@ impl Control {
             return Err(format!("command {} was obeyed already", envelope.counter));
         }
         *last = envelope.counter;
-        let obeying = Obeying {
-            given_up_at_ms: now.mono_ms + COMMAND_MS,
-            awake_until_ms: now.mono_ms + AWAKE_MS,
-            word: None,
-        };
+        let obeying = Obeying { given_up_at_ms: now.mono_ms + COMMAND_MS, word: None };
         self.obeying.insert((from.clone(), envelope.counter), obeying);
         self.obey(now, from, &envelope, out);
         Ok(())
@@ -153,7 +157,8 @@ impl Control {
             && let Some(obeying) = self.obeying.get_mut(&(from.clone(), envelope.counter))
         {
             let begun = Response::Progress { done: 0, total: 0, unit: Unit::Bytes };
-            obeying.word = Some((now.mono_ms + PROGRESS_MS, begun));
+            let (at_ms, moved_at_ms) = (now.mono_ms + PROGRESS_MS, now.mono_ms);
+            obeying.word = Some(Word { at_ms, far: begun, moved: false, moved_at_ms });
         }
         self.request(now, origin, request, out);
     }
@@ -208,8 +213,9 @@ impl Control {
             self.obeying.remove(&key);
             return self.post_answer(key, &response, out);
         }
-        if let Some(Obeying { word: Some((_, word)), .. }) = self.obeying.get_mut(&key) {
-            *word = response;
+        if let Some(Obeying { word: Some(word), .. }) = self.obeying.get_mut(&key) {
+            word.moved |= word.far != response;
+            word.far = response;
         }
     }
 
@@ -229,23 +235,23 @@ impl Control {
     fn give_word(&mut self, now: Time, out: &mut Effects) {
         let mut words = Vec::new();
         for (key, obeying) in &mut self.obeying {
-            if let Some((at_ms, word)) = &mut obeying.word
-                && *at_ms <= now.mono_ms
-            {
-                *at_ms = now.mono_ms + PROGRESS_MS;
-                obeying.given_up_at_ms = now.mono_ms + COMMAND_MS;
-                words.push((key.clone(), word.clone()));
+            let Some(word) = obeying.word.as_mut().filter(|word| word.at_ms <= now.mono_ms) else { continue };
+            if std::mem::take(&mut word.moved) {
+                word.moved_at_ms = now.mono_ms;
+            } else if now.mono_ms - word.moved_at_ms >= HANGS_MS {
+                obeying.word = None;
+                continue;
             }
+            word.at_ms = now.mono_ms + PROGRESS_MS;
+            obeying.given_up_at_ms = now.mono_ms + COMMAND_MS;
+            words.push((key.clone(), word.far.clone()));
         }
         words.into_iter().for_each(|(key, word)| self.post_answer(key, &word, out));
     }
 
-    /// Whether an answer to a command is still awaited, here or by another node, and worth an awake radio.
+    /// Whether an answer to a command is still awaited, here or by another node.
     pub fn is_busy(&self, now: Time) -> bool {
-        let until_ms = self.obeying.values().map(|one| one.given_up_at_ms.min(one.awake_until_ms));
-        until_ms
-            .chain(self.sent.values().map(|one| one.awake_until_ms))
-            .any(|until_ms| until_ms > now.mono_ms)
+        !self.sent.is_empty() || self.obeying.values().any(|one| one.given_up_at_ms > now.mono_ms)
     }
 
     /// A deadline has come: commands without an answer have failed.
@@ -278,8 +284,8 @@ impl Control {
             slack_ms: 1_000,
             why: "a command without an answer",
         });
-        let word_at_ms =
-            self.obeying.values().filter_map(|obeying| obeying.word.as_ref()).map(|(at_ms, _)| *at_ms).min();
+        let words = self.obeying.values().filter_map(|obeying| obeying.word.as_ref());
+        let word_at_ms = words.map(|word| word.at_ms).min();
         let word =
             word_at_ms.map(|at_ms| Deadline { at_ms, slack_ms: 1_000, why: "a command that takes long" });
         [expires, word, self.rest_deadline()].into_iter().flatten().min_by_key(|deadline| deadline.at_ms)

@@ -182,21 +182,14 @@ impl Fetches {
     }
 
     /// A group is finished; if it answers a fetch, that is too.
-    pub(super) fn finished(
-        &mut self,
-        now: Time,
-        group: &InGroup,
-        failed: Option<Failure>,
-        out: &mut Effects,
-    ) {
+    pub(super) fn finished(&mut self, now: Time, group: &InGroup, failed: Option<&str>, out: &mut Effects) {
         let Some(open) = group.request.and_then(|request| self.open.remove(&request)) else { return };
         let fetch = open.fetch;
-        if let Some(failure) = failed {
-            // what was found damaged here is lacking from now on, and is asked for like all that lacks
-            let is_found_out = failure.kind == FailureKind::Damaged;
+        if let Some(why) = failed {
+            let failure = Failure::new(FailureKind::Disk, why);
             return match fetch.ticket {
-                Some(_) if !is_found_out => fetch.fail(failure, out),
-                _ => self.again(now, fetch, failure, out),
+                Some(_) => fetch.fail(failure, out),
+                None => self.again(now, fetch, failure, out),
             };
         }
         let Some(entry) = group.entries.first() else { return };

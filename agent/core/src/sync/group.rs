@@ -15,6 +15,9 @@ use crate::object::manifest::{Child, Manifest};
 use crate::request::Failure;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Damaged manifests a transfer bears: with more the disk is not to be trusted.
+const DAMAGED_MAX: u32 = 64;
+
 /// What the store was asked on behalf of a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
@@ -135,6 +138,8 @@ pub(super) struct InGroup {
     /// The children of the manifest before: they have come, though a look-up may not know them yet.
     pub(super) before: Vec<Child>,
     pub(super) credit: Credit,
+    /// Manifests that were here and turned out damaged.
+    pub(super) damaged: u32,
     /// A block that the sender could not read.
     pub(super) lost: Option<BlockId>,
     /// Outcomes not yet acknowledged.
@@ -161,6 +166,7 @@ impl InGroup {
             ahead: Ahead::Unknown,
             before: Vec::new(),
             credit: Credit::default(),
+            damaged: 0,
             lost: None,
             outcomes: Vec::new(),
             acknowledged: 0,
@@ -176,6 +182,38 @@ impl InGroup {
             Content::Deleted => None,
         };
         self.entries.iter().filter_map(root).collect()
+    }
+
+    /// Roots of what must be here before it is bound.
+    pub(super) fn roots_needed(&self) -> Vec<BlockId> {
+        self.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect()
+    }
+
+    /// Whether a manifest that turned out damaged at this step is one that can be had again.
+    pub(super) fn bears_damage(&self, step: &Step) -> bool {
+        let is_walked = matches!(step, Step::Manifest) && self.node.is_some();
+        (is_walked || matches!(step, Step::Ahead(_))) && self.damaged < DAMAGED_MAX
+    }
+
+    /// Takes in that the manifest of this step is damaged. Whether the walk can not go on without it: not if its turn
+    /// is still to come, or if it was refused since.
+    pub(super) fn lacks(&mut self, step: &Step) -> bool {
+        let Step::Ahead(id) = step else { return true };
+        let is_asked = matches!(self.ahead, Ahead::Asked(asked) if asked == *id);
+        if is_asked {
+            self.ahead = Ahead::Unknown;
+        }
+        is_asked && !self.expected_known
+    }
+
+    /// What was here is compared from the roots on: a manifest that was found damaged is lacking now.
+    pub(super) fn begin_again(&mut self) {
+        self.damaged += 1;
+        self.walking = None;
+        self.nodes.clear();
+        self.node = None;
+        self.ahead = Ahead::Unknown;
+        self.before.clear();
     }
 
     /// Settles an entry; it is acknowledged with the next message.

@@ -23,16 +23,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// Why a transfer is forgotten. Its sender knows nothing of it any more; were that wrong it would announce again.
-fn went_silent() -> Failure {
-    Failure::new(FailureKind::Disk, "the sender went silent")
-}
+const SILENT: &str = "the sender went silent";
 
 /// A group is wrong or stuck: it is dropped, and the sender announces it again later.
-struct GivenUp(Failure);
-
-fn amiss(what: &str) -> GivenUp {
-    GivenUp(Failure::new(FailureKind::Disk, what))
-}
+struct GivenUp(String);
 
 impl Sync {
     pub(super) fn announced(&mut self, now: Time, from: &NodeName, announce: Announce, out: &mut Effects) {
@@ -84,7 +78,7 @@ impl Sync {
         else {
             return false;
         };
-        self.fetches.finished(now, &group, Some(went_silent()), out);
+        self.fetches.finished(now, &group, Some(SILENT), out);
         true
     }
 
@@ -151,11 +145,20 @@ impl Sync {
         group.touch(now);
         self.fetches.moves(now, &group, out);
         let result = match news {
+            News::Answer(Answer::Failed(Failure { kind: FailureKind::Damaged, .. }))
+                if group.bears_damage(&step) =>
+            {
+                if group.lacks(&step) {
+                    group.begin_again();
+                    self.ask_for_roots(&key, &group, out);
+                }
+                Ok(())
+            }
             News::Answer(Answer::Failed(failure)) | News::Written(Err(failure)) => {
                 if failure.kind == FailureKind::Busy {
                     self.wires.post(peer, &SyncMessage::Busy { group: group_id }, out);
                 }
-                Err(GivenUp(failure))
+                Err(GivenUp(failure.message))
             }
             News::Answer(answer) => self.step_answered(&key, &mut group, step, answer, out),
             News::Written(Ok(done)) => self.step_written(&key, &mut group, step, done, out),
@@ -177,18 +180,14 @@ impl Sync {
                 for (index, bound) in group.indices().zip(found) {
                     plan(group, index, bound, &key.0, self.wires.role, mends);
                 }
-                let roots: Vec<BlockId> =
-                    group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
-                if roots.is_empty() {
+                if group.roots_needed().is_empty() {
                     group.expected_known = true;
                     return self.roots_here(key, group, out);
                 }
-                self.ask_for(key, group, Step::Roots, Question::Has(roots), out);
+                self.ask_for_roots(key, group, out);
             }
             (Step::Roots, Answer::Has(here)) => {
-                let roots: Vec<BlockId> =
-                    group.entries.iter().filter_map(|entry| entry.needs().map(|(root, _)| root)).collect();
-                group.expect_roots(roots.into_iter().zip(here));
+                group.expect_roots(group.roots_needed().into_iter().zip(here));
                 self.want(key, group, out);
                 return self.round_may_be_over(key, group, out);
             }
@@ -215,7 +214,7 @@ impl Sync {
                 plan(group, index, found.into_iter().next().flatten(), &key.0, self.wires.role, false);
                 self.bind(key, group, index, out);
             }
-            (_, _) => return Err(amiss("the store gave an answer to another question")),
+            (_, _) => return Err(GivenUp("the store gave an answer to another question".into())),
         }
         Ok(())
     }
@@ -246,7 +245,7 @@ impl Sync {
                 let names = vec![group.entries[usize::from(index)].name.clone()];
                 self.ask_for(key, group, Step::Again(index), Question::Lookup(names), out);
             }
-            (_, _) => return Err(amiss("the store answered a write that was none")),
+            (_, _) => return Err(GivenUp("the store answered a write that was none".into())),
         }
         Ok(())
     }
@@ -334,7 +333,8 @@ impl Sync {
         out: &mut Effects,
     ) -> Result<(), GivenUp> {
         for index in group.indices() {
-            if group.entries[usize::from(index)].needs().is_none_or(|(_, depth)| depth == 0) {
+            let entry = &group.entries[usize::from(index)];
+            if !entry.content_here && entry.needs().is_none_or(|(_, depth)| depth == 0) {
                 self.content_here(key, group, index, out);
             }
         }
@@ -552,9 +552,9 @@ impl Sync {
             self.wires.post(&key.0, &SyncMessage::Ack { group: key.1, outcomes }, out);
         }
         if let Err(GivenUp(why)) = result {
-            self.wires.numbers.last_problem = format!("from {}: {}", key.0, why.message);
-            out.note(Note::Store { what: why.message.clone() });
-            return self.fetches.finished(now, &group, Some(why), out);
+            self.wires.numbers.last_problem = format!("from {}: {why}", key.0);
+            out.note(Note::Store { what: why.clone() });
+            return self.fetches.finished(now, &group, Some(&why), out);
         }
         if group.is_done() && group.outcomes.is_empty() {
             return self.fetches.finished(now, &group, None, out);
@@ -576,7 +576,7 @@ impl Sync {
             }
             let Some(mut group) = self.incoming.remove(&key) else { continue };
             if group.retry_wait_ms >= RETRY_MS_MAX {
-                self.fetches.finished(now, &group, Some(went_silent()), out);
+                self.fetches.finished(now, &group, Some(SILENT), out);
                 continue;
             }
             group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
@@ -584,6 +584,10 @@ impl Sync {
             self.want(&key, &mut group, out);
             self.incoming.insert(key, group);
         }
+    }
+
+    fn ask_for_roots(&mut self, key: &(NodeName, u32), group: &InGroup, out: &mut Effects) {
+        self.ask_for(key, group, Step::Roots, Question::Has(group.roots_needed()), out);
     }
 
     fn ask_for(

@@ -5,6 +5,7 @@ use crate::sim::impostor::hello;
 use crate::sim::setup::{below_settings, master_settings};
 use crate::transfer::{by_name, is_whole, noise};
 use larder_core::note::Note;
+use larder_core::object::manifest::Manifest;
 use larder_core::request::{FailureKind, Request, Response, Target};
 use larder_core::role::Role;
 use larder_core::sync::wire::SyncMessage;
@@ -116,16 +117,26 @@ fn what_is_damaged_here_is_mended_by_a_fetch_without_a_new_binding() {
 }
 
 #[test]
-fn a_manifest_that_a_fetch_itself_finds_damaged_is_mended_by_it() {
+fn manifests_that_a_fetch_itself_finds_damaged_are_mended_by_it() {
     let (mut world, master, leecher) = pair(11);
-    let bytes = noise(1, 5 << 20);
+    let bytes = noise(1, 90 << 20);
     world.put_now(master, "film", bytes.clone());
     world.request(leecher, Request::Fetch { target: by_name("film") });
     let engine = &mut world.machines[leecher].engine;
     let root = engine.table()["film"];
-    engine.rotten.insert(root);
+    let children = Manifest::decode(&engine.blocks[&root]).unwrap().into_children();
+    let rotten = [&[root], &children.iter().map(|child| child.id).collect::<Vec<_>>()[..]].concat();
+    let are_manifests = rotten.iter().all(|id| Manifest::decode(&engine.blocks[id]).is_ok());
+    assert!(are_manifests && rotten.len() > 2, "the object has too few levels: {}", rotten.len());
+    engine.rotten.extend(&rotten);
+    let (blocks, asked_ms) = (world.status(leecher).sync.blocks_received, world.now_ms);
     let answer = world.request(leecher, Request::Fetch { target: by_name("film") });
     assert!(matches!(answer, Response::Fetched { .. }), "{answer:?}");
+    assert!(world.now_ms - asked_ms < 20_000, "it was asked for anew");
+    let received = world.status(leecher).sync.blocks_received - blocks;
+    assert_eq!(received, rotten.len() as u64, "what is whole is not sent again");
+    world.run_ms(1_000);
+    assert!(world.status(master).peers.iter().all(|peer| peer.outbox_empty), "the master waits for nothing");
     assert!(world.get(leecher, by_name("film")) == Some(bytes));
 }
 

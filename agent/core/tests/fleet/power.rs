@@ -9,7 +9,7 @@ use larder_core::power::conditions::{Condition, Readings, Thresholds};
 use larder_core::power::plan::{PowerPlan, Steering};
 use larder_core::power::windows::{Hours, Windows};
 use larder_core::profile::Profile;
-use larder_core::request::{Request, Response};
+use larder_core::request::{FailureKind, Request, Response};
 use larder_core::role::Role;
 use larder_core::settings::{BatchSettings, Settings};
 use std::sync::Arc;
@@ -312,6 +312,26 @@ fn a_radio_stays_awake_until_a_command_of_minutes_is_answered() {
     assert!(world.now_ms - asked_ms > MINUTE_MS, "that was no command of minutes");
     world.run_ms(MINUTE_MS);
     assert!(!world.net.links[worker].is_up(), "{}", world.describe());
+}
+
+#[test]
+fn a_radio_waits_half_an_hour_and_no_longer_for_what_hangs_and_its_asker_is_told() {
+    let windows = Windows { hours: Vec::new(), every_ms: 2 * HOUR_MS };
+    let (mut world, master, worker) = pair(86, vec![Steering { windows, ..low_power() }]);
+    world.put_now(worker, "a", noise(1, 12 << 20));
+    world.run_until(3 * HOUR_MS, "it is there", |world| world.machines[master].engine.names.len() == 1);
+    world.run_ms(MINUTE_MS);
+    let Response::Power(_) = world.request(worker, Request::Send) else { panic!("an answer") };
+    world.run_until(10_000, "the radio is awake", |world| world.net.links[worker].is_up());
+    world.run_ms(3_000); // what sync asks the store at the beginning of a session is answered
+    world.machines[worker].job_ms_max = 24 * HOUR_MS;
+    let call = world.ask(master, remote("worker", Request::Verify));
+    world.run_ms(29 * MINUTE_MS);
+    assert!(world.net.links[worker].is_up(), "{}", world.describe());
+    world.run_ms(3 * MINUTE_MS);
+    assert!(!world.net.links[worker].is_up(), "{}", world.describe());
+    let answer = world.wait(call);
+    assert!(matches!(&answer, Response::Error(why) if why.kind == FailureKind::Unreachable), "{answer:?}");
 }
 
 #[test]
