@@ -14,6 +14,7 @@ use larder_core::message::{
 use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
+use larder_core::sync::buffer::Buffers;
 use larder_core::sync::wire::Packing;
 use larder_store::{
     CommitError, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, ReadError, Store, StoreStatus,
@@ -259,6 +260,8 @@ struct StoreKeeper {
     stored_bytes: u64,
     quarantined: u64,
     verify: Option<(u64, VerifyPosition)>,
+    /// Of the messages that blocks are read to.
+    buffers: Buffers,
     /// The run of the last batch that failed, see [`Job::Commit`].
     failed_run: Option<u32>,
 }
@@ -284,6 +287,7 @@ impl StoreKeeper {
             stored_bytes: 0,
             quarantined: report.damaged_blocks,
             verify: None,
+            buffers: Buffers::default(),
             failed_run: None,
         };
         Ok((keeper, report))
@@ -393,6 +397,7 @@ impl StoreKeeper {
     }
 
     fn answer(&mut self, question: Question) -> Result<Answer, Failure> {
+        let buffers = self.buffers.clone();
         let store = self.store()?;
         Ok(match question {
             Question::Read(id) => Answer::Block(store.get(&id.0).map_err(of_read)?),
@@ -403,7 +408,7 @@ impl StoreKeeper {
                 let hashes: Vec<[u8; 32]> = children.iter().map(|child| child.id.0).collect();
                 Answer::Children { here: store.lengths(&hashes).map_err(of_read)?, manifest }
             }
-            Question::Pack { group, ids } => pack(store, group, ids)?,
+            Question::Pack { group, ids } => pack(store, &buffers, group, ids)?,
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
                 Answer::Has(store.lengths(&hashes).map_err(of_read)?)
@@ -608,8 +613,13 @@ fn of_commit(error: CommitError) -> Failure {
     Failure::new(kind, error.to_string())
 }
 
-fn pack(store: &mut Store<OsDisk>, group: u32, ids: Vec<BlockId>) -> Result<Answer, Failure> {
-    let (mut packing, mut missing) = (Packing::new(group), Vec::new());
+fn pack(
+    store: &mut Store<OsDisk>,
+    buffers: &Buffers,
+    group: u32,
+    ids: Vec<BlockId>,
+) -> Result<Answer, Failure> {
+    let (mut packing, mut missing) = (Packing::new(group, buffers), Vec::new());
     for id in ids {
         // What is damaged is not there; any other failure is of the disk and passes.
         match packing.add(|message| store.append_to(message, &id.0)) {

@@ -11,6 +11,7 @@
 //! transfers under way, never with the fleet's or the store's objects. When the link falls all transfers
 //! are forgotten and begun again: what is on flash is not asked for twice.
 
+pub mod buffer;
 mod credit;
 mod fetch;
 mod group;

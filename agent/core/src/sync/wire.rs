@@ -3,6 +3,7 @@
 //! Refused, and counted by the caller: other versions, messages over [`MESSAGE_BYTES_MAX`], lists over
 //! their bound, trailing bytes.
 
+use super::buffer::Buffers;
 use crate::binding::Binding;
 use crate::id::BlockId;
 use crate::limits::{ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX};
@@ -277,6 +278,7 @@ impl Blocks {
 #[derive(Debug)]
 pub struct Packing {
     group: u32,
+    buffers: Buffers,
     message: Vec<u8>,
     blocks: u32,
     packs: Vec<Pack>,
@@ -300,8 +302,8 @@ impl Pack {
 
 impl Packing {
     /// Nothing yet, for this announcement.
-    pub fn new(group: u32) -> Self {
-        Self { group, message: Vec::with_capacity(MESSAGE_BYTES_MAX), blocks: 0, packs: Vec::new() }
+    pub fn new(group: u32, buffers: &Buffers) -> Self {
+        Self { group, buffers: buffers.clone(), message: Vec::new(), blocks: 0, packs: Vec::new() }
     }
 
     /// Has `append` put a block, of at most 120 KiB, behind what is there; `false` if it has none.
@@ -349,6 +351,7 @@ impl Packing {
     }
 
     fn begin(&mut self) {
+        self.message = self.buffers.take(MESSAGE_BYTES_MAX);
         self.message.push(BLOCKS_VERSION);
         self.message.extend_from_slice(&self.group.to_le_bytes());
     }
@@ -356,7 +359,8 @@ impl Packing {
     fn close(&mut self) {
         let message = std::mem::take(&mut self.message);
         if self.blocks > 0 {
-            self.packs.push(Pack { payload: message.into(), blocks: std::mem::take(&mut self.blocks) });
+            let payload = self.buffers.lend(message);
+            self.packs.push(Pack { payload, blocks: std::mem::take(&mut self.blocks) });
         }
     }
 }
@@ -366,7 +370,7 @@ mod tests {
     use super::*;
 
     fn pack(blocks: &[Bytes]) -> Vec<Pack> {
-        let mut packing = Packing::new(7);
+        let mut packing = Packing::new(7, &Buffers::default());
         blocks.iter().for_each(|block| packing.add_block(block));
         packing.finish()
     }
@@ -397,7 +401,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_read_leaves_no_trace_in_a_message() {
-        let mut packing = Packing::new(1);
+        let mut packing = Packing::new(1, &Buffers::default());
         let half = |message: &mut Vec<u8>, answer: Result<bool, &'static str>| {
             message.extend_from_slice(b"half");
             answer

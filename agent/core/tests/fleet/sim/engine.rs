@@ -11,6 +11,7 @@ use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::object::reach::{Page, Reach};
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
+use larder_core::sync::buffer::Buffers;
 use larder_core::sync::wire::Packing;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -158,7 +159,7 @@ impl Engine {
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
             Question::Children(id) => self.children(id),
             Question::Pack { group, ids } => {
-                let (mut packing, mut missing) = (Packing::new(group), Vec::new());
+                let (mut packing, mut missing) = (Packing::new(group, &Buffers::default()), Vec::new());
                 for id in ids {
                     match self.blocks.get(&id).filter(|_| !self.damaged.contains(&id)) {
                         Some(block) => packing.add_block(block),

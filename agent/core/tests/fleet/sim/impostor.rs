@@ -8,6 +8,7 @@ use larder_core::binding::{Binding, Content, Meta};
 use larder_core::message::Channel;
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
+use larder_core::sync::buffer::Buffers;
 use larder_core::sync::wire::{Announce, Hello, Pack, Packing, SyncMessage};
 use larder_core::version::Version;
 
@@ -54,7 +55,7 @@ impl World {
     }
 
     pub(crate) fn send_blocks_as(&mut self, from: &str, to: &str, group: u32, blocks: Vec<Bytes>) {
-        let mut packing = Packing::new(group);
+        let mut packing = Packing::new(group, &Buffers::default());
         blocks.iter().for_each(|block| packing.add_block(block));
         for Pack { payload, .. } in packing.finish() {
             self.forward(Message { from: name(from), to: name(to), channel: Channel::Blocks, payload });

@@ -1,0 +1,76 @@
+//! Buffers that messages are read to and sent from. One that was sent takes the next message: memory that comes
+//! from the kernel anew, page by page, costs more than the copy into it.
+
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Buffers that are kept while nothing is on its way; 4 MiB, as much as a worker has on its way.
+const KEPT_MAX: usize = 32;
+
+/// Where buffers come from and go back to.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    /// An empty one that holds so many bytes without growing.
+    pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
+        let kept = self.kept().pop();
+        kept.filter(|buffer| buffer.capacity() >= capacity).unwrap_or_else(|| Vec::with_capacity(capacity))
+    }
+
+    /// The bytes, whose buffer comes back when the last who has them lets go.
+    pub(super) fn lend(&self, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Lent { buffer, home: self.clone() })
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Lent {
+    buffer: Vec<u8>,
+    home: Buffers,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut kept = self.home.kept();
+        if kept.len() < KEPT_MAX {
+            kept.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_with_the_last_of_its_bytes_and_few_are_kept() {
+        let buffers = Buffers::default();
+        let mut buffer = buffers.take(100);
+        buffer.extend_from_slice(b"sent");
+        let memory = buffer.as_ptr();
+        let sent = buffers.lend(buffer);
+        let part = sent.slice(1..3);
+        drop(sent);
+        assert_ne!(buffers.take(100).as_ptr(), memory, "a part is still read");
+        assert_eq!(part, &b"en"[..]);
+        drop(part);
+        let again = buffers.take(100);
+        assert_eq!((again.as_ptr(), again.len()), (memory, 0));
+
+        let many: Vec<Bytes> = (0..2 * KEPT_MAX).map(|_| buffers.lend(buffers.take(100))).collect();
+        drop(many);
+        assert_eq!(buffers.kept().len(), KEPT_MAX);
+    }
+}
