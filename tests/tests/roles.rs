@@ -17,6 +17,7 @@ use larder_core::object::manifest::{Child, Manifest};
 use larder_core::request::{Failure, FailureKind, Request, Response};
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
+use larder_core::sync::buffer::Buffers;
 use larder_core::sync::wire::{Announce, Hello, Outcome, Packing, Refusal, SyncMessage, Want, Wanted};
 use larder_core::version::Version;
 use larder_tests::broker::{Config, Mosquitto};
@@ -141,7 +142,7 @@ impl Impostor {
 
     fn send_blocks(&mut self, to: &str, group: u32, blocks: Vec<Bytes>) {
         let topic = self.topic(to, "b");
-        let mut packing = Packing::new(group);
+        let mut packing = Packing::new(group, &Buffers::default());
         blocks.iter().for_each(|block| packing.add_block(block));
         for pack in packing.finish() {
             self.publish(&topic, pack.payload);

@@ -110,6 +110,11 @@ impl Control {
         if !may_command(role, self.settings.role) {
             return Err(format!("a {role} may not command a {}", self.settings.role));
         }
+        // Before all else: the broker may say it again when it has expired and is still under way.
+        let obeyed = self.obeyed.as_ref().and_then(|obeyed| obeyed.get(from));
+        if obeyed.is_some_and(|last| envelope.counter <= *last) {
+            return Err(format!("command {} was obeyed already", envelope.counter));
+        }
         if let Err(why) = self.check_command(now, &envelope) {
             // an honest asker shall not wait for an answer that can not come
             let origin = Origin::Remote(from.clone(), envelope.counter);
@@ -130,11 +135,7 @@ impl Control {
         }
         let obeyed =
             self.obeyed.as_mut().ok_or("commands are obeyed once the store has been read; try again")?;
-        let last = obeyed.entry(from.clone()).or_insert(0);
-        if envelope.counter <= *last {
-            return Err(format!("command {} was obeyed already", envelope.counter));
-        }
-        *last = envelope.counter;
+        obeyed.insert(from.clone(), envelope.counter);
         let obeying = Obeying { given_up_at_ms: now.mono_ms + COMMAND_MS, word: None };
         self.obeying.insert((from.clone(), envelope.counter), obeying);
         self.obey(now, from, &envelope, out);

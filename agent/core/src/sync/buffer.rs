@@ -2,7 +2,7 @@
 //! from the kernel anew, page by page, costs more than the copy into it.
 
 use bytes::Bytes;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Buffers that are kept while nothing is on its way; 4 MiB, as much as a worker has on its way.
 const KEPT_MAX: usize = 32;
@@ -23,7 +23,7 @@ impl Buffers {
         Bytes::from_owner(Lent { buffer, home: self.clone() })
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+    fn kept(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -63,7 +63,8 @@ mod tests {
         let sent = buffers.lend(buffer);
         let part = sent.slice(1..3);
         drop(sent);
-        assert_ne!(buffers.take(100).as_ptr(), memory, "a part is still read");
+        let other = buffers.take(100);
+        assert_ne!(other.as_ptr(), memory, "a part is still read");
         assert_eq!(part, &b"en"[..]);
         drop(part);
         let again = buffers.take(100);

@@ -163,7 +163,13 @@ fn a_verification_of_minutes_is_answered_to_another_node() {
     world.put_now(w1, "a", noise(1, 12 << 20));
     world.machines[w1].job_ms_max = 20_000;
     let asked_ms = world.now_ms;
+    let sent_ms = wall_ms(&world);
     let call = world.ask(master, remote("w1", Request::Verify));
+    world.run_ms(45_000);
+    let dropped = world.status(w1).sync.messages_dropped;
+    world.forward(command("master", "w1", sent_ms as u64 * 1024, sent_ms + 30_000, &Request::Verify));
+    world.run_ms(1_000);
+    assert_eq!(world.status(w1).sync.messages_dropped, dropped + 1, "said again, expired, and known");
     let answer = world.wait(call);
     assert!(matches!(&answer, Response::Verified { incomplete, .. } if incomplete.is_empty()), "{answer:?}");
     let took_ms = world.now_ms - asked_ms;
