@@ -3,7 +3,7 @@
 use crate::common::faults::FaultDisk;
 use crate::common::*;
 use bytes::Bytes;
-use larder_store::{CommitError, Op, Options, Prepare, Store, limits, rebuild_index};
+use larder_store::{CommitError, Hash, Op, Options, Prepare, Store, limits, rebuild_index};
 
 #[test]
 fn what_was_put_is_read_back_before_and_after_reopening() {
@@ -289,4 +289,31 @@ fn a_store_can_be_given_to_a_helper_thread() {
         store
     });
     assert_all_there(&mut store.join().unwrap(), 0..3, 100);
+}
+
+#[test]
+fn an_index_that_fits_its_cache_is_not_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocks = 20_000_u64;
+    let hashes: Vec<Hash> = (0..blocks).map(|number| hash(&content(number, 16))).collect();
+    let (mut store, _) = open(folder.path());
+    (0..blocks).step_by(1_000).for_each(|from| drop(store.commit(puts(from..from + 1_000, 16)).unwrap()));
+    store.close().unwrap();
+    let read_by_a_second_look = |index_cache_bytes: usize| {
+        let disk = disk(folder.path());
+        let (mut store, _) = Store::open(disk.clone(), Options { index_cache_bytes, ..options() }).unwrap();
+        let mut look = || {
+            let before = disk.counts().bytes_read;
+            assert!(hashes.iter().all(|hash| store.has(hash).unwrap()));
+            disk.counts().bytes_read - before
+        };
+        look();
+        look()
+    };
+    let (without, with) = (read_by_a_second_look(0), read_by_a_second_look(16 << 20));
+    assert!(
+        without > blocks * 1_024,
+        "{without} bytes read for {blocks} blocks: they are not looked for in pages"
+    );
+    assert_eq!(with, 0);
 }
