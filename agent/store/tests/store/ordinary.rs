@@ -297,7 +297,9 @@ fn an_index_that_fits_its_cache_is_not_read_again() {
     let blocks = 20_000_u64;
     let hashes: Vec<Hash> = (0..blocks).map(|number| hash(&content(number, 16))).collect();
     let (mut store, _) = open(folder.path());
-    (0..blocks).step_by(1_000).for_each(|from| drop(store.commit(puts(from..from + 1_000, 16)).unwrap()));
+    for from in (0..blocks).step_by(1_000) {
+        store.commit(puts(from..from + 1_000, 16)).unwrap();
+    }
     store.close().unwrap();
     let read_by_a_second_look = |index_cache_bytes: usize| {
         let disk = disk(folder.path());
