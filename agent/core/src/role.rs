@@ -133,7 +133,7 @@ const WORKER: RoleDefaults = RoleDefaults {
     clean_watermark_percent: 90,
     clean_period_s: 3_600,
     sessions_max: 1,
-    in_flight_max: 64,
+    in_flight_max: 32,
     offline_requests_max: 16,
     evict: Evict::Never,
     reads_back: true,
