@@ -24,6 +24,10 @@ pub const IN_GROUPS_PEER_MAX: usize = OUT_GROUPS_MAX;
 /// Reads a sender has under way for one announcement, each of one message's blocks.
 pub const SERVE_READS_MAX: usize = 4;
 
+/// Buffers of messages with blocks that were sent and wait for the next, 4 MiB at most: as many as a worker has on
+/// their way. A profile with a small window never has so many.
+pub const BUFFERS_KEPT_MAX: usize = 32;
+
 /// Blocks of one message. One with more is dropped, counted, by the receiver.
 pub const MESSAGE_BLOCKS_MAX: usize = 64;
 

@@ -110,10 +110,9 @@ impl Control {
         if !may_command(role, self.settings.role) {
             return Err(format!("a {role} may not command a {}", self.settings.role));
         }
-        // Before all else: the broker may say it again when it has expired and is still under way.
-        let obeyed = self.obeyed.as_ref().and_then(|obeyed| obeyed.get(from));
-        if obeyed.is_some_and(|last| envelope.counter <= *last) {
-            return Err(format!("command {} was obeyed already", envelope.counter));
+        // What is under way may have expired when a broker says it again: its answer is still to come.
+        if self.obeying.contains_key(&(from.clone(), envelope.counter)) {
+            return Err(format!("command {} is under way", envelope.counter));
         }
         if let Err(why) = self.check_command(now, &envelope) {
             // an honest asker shall not wait for an answer that can not come
@@ -135,7 +134,11 @@ impl Control {
         }
         let obeyed =
             self.obeyed.as_mut().ok_or("commands are obeyed once the store has been read; try again")?;
-        obeyed.insert(from.clone(), envelope.counter);
+        let last = obeyed.entry(from.clone()).or_insert(0);
+        if envelope.counter <= *last {
+            return Err(format!("command {} was obeyed already", envelope.counter));
+        }
+        *last = envelope.counter;
         let obeying = Obeying { given_up_at_ms: now.mono_ms + COMMAND_MS, word: None };
         self.obeying.insert((from.clone(), envelope.counter), obeying);
         self.obey(now, from, &envelope, out);

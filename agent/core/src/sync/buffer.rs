@@ -1,11 +1,9 @@
 //! Buffers that messages are read to and sent from. One that was sent takes the next message: memory that comes
 //! from the kernel anew, page by page, costs more than the copy into it.
 
+use crate::limits::{BUFFERS_KEPT_MAX, MESSAGE_BYTES_MAX};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Buffers that are kept while nothing is on its way; 4 MiB, as much as a worker has on its way.
-const KEPT_MAX: usize = 32;
 
 /// Where buffers come from and go back to.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +42,7 @@ impl Drop for Lent {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         let mut kept = self.home.kept();
-        if kept.len() < KEPT_MAX {
+        if kept.len() < BUFFERS_KEPT_MAX && buffer.capacity() <= MESSAGE_BYTES_MAX {
             kept.push(buffer);
         }
     }
@@ -70,8 +68,9 @@ mod tests {
         let again = buffers.take(100);
         assert_eq!((again.as_ptr(), again.len()), (memory, 0));
 
-        let many: Vec<Bytes> = (0..2 * KEPT_MAX).map(|_| buffers.lend(buffers.take(100))).collect();
+        let many: Vec<Bytes> = (0..2 * BUFFERS_KEPT_MAX).map(|_| buffers.lend(buffers.take(100))).collect();
         drop(many);
-        assert_eq!(buffers.kept().len(), KEPT_MAX);
+        drop(buffers.lend(Vec::with_capacity(2 * MESSAGE_BYTES_MAX)));
+        assert_eq!(buffers.kept().len(), BUFFERS_KEPT_MAX);
     }
 }

@@ -400,6 +400,23 @@ mod tests {
     }
 
     #[test]
+    fn the_memory_of_a_message_that_was_sent_takes_the_next() {
+        let buffers = Buffers::default();
+        let sent = |block: &'static [u8]| {
+            let mut packing = Packing::new(7, &buffers);
+            packing.add_block(block);
+            packing.finish().remove(0).payload
+        };
+        let first = sent(b"one");
+        let memory = first.as_ptr();
+        let another = sent(b"another");
+        assert_ne!(another.as_ptr(), memory, "the first is on its way");
+        drop(first);
+        let next = sent(b"next");
+        assert_eq!((next.as_ptr(), another.len()), (memory, BLOCKS_HEAD + BLOCK_HEAD + 7));
+    }
+
+    #[test]
     fn what_can_not_be_read_leaves_no_trace_in_a_message() {
         let mut packing = Packing::new(1, &Buffers::default());
         let half = |message: &mut Vec<u8>, answer: Result<bool, &'static str>| {
