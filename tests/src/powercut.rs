@@ -231,12 +231,22 @@ fn apply(log: &File, entry: &Entry, length: u64, device: &mut [u8]) -> io::Resul
 pub struct Mounted(PathBuf);
 
 impl Mounted {
-    /// Mounts an image.
+    /// Mounts an image. The superblock of ext4 is longer than a sector and may be torn itself: then `e2fsck` takes
+    /// another copy of it, as at a boot.
     ///
     /// # Errors
     /// The kernel's words.
     pub fn new(image: &Path, at: &Path) -> Result<Self, String> {
-        run("mount", &["-o", "loop,noatime", &image.display().to_string(), &at.display().to_string()])?;
+        let (image, place) = (image.display().to_string(), at.display().to_string());
+        let mount = || run("mount", &["-o", "loop,noatime", &image, &place]);
+        if let Err(refused) = mount() {
+            // 1: mended
+            let checked = Command::new("e2fsck").args(["-y", &image]).output();
+            if !checked.is_ok_and(|checked| matches!(checked.status.code(), Some(0 | 1))) {
+                return Err(refused);
+            }
+            mount()?;
+        }
         Ok(Self(at.to_owned()))
     }
 }

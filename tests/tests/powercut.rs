@@ -16,7 +16,7 @@ use larder_tests::powercut::{LoggedDisk, Mounted, Replay, entries};
 use larder_tests::sim::random::Random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -207,4 +207,26 @@ fn two_hundred_power_cuts_keep_every_acknowledged_object() {
             assert!(node.get(name).as_ref() == Some(&content(*of)), "{name} has not the bytes of {of}");
         }
     }
+}
+
+#[test]
+fn a_file_system_whose_superblock_is_torn_is_mounted_as_at_a_boot() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = match LoggedDisk::start(folder.path(), DEVICE_BYTES) {
+        Ok(disk) => disk,
+        Err(reason) => return skip("a torn superblock", &reason),
+    };
+    let log = disk.log();
+    fs::write(disk.mount().join("file"), "safe").unwrap();
+    fs::File::open(disk.mount().join("file")).unwrap().sync_all().unwrap();
+    let whole = entries(&log) as usize;
+    drop(disk);
+    let (image, at) = (folder.path().join("torn.img"), folder.path().join("torn"));
+    Replay::new(&log, DEVICE_BYTES).unwrap().state(whole, 1, &image).unwrap();
+    fs::create_dir(&at).unwrap();
+    // how often it was mounted lies in the first of the superblock's two sectors, its checksum in the second
+    let device = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    device.write_all_at(&[0x77], 1024 + 0x34).unwrap();
+    let _mounted = Mounted::new(&image, &at).unwrap();
+    assert_eq!(fs::read_to_string(at.join("file")).unwrap(), "safe");
 }
