@@ -240,11 +240,9 @@ impl Mounted {
         let (image, place) = (image.display().to_string(), at.display().to_string());
         let mount = || run("mount", &["-o", "loop,noatime", &image, &place]);
         if let Err(refused) = mount() {
-            // 1: mended
             let checked = Command::new("e2fsck").args(["-y", &image]).output();
-            if !checked.is_ok_and(|checked| matches!(checked.status.code(), Some(0 | 1))) {
-                return Err(refused);
-            }
+            let checked = checked.map_err(|error| format!("{refused}; e2fsck: {error}"))?;
+            println!("{refused}; e2fsck: {}", String::from_utf8_lossy(&checked.stdout));
             mount()?;
         }
         Ok(Self(at.to_owned()))

@@ -214,7 +214,9 @@ fn a_file_system_whose_superblock_is_torn_is_mounted_as_at_a_boot() {
     let folder = tempfile::tempdir().unwrap();
     let disk = match LoggedDisk::start(folder.path(), DEVICE_BYTES) {
         Ok(disk) => disk,
-        Err(reason) => return skip("a torn superblock", &reason),
+        Err(reason) => {
+            return skip("a_file_system_whose_superblock_is_torn_is_mounted_as_at_a_boot", &reason);
+        }
     };
     let log = disk.log();
     fs::write(disk.mount().join("file"), "safe").unwrap();

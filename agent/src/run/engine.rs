@@ -397,7 +397,6 @@ impl StoreKeeper {
     }
 
     fn answer(&mut self, question: Question) -> Result<Answer, Failure> {
-        let buffers = self.buffers.clone();
         let store = self.store()?;
         Ok(match question {
             Question::Read(id) => Answer::Block(store.get(&id.0).map_err(of_read)?),
@@ -408,7 +407,10 @@ impl StoreKeeper {
                 let hashes: Vec<[u8; 32]> = children.iter().map(|child| child.id.0).collect();
                 Answer::Children { here: store.lengths(&hashes).map_err(of_read)?, manifest }
             }
-            Question::Pack { group, ids } => pack(store, &buffers, group, ids)?,
+            Question::Pack { group, ids } => {
+                let buffers = self.buffers.clone();
+                pack(self.store()?, &buffers, group, ids)?
+            }
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
                 Answer::Has(store.lengths(&hashes).map_err(of_read)?)

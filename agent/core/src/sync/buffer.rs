@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
-    /// An empty one that holds so many bytes without growing.
-    pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
+    /// An empty one that holds a message without growing.
+    pub(super) fn take(&self) -> Vec<u8> {
         let kept = self.kept().pop();
-        kept.filter(|buffer| buffer.capacity() >= capacity).unwrap_or_else(|| Vec::with_capacity(capacity))
+        kept.unwrap_or_else(|| Vec::with_capacity(MESSAGE_BYTES_MAX))
     }
 
     /// The bytes, whose buffer comes back when the last who has them lets go.
@@ -55,20 +55,20 @@ mod tests {
     #[test]
     fn a_buffer_comes_back_with_the_last_of_its_bytes_and_few_are_kept() {
         let buffers = Buffers::default();
-        let mut buffer = buffers.take(100);
+        let mut buffer = buffers.take();
         buffer.extend_from_slice(b"sent");
         let memory = buffer.as_ptr();
         let sent = buffers.lend(buffer);
         let part = sent.slice(1..3);
         drop(sent);
-        let other = buffers.take(100);
+        let other = buffers.take();
         assert_ne!(other.as_ptr(), memory, "a part is still read");
         assert_eq!(part, &b"en"[..]);
         drop(part);
-        let again = buffers.take(100);
+        let again = buffers.take();
         assert_eq!((again.as_ptr(), again.len()), (memory, 0));
 
-        let many: Vec<Bytes> = (0..2 * BUFFERS_KEPT_MAX).map(|_| buffers.lend(buffers.take(100))).collect();
+        let many: Vec<Bytes> = (0..2 * BUFFERS_KEPT_MAX).map(|_| buffers.lend(buffers.take())).collect();
         drop(many);
         drop(buffers.lend(Vec::with_capacity(2 * MESSAGE_BYTES_MAX)));
         assert_eq!(buffers.kept().len(), BUFFERS_KEPT_MAX);

@@ -351,7 +351,7 @@ impl Packing {
     }
 
     fn begin(&mut self) {
-        self.message = self.buffers.take(MESSAGE_BYTES_MAX);
+        self.message = self.buffers.take();
         self.message.push(BLOCKS_VERSION);
         self.message.extend_from_slice(&self.group.to_le_bytes());
     }

@@ -295,15 +295,21 @@ fn a_radio_that_sleeps_carries_all_in_bursts_and_loses_nothing() {
     });
 }
 
-#[test]
-fn a_radio_stays_awake_until_a_command_of_minutes_is_answered() {
-    let windows = Windows { hours: Vec::new(), every_ms: 15 * MINUTE_MS };
-    let (mut world, master, worker) = pair(85, vec![Steering { windows, ..low_power() }]);
+/// A master that has an object of 12 MiB, and the worker it came from, whose radio was woken between its windows.
+fn awake_between_windows(seed: u64, every_ms: u64) -> (World, usize, usize) {
+    let windows = Windows { hours: Vec::new(), every_ms };
+    let (mut world, master, worker) = pair(seed, vec![Steering { windows, ..low_power() }]);
     world.put_now(worker, "a", noise(1, 12 << 20));
-    world.run_until(20 * MINUTE_MS, "it is there", |world| world.machines[master].engine.names.len() == 1);
+    world.run_until(2 * every_ms, "it is there", |world| world.machines[master].engine.names.len() == 1);
     world.run_ms(MINUTE_MS);
     let Response::Power(_) = world.request(worker, Request::Send) else { panic!("an answer") };
     world.run_until(10_000, "the radio is awake", |world| world.net.links[worker].is_up());
+    (world, master, worker)
+}
+
+#[test]
+fn a_radio_stays_awake_until_a_command_of_minutes_is_answered() {
+    let (mut world, master, worker) = awake_between_windows(85, 15 * MINUTE_MS);
     world.machines[worker].job_ms_max = 20_000;
     let asked_ms = world.now_ms;
     let call = world.ask(master, remote("worker", Request::Verify));
@@ -316,13 +322,7 @@ fn a_radio_stays_awake_until_a_command_of_minutes_is_answered() {
 
 #[test]
 fn a_radio_waits_half_an_hour_and_no_longer_for_what_hangs_and_its_asker_is_told() {
-    let windows = Windows { hours: Vec::new(), every_ms: 2 * HOUR_MS };
-    let (mut world, master, worker) = pair(86, vec![Steering { windows, ..low_power() }]);
-    world.put_now(worker, "a", noise(1, 12 << 20));
-    world.run_until(3 * HOUR_MS, "it is there", |world| world.machines[master].engine.names.len() == 1);
-    world.run_ms(MINUTE_MS);
-    let Response::Power(_) = world.request(worker, Request::Send) else { panic!("an answer") };
-    world.run_until(10_000, "the radio is awake", |world| world.net.links[worker].is_up());
+    let (mut world, master, worker) = awake_between_windows(86, 2 * HOUR_MS);
     world.run_ms(3_000); // what sync asks the store at the beginning of a session is answered
     world.machines[worker].job_ms_max = 24 * HOUR_MS;
     let call = world.ask(master, remote("worker", Request::Verify));

@@ -523,10 +523,7 @@ fn an_index_page_that_rots_while_open_costs_no_answer() {
         store.commit(puts(batch * 500..batch * 500 + 500, 64)).unwrap();
     }
     store.checkpoint().unwrap();
-    let index = directory.path().join("index.redb");
-    let length = fs::metadata(&index).unwrap().len();
-    let file = fs::OpenOptions::new().write(true).open(&index).unwrap();
-    file.write_all_at(&content(1, length as usize - 8192), 8192).unwrap();
+    rot_index(directory.path());
     assert_all_there(&mut store, 0..5000, 64);
     assert!(store.status().index_rebuilt.is_some());
     drop(store);

@@ -4,7 +4,7 @@ use crate::common::faults::FaultDisk;
 use crate::common::*;
 use larder_store::{CommitError, Disk, Hash, Op, Options, Prepare, Store};
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 fn used(directory: &Path) -> u64 {
@@ -189,10 +189,7 @@ fn an_index_that_was_set_aside_in_use_counts_and_goes_where_its_room_is_needed()
         store.close().unwrap();
         let quota_bytes = used(directory.path()) + options(0).reserve_bytes + room;
         let (mut store, _) = Store::open(disk(directory.path()), options(quota_bytes)).unwrap();
-        let index = directory.path().join("index.redb");
-        let length = fs::metadata(&index).unwrap().len();
-        let file = fs::OpenOptions::new().write(true).open(&index).unwrap();
-        file.write_all_at(&content(1, length as usize - 8192), 8192).unwrap();
+        rot_index(directory.path());
         assert_all_there(&mut store, 0..5000, 64);
         assert!(store.status().index_rebuilt.is_some());
         assert_eq!(directory.path().join("index.damaged-1").exists(), stays);

@@ -4,6 +4,7 @@ pub(crate) mod faults;
 
 use bytes::Bytes;
 use larder_store::{Hash, Op, OpenReport, Options, OsDisk, Prepare, Store};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 pub(crate) fn options() -> Options {
@@ -59,6 +60,13 @@ pub(crate) fn set(key: &str, value: Option<&str>) -> Op {
 /// Blocks of one batch.
 pub(crate) fn puts(numbers: std::ops::Range<u64>, length: usize) -> Vec<Op> {
     numbers.map(|number| put(&content(number, length))).collect()
+}
+
+/// Overwrites all of the index but its first pages, under whoever has it open.
+pub(crate) fn rot_index(directory: &Path) {
+    let file = std::fs::OpenOptions::new().write(true).open(directory.join("index.redb")).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.write_all_at(&content(1, length as usize - 8192), 8192).unwrap();
 }
 
 /// The directory as a killed process would leave it.
