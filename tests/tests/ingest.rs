@@ -267,10 +267,12 @@ fn names_of_every_refused_kind_are_refused_by_put_get_rm_and_stdin() {
     let node = running();
     fs::write(node.path("file"), b"file").unwrap();
     for (name, why) in refused_names() {
+        // To `get` a name with `/` behind it is all below it.
+        let got = if name == "a/" { "a//" } else { &name };
         for arguments in [
             vec!["put", "file", "--name", &name],
             vec!["put", "--stdin", &name],
-            vec!["get", &name],
+            vec!["get", got],
             vec!["rm", &name],
             vec!["put", "file", "--prefix", &name],
         ] {
@@ -402,6 +404,43 @@ fn get_never_leaves_the_directory_it_was_given() {
     node.run(["get", "plain", "-o", "out", "--force"]).expect(0);
     assert!(fs::symlink_metadata(node.path("out/plain")).unwrap().is_file(), "the link itself is replaced");
     assert_eq!(fs::read_dir(node.path("outside")).unwrap().count(), 0);
+}
+
+#[test]
+fn all_below_a_directory_of_names_is_written_and_what_is_in_the_way_costs_nothing_else() {
+    let node = running();
+    let names = ["a/1", "a/b/2", "a/b/3", "ab", "c"];
+    for name in names {
+        write(&node.path("data").join(name), name.as_bytes());
+        node.run(["put", &format!("data/{name}"), "--name", name]).expect(0);
+    }
+    // A name that can not be a file beside the others, since `ab` is no directory.
+    node.run(["put", "data/c", "--name", "ab/c"]).expect(0);
+    let written = |folder: &str| -> Vec<&str> {
+        let is_there =
+            |name: &&str| fs::read(node.path(folder).join(name)).is_ok_and(|b| b == name.as_bytes());
+        names.into_iter().filter(is_there).collect()
+    };
+    for folder in ["out", "all"] {
+        fs::create_dir(node.path(folder)).unwrap();
+    }
+
+    let said = node.run(["get", "a/", "-o", "out"]).expect(0);
+    assert!(said.text().contains("wrote 3 objects, 13 B"), "{}", said.text());
+    assert_eq!(written("out"), names[..3]);
+    fs::remove_file(node.path("out/a/b/2")).unwrap();
+    fs::write(node.path("out/a/1"), "mine").unwrap();
+    let again = node.run(["get", "a/", "-o", "out"]).expect(2);
+    assert!(again.stderr.contains("out/a/1 exists; --force replaces it"), "{}", again.stderr);
+    assert_eq!(written("out"), names[1..3], "what was missing is there, what was there is as it was");
+    node.run(["get", "a/", "-o", "out", "--force"]).expect(0);
+    assert_eq!(written("out"), names[..3]);
+
+    let all = node.run(["--json", "get", "/", "-o", "all"]).expect(6);
+    assert_eq!(all.text().lines().filter(|line| line.contains("\"answer\":\"object\"")).count(), 5);
+    assert_eq!(written("all"), names, "{}", all.text());
+    node.run(["get", "b/", "-o", "all"]).expect(3);
+    node.run(["get", "a/", "-o", "nowhere"]).expect(3);
 }
 
 #[test]

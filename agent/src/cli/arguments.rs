@@ -165,10 +165,10 @@ pub(super) struct Put {
 
 #[derive(Debug, Args)]
 pub(super) struct Get {
-    /// Name or CID; `name:` or `cid:` before it says which
-    #[arg(value_parser = target)]
-    pub(super) target: Target,
-    /// File, directory (the name's own path below it) or `-` [default: the name's last part, here]
+    /// Name or CID, `name:` or `cid:` before it says which; `DIR/` for all names below DIR, `/` for all there are
+    #[arg(value_name = "TARGET", value_parser = wanted)]
+    pub(super) wanted: Wanted,
+    /// File, directory (names' own paths below it) or `-` [default: one name's last part, all names' paths, here]
     #[arg(long, short, value_name = "PATH")]
     pub(super) output: Option<PathBuf>,
     /// Replace a file that exists
@@ -180,6 +180,15 @@ pub(super) struct Get {
     /// How many bytes at the most
     #[arg(long, value_name = "BYTES")]
     pub(super) length: Option<u64>,
+}
+
+/// What is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// One object.
+    One(Target),
+    /// All whose names begin with this: nothing, or a name and `/`.
+    Below(String),
 }
 
 #[derive(Debug, Args)]
@@ -289,6 +298,9 @@ impl Cli {
             Command::Get(get) if self.global.json && get.output.as_deref() == Some(Path::new("-")) => {
                 "--json and `-o -` would both write to standard output: leave one out"
             }
+            Command::Get(get) if matches!(get.wanted, Wanted::Below(_)) && get.is_of_one() => {
+                "--offset, --length and `-o -` are for one object, not for all below a directory"
+            }
             Command::Demo(_) | Command::Init(_) | Command::Run(_) if has_node => NO_NODE,
             Command::Completions(_) | Command::Manual(_) if has_node => NO_NODE,
             Command::Put(_) | Command::Get(_) => return Ok(()),
@@ -298,6 +310,26 @@ impl Cli {
             Command::Status | Command::Power(_) | Command::Verify | Command::Index(_) => return Ok(()),
         };
         Err(CommandError::Usage(why.to_owned()))
+    }
+}
+
+impl Get {
+    /// Whether it says what can be done with one object alone.
+    fn is_of_one(&self) -> bool {
+        self.offset > 0 || self.length.is_some() || self.output.as_deref() == Some(Path::new("-"))
+    }
+}
+
+/// One object, or with `/` at the end the directory of names.
+fn wanted(text: &str) -> Result<Wanted, String> {
+    match text.strip_suffix('/') {
+        None => target(text).map(Wanted::One),
+        Some("" | "name:") => Ok(Wanted::Below(String::new())),
+        Some(directory) => {
+            let name = Name::parse(directory.strip_prefix("name:").unwrap_or(directory));
+            let below = |name: Name| Wanted::Below(format!("{}/", name.as_str()));
+            name.map(below).map_err(|error| error.to_string())
+        }
     }
 }
 
@@ -355,6 +387,17 @@ mod tests {
     }
 
     #[test]
+    fn a_slash_at_the_end_means_all_names_below() {
+        let below = |prefix: &str| Ok(Wanted::Below(prefix.to_owned()));
+        assert_eq!(wanted("a/b/"), below("a/b/"));
+        assert_eq!(wanted("name:a/"), below("a/"));
+        assert_eq!(wanted("/"), below(""));
+        assert_eq!(wanted("a/b"), target("a/b").map(Wanted::One));
+        assert!(wanted("../").unwrap_err().contains("could leave the directory"));
+        assert!(wanted("a//").is_err());
+    }
+
+    #[test]
     fn names_that_leave_the_root_are_refused_on_the_command_line() {
         for line in [
             "larder rm ../a",
@@ -394,6 +437,9 @@ mod tests {
             "larder run --node cam",
             "larder put a b --name c",
             "larder get a -o - --json",
+            "larder get a/ -o -",
+            "larder get a/ --offset 1",
+            "larder get / --length 1",
         ] {
             let error = parse(line).unwrap().check().unwrap_err();
             assert_eq!(error.exit(), exit::Exit::USAGE, "{line}");

@@ -112,7 +112,7 @@ impl Destination {
     }
 
     /// The name's own path below `root`; directories are made as needed, links are never followed.
-    fn below(root: &Path, name: &Name, force: bool) -> Result<Self, DestinationError> {
+    pub(super) fn below(root: &Path, name: &Name, force: bool) -> Result<Self, DestinationError> {
         let relative = name.to_relative_path()?;
         let mut directory = open_directory(root)?;
         let mut path = root.to_owned();

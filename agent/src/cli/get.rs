@@ -1,20 +1,22 @@
-//! `larder get`: an object, or a part of it, on its way to a file or to standard output.
+//! `larder get`: objects, or a part of one, on their way to files or to standard output.
 //!
-//! The file is there whole or not at all ([`super::destination`]). Standard output can not be taken back:
-//! there the exit code alone says whether all of it came. Bound: the frames read ahead. Fails when bytes are
-//! missing, whatever the agent says.
+//! A file is there whole or not at all ([`super::destination`]). Standard output can not be taken back:
+//! there the exit code alone says whether all of it came. Of a directory of names each object is tried, and each
+//! failure reported. Bound: the frames read ahead, one page of names. Fails when bytes are missing, whatever the
+//! agent says; for all that follow when there is no place to write to.
 
 use std::path::Path;
 
 use bytes::Bytes;
 use larder_core::binding::Meta;
-use larder_core::request::{Failure, FailureKind, Listed, Request, Response, Unit};
+use larder_core::name::Name;
+use larder_core::request::{Failure, FailureKind, Listed, Request, Response, Target, Unit};
 
-use super::arguments::Get;
+use super::arguments::{Get, Wanted};
 use super::client::Connection;
-use super::destination::{Destination, Partial};
+use super::destination::{Destination, DestinationError, Partial};
 use super::exit::{CommandError, Exit};
-use super::output::{Output, bytes};
+use super::output::{Output, bytes, count};
 use crate::socket::Frame;
 
 enum Sink {
@@ -23,13 +25,6 @@ enum Sink {
 }
 
 impl Sink {
-    fn open(output: Option<&Path>, object: &Listed, force: bool) -> Result<Sink, CommandError> {
-        if output == Some(Path::new("-")) {
-            return Ok(Sink::Stdout);
-        }
-        Ok(Sink::File(Destination::of(output, &object.name, force)?.create(&object.meta)?))
-    }
-
     fn write(&mut self, bytes: &[u8], output: &Output) -> Result<(), CommandError> {
         match self {
             Sink::Stdout => output.write(bytes),
@@ -44,28 +39,140 @@ pub(super) async fn get(
     connection: &mut Connection,
     output: &mut Output,
 ) -> Result<Exit, CommandError> {
+    match &arguments.wanted {
+        Wanted::One(target) => one(arguments, target.clone(), connection, output).await,
+        Wanted::Below(prefix) => below(arguments, prefix, connection, output).await,
+    }
+}
+
+async fn one(
+    arguments: &Get,
+    target: Target,
+    connection: &mut Connection,
+    output: &mut Output,
+) -> Result<Exit, CommandError> {
     let to = arguments.output.as_deref();
-    let (target, offset, length) = (arguments.target.clone(), arguments.offset, arguments.length);
+    let (offset, length) = (arguments.offset, arguments.length);
     let number = connection.send(Request::Get { target, offset, length }).await?;
     let object = object(connection, number, output).await?;
+    let sink = if to == Some(Path::new("-")) {
+        Sink::Stdout
+    } else {
+        Sink::File(Destination::of(to, &object.name, arguments.force)?.create(&object.meta)?)
+    };
     let expected = expected(&object.meta, offset, length);
-    let mut sink = Sink::open(to, &object, arguments.force)?;
     output.begin(expected, Unit::Bytes);
-    let copied = copy(connection, number, &mut sink, output).await;
+    let copied = copy(connection, number, sink, &object, expected, output).await;
     output.end();
-    let received = copied?;
-    if received != expected {
-        let name = object.name.as_str();
-        let why =
-            format!("{name} ended after {received} of {expected} bytes; `larder verify` checks the store");
-        return Err(Failure::new(FailureKind::Damaged, why).into());
-    }
-    if let Sink::File(partial) = sink {
+    if let Sink::File(partial) = copied? {
         let path = partial.finish(&object.meta)?;
-        output.remark(format_args!("{}  {}", path.display(), bytes(received)))?;
+        output.remark(format_args!("{}  {}", path.display(), bytes(expected)))?;
         output.answer(&Response::Object { object })?;
     }
     Ok(Exit::OK)
+}
+
+/// What has been written of a directory of names.
+#[derive(Default)]
+struct Written {
+    objects: u64,
+    bytes: u64,
+}
+
+async fn below(
+    arguments: &Get,
+    prefix: &str,
+    connection: &mut Connection,
+    output: &mut Output,
+) -> Result<Exit, CommandError> {
+    if output.shows_progress() {
+        let (mut total, mut pages) = (0, Pages::of(prefix));
+        while let Some(objects) = pages.next(connection, output).await? {
+            total += objects.iter().map(|object| object.meta.size).sum::<u64>();
+        }
+        output.begin(total, Unit::Bytes);
+    }
+    let root = arguments.output.as_deref().unwrap_or(Path::new("."));
+    let (mut exit, mut written, mut found, mut pages) =
+        (Exit::OK, Written::default(), false, Pages::of(prefix));
+    while let Some(objects) = pages.next(connection, output).await? {
+        found |= !objects.is_empty();
+        for Listed { name, .. } in objects {
+            match one_below(root, name, arguments.force, &mut written, connection, output).await {
+                Ok(()) => {}
+                Err(error) if dooms_all(&error) => return Err(error),
+                Err(error) => exit = exit.or(output.problem(&error)),
+            }
+        }
+    }
+    output.end();
+    if !found {
+        let why = format!("no name begins with {prefix:?}; `larder ls` lists what there is");
+        return Err(Failure::new(FailureKind::NotFound, why).into());
+    }
+    output.remark(format_args!("wrote {}, {}", count(written.objects, "object"), bytes(written.bytes)))?;
+    Ok(exit)
+}
+
+async fn one_below(
+    root: &Path,
+    name: Name,
+    force: bool,
+    written: &mut Written,
+    connection: &mut Connection,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    // Before it is asked for: what can not be written need not come.
+    let place = Destination::below(root, &name, force)?;
+    let request = Request::Get { target: Target::Name(name), offset: 0, length: None };
+    let number = connection.send(request).await?;
+    let object = object(connection, number, output).await?;
+    let sink = Sink::File(place.create(&object.meta)?);
+    if let Sink::File(partial) = copy(connection, number, sink, &object, object.meta.size, output).await? {
+        partial.finish(&object.meta)?;
+    }
+    written.objects += 1;
+    written.bytes += object.meta.size;
+    output.answer(&Response::Object { object })
+}
+
+/// Whether the next object would meet the same failure.
+fn dooms_all(error: &CommandError) -> bool {
+    match error {
+        CommandError::Failed(_) => false,
+        CommandError::Destination(error @ DestinationError::Unwritable { .. }) => error.kind().is_some(),
+        CommandError::Destination(_) => false,
+        _ => true,
+    }
+}
+
+/// The names that begin with a prefix, page by page.
+struct Pages<'a> {
+    prefix: &'a str,
+    after: Option<Name>,
+    is_last: bool,
+}
+
+impl<'a> Pages<'a> {
+    fn of(prefix: &'a str) -> Self {
+        Self { prefix, after: None, is_last: false }
+    }
+
+    async fn next(
+        &mut self,
+        connection: &mut Connection,
+        output: &mut Output,
+    ) -> Result<Option<Vec<Listed>>, CommandError> {
+        if self.is_last {
+            return Ok(None);
+        }
+        let request = Request::List { prefix: self.prefix.to_owned(), after: self.after.take() };
+        let Response::Names { objects, next } = connection.ask(request, output).await? else {
+            return Err(CommandError::Answer("ls"));
+        };
+        (self.is_last, self.after) = (next.is_none(), next);
+        Ok(Some(objects))
+    }
 }
 
 /// Bytes of a range that lie inside the object.
@@ -89,20 +196,30 @@ async fn object(
     Ok(object)
 }
 
+/// All of what is expected of an object, into the sink.
 async fn copy(
     connection: &mut Connection,
     number: u32,
-    sink: &mut Sink,
+    mut sink: Sink,
+    object: &Listed,
+    expected: u64,
     output: &Output,
-) -> Result<u64, CommandError> {
+) -> Result<Sink, CommandError> {
     let mut received = 0;
     loop {
         match answer(connection, number).await? {
             Frame::Data(bytes) => {
                 received += bytes.len() as u64;
-                take(sink, bytes, output)?;
+                take(&mut sink, bytes, output)?;
             }
-            Frame::End => return Ok(received),
+            Frame::End if received == expected => return Ok(sink),
+            Frame::End => {
+                let name = object.name.as_str();
+                let why = format!(
+                    "{name} ended after {received} of {expected} bytes; `larder verify` checks the store"
+                );
+                return Err(Failure::new(FailureKind::Damaged, why).into());
+            }
             Frame::Message(Response::Progress { .. }) => {}
             Frame::Message(_) => return Err(CommandError::Answer("get")),
         }
