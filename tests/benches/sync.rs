@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often the two are asked how far they are; each answer costs them about a millisecond.
+/// How long at least between two questions how far an agent is; each answer costs it about a millisecond.
 const LOOK: Duration = Duration::from_millis(10);
 /// As many messages on their way as the agent's link allows.
 const IN_FLIGHT: u16 = 96;
@@ -160,7 +160,7 @@ async fn sync_round(larder: &Path, mib: u64, round: u64) -> (f64, usize) {
     let _broker = Mosquitto::start(BrokerConfig { port: Some(port), ..broker_config() });
 
     let (began, before) = first_bytes(&mut master_client).await;
-    let sent = all_acknowledged(&mut worker_client).await;
+    let sent = all_acknowledged(&mut worker_client, mib << 20).await;
     let rate = ((mib << 20) - before.min(mib << 20)) as f64 / 1e6 / began.elapsed().as_secs_f64();
     let received = status(&mut master_client).await;
     println!(
@@ -205,8 +205,8 @@ async fn first_bytes(master: &mut Client<UnixStream>) -> (Instant, u64) {
     }
 }
 
-/// Waits until the master has acknowledged everything.
-async fn all_acknowledged(worker: &mut Client<UnixStream>) -> Status {
+/// Waits until the master has acknowledged everything, of which it asks more often the less is left.
+async fn all_acknowledged(worker: &mut Client<UnixStream>, bytes: u64) -> Status {
     let waiting = Instant::now();
     loop {
         let status = status(worker).await;
@@ -214,7 +214,9 @@ async fn all_acknowledged(worker: &mut Client<UnixStream>) -> Status {
             return status;
         }
         assert!(waiting.elapsed() < PATIENCE, "the transfer does not end: {:?}", status.sync);
-        tokio::time::sleep(LOOK).await;
+        let left = bytes.saturating_sub(status.sync.bytes_sent) as f64 / status.sync.bytes_sent.max(1) as f64;
+        let wait = waiting.elapsed().mul_f64(left / 2.0).min(Duration::from_millis(200));
+        tokio::time::sleep(wait.max(LOOK)).await;
     }
 }
 

@@ -45,6 +45,13 @@ impl Larder {
         }
         self.0.clean_begin();
         while !self.0.clean_step(64 << 20).expect("larder cleans").done {}
+        // The open segment's tail is fresh: it is filled until the next one is made, of a spare.
+        let segments = self.0.status().segments;
+        let mut number = 2 * FILLING;
+        while self.0.status().segments == segments {
+            self.put(&[block(512 << 10, number)]);
+            number += 1;
+        }
         self.0.checkpoint().expect("larder makes a checkpoint");
     }
 }
