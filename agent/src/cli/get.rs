@@ -138,12 +138,12 @@ async fn one_below(
 
 /// Whether the next object would meet the same failure.
 fn dooms_all(error: &CommandError) -> bool {
-    match error {
-        CommandError::Failed(_) => false,
-        CommandError::Destination(error @ DestinationError::Unwritable { .. }) => error.kind().is_some(),
-        CommandError::Destination(_) => false,
-        _ => true,
-    }
+    let is_of_one = matches!(error, CommandError::Failed(_) | CommandError::Destination(_));
+    let is_unwritable = |error: &DestinationError| matches!(error, DestinationError::Unwritable { .. });
+    let has_no_place = matches!(
+        error, CommandError::Destination(error) if is_unwritable(error) && error.kind().is_some()
+    );
+    has_no_place || !is_of_one
 }
 
 /// The names that begin with a prefix, page by page.
