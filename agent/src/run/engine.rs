@@ -15,10 +15,10 @@ use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
 use larder_core::sync::buffer::Buffers;
-use larder_core::sync::wire::Packing;
+use larder_core::sync::wire::{Packing, Placed};
 use larder_store::{
-    CommitError, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, ReadError, Store, StoreStatus,
-    VerifyPosition, rebuild_index,
+    Check, CommitError, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, ReadError, ReadTo, Store,
+    StoreStatus, VerifyPosition, rebuild_index,
 };
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -407,9 +407,10 @@ impl StoreKeeper {
                 let hashes: Vec<[u8; 32]> = children.iter().map(|child| child.id.0).collect();
                 Answer::Children { here: store.lengths(&hashes).map_err(of_read)?, manifest }
             }
-            Question::Pack { group, ids } => {
+            Question::Pack { group, ids, again } => {
                 let buffers = self.buffers.clone();
-                pack(self.store()?, &buffers, group, ids)?
+                let check = if again { Check::Here } else { Check::ByReceiver };
+                pack(self.store()?, Packing::new(group, &buffers), ids, check)?
             }
             Question::Has(ids) => {
                 let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
@@ -617,14 +618,21 @@ fn of_commit(error: CommitError) -> Failure {
 
 fn pack(
     store: &mut Store<OsDisk>,
-    buffers: &Buffers,
-    group: u32,
+    mut packing: Packing,
     ids: Vec<BlockId>,
+    check: Check,
 ) -> Result<Answer, Failure> {
-    let (mut packing, mut missing) = (Packing::new(group, buffers), Vec::new());
+    let mut missing = Vec::new();
     for id in ids {
+        let read = |room: &mut [u8]| {
+            Ok(match store.read_to(room, &id.0, check)? {
+                ReadTo::Bytes(length) => Placed::Bytes(length),
+                ReadTo::NotStored => Placed::Absent,
+                ReadTo::TooLong => Placed::TooLong,
+            })
+        };
         // What is damaged is not there; any other failure is of the disk and passes.
-        match packing.add(|message| store.append_to(message, &id.0)) {
+        match packing.add(read) {
             Ok(true) => {}
             Ok(false) | Err(ReadError::Damaged { .. }) => missing.push(id),
             Err(error) => return Err(of_read(error)),

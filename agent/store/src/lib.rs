@@ -26,8 +26,8 @@ pub use disk::{Disk, DiskCounts, DiskFile, Listed, OpenMode, OsDisk, Space};
 pub use error::{CommitError, MaintainError, OpenError, ReadError};
 pub use options::{Options, Prepare};
 pub use store::{
-    Binding, CleanProgress, Committed, Op, OpenReport, Store, StoreStatus, VerifyPosition, VerifyStep,
-    rebuild_index,
+    Binding, Check, CleanProgress, Committed, Op, OpenReport, ReadTo, Store, StoreStatus, VerifyPosition,
+    VerifyStep, rebuild_index,
 };
 
 /// The BLAKE3 hash of a block's content, its name.

@@ -117,6 +117,8 @@ pub enum Question {
         group: u32,
         /// Which.
         ids: Vec<BlockId>,
+        /// They were sent before and did not come whole: each is checked here first.
+        again: bool,
     },
     /// Which of these are here and whole, and how long they are.
     Has(Vec<BlockId>),

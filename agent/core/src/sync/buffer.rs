@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
-    /// An empty one that holds a message without growing.
+    /// One as long as the longest message, with any bytes in it.
     pub(super) fn take(&self) -> Vec<u8> {
         let kept = self.kept().pop();
-        kept.unwrap_or_else(|| Vec::with_capacity(MESSAGE_BYTES_MAX))
+        kept.unwrap_or_else(|| vec![0; MESSAGE_BYTES_MAX])
     }
 
-    /// The bytes, whose buffer comes back when the last who has them lets go.
-    pub(super) fn lend(&self, buffer: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Lent { buffer, home: self.clone() })
+    /// The first bytes of a buffer, which comes back when the last who has them lets go.
+    pub(super) fn lend(&self, buffer: Vec<u8>, length: usize) -> Bytes {
+        Bytes::from_owner(Lent { buffer, length, home: self.clone() })
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
@@ -28,22 +28,21 @@ impl Buffers {
 
 struct Lent {
     buffer: Vec<u8>,
+    length: usize,
     home: Buffers,
 }
 
 impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
-        &self.buffer
+        &self.buffer[..self.length]
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
         let mut kept = self.home.kept();
-        if kept.len() < BUFFERS_KEPT_MAX && buffer.capacity() <= MESSAGE_BYTES_MAX {
-            kept.push(buffer);
+        if kept.len() < BUFFERS_KEPT_MAX {
+            kept.push(std::mem::take(&mut self.buffer));
         }
     }
 }
@@ -56,9 +55,10 @@ mod tests {
     fn a_buffer_comes_back_with_the_last_of_its_bytes_and_few_are_kept() {
         let buffers = Buffers::default();
         let mut buffer = buffers.take();
-        buffer.extend_from_slice(b"sent");
+        buffer[..4].copy_from_slice(b"sent");
         let memory = buffer.as_ptr();
-        let sent = buffers.lend(buffer);
+        let sent = buffers.lend(buffer, 4);
+        assert_eq!(sent, &b"sent"[..]);
         let part = sent.slice(1..3);
         drop(sent);
         let other = buffers.take();
@@ -66,11 +66,10 @@ mod tests {
         assert_eq!(part, &b"en"[..]);
         drop(part);
         let again = buffers.take();
-        assert_eq!((again.as_ptr(), again.len()), (memory, 0));
+        assert_eq!((again.as_ptr(), again.len()), (memory, MESSAGE_BYTES_MAX));
 
-        let many: Vec<Bytes> = (0..2 * BUFFERS_KEPT_MAX).map(|_| buffers.lend(buffers.take())).collect();
+        let many: Vec<Bytes> = (0..2 * BUFFERS_KEPT_MAX).map(|_| buffers.lend(buffers.take(), 1)).collect();
         drop(many);
-        drop(buffers.lend(Vec::with_capacity(2 * MESSAGE_BYTES_MAX)));
         assert_eq!(buffers.kept().len(), BUFFERS_KEPT_MAX);
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct OutGroup {
     pub(super) request: Option<u32>,
     pub(super) entries: Vec<OutEntry>,
     pub(super) serving: Option<Serving>,
+    /// What the last want was for.
+    pub(super) wanted: Option<Layer>,
     pub(super) retry_at_ms: u64,
     pub(super) retry_wait_ms: u64,
 }
@@ -73,11 +75,20 @@ pub(super) struct OutEntry {
     pub(super) refusal: Option<Refusal>,
 }
 
+/// What a want is for. A second one for the same is for blocks that were sent and did not come whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layer {
+    Roots,
+    Below(BlockId),
+}
+
 /// The answer to a want, as far as it has come.
 pub(super) struct Serving {
     /// No other has it: a late answer of the store to an earlier one of the same round is not for this one.
     pub(super) life: u64,
     pub(super) round: u32,
+    /// The same was wanted before.
+    pub(super) again: bool,
     /// The blocks and the bytes they should have; empty while the manifest is being read.
     pub(super) blocks: Vec<(BlockId, usize)>,
     /// What was wanted, until the manifest is there.

@@ -5,7 +5,7 @@
     reason = "an answer of another kind is one case, however many kinds there are"
 )]
 
-use super::outbox::{Echo, OutEntry, OutGroup, Outbox, Serving};
+use super::outbox::{Echo, Layer, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Outcome, Refusal, SyncMessage, Want, Wanted};
@@ -104,6 +104,7 @@ impl Sync {
             request,
             entries: entries.collect(),
             serving: None,
+            wanted: None,
             retry_at_ms: now.mono_ms + 3 * RETRY_MS,
             retry_wait_ms: 3 * RETRY_MS,
         };
@@ -153,7 +154,12 @@ impl Sync {
         group.touch(now);
         self.lives += 1;
         let life = self.lives;
-        let mut serving = Serving::new(life, want.round, want.limit);
+        let layer = match &want.blocks {
+            Wanted::Roots(_) => Layer::Roots,
+            Wanted::Children { manifest, .. } => Layer::Below(*manifest),
+        };
+        let again = group.wanted.replace(layer) == Some(layer);
+        let mut serving = Serving::new(life, want.round, again, want.limit);
         match want.blocks {
             Wanted::Roots(indices) => {
                 let root = |index: u16| group.entries.get(usize::from(index)).and_then(OutEntry::root);
@@ -247,7 +253,8 @@ impl Sync {
             let ids = serving.next_message();
             serving.reads += 1;
             let purpose = Purpose::Blocks { peer: name.clone(), group: group_id, life: serving.life };
-            self.asked.ask(purpose, Question::Pack { group: group_id, ids }, out);
+            let question = Question::Pack { group: group_id, ids, again: serving.again };
+            self.asked.ask(purpose, question, out);
         }
         if serving.may_read() {
             self.serving.insert(name.clone());
@@ -548,8 +555,8 @@ impl OutEntry {
 }
 
 impl Serving {
-    fn new(life: u64, round: u32, limit: u32) -> Self {
-        Serving { life, round, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
+    fn new(life: u64, round: u32, again: bool, limit: u32) -> Self {
+        Serving { life, round, again, blocks: Vec::new(), wanted: None, next: 0, limit, reads: 0 }
     }
 
     /// Whether there is anything left to do when there is room.

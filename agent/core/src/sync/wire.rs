@@ -279,9 +279,22 @@ impl Blocks {
 pub struct Packing {
     group: u32,
     buffers: Buffers,
-    message: Vec<u8>,
+    /// As long as the longest message, of which so much is filled; none before its first block.
+    message: Option<Vec<u8>>,
+    filled: usize,
     blocks: u32,
     packs: Vec<Pack>,
+}
+
+/// What became of a block that was to be read to a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// It has so many bytes, which lie at the beginning of the room.
+    Bytes(usize),
+    /// There is none.
+    Absent,
+    /// It is longer than the room.
+    TooLong,
 }
 
 /// A [`Blocks`] message, and what it carries.
@@ -303,45 +316,50 @@ impl Pack {
 impl Packing {
     /// Nothing yet, for this announcement.
     pub fn new(group: u32, buffers: &Buffers) -> Self {
-        Self { group, buffers: buffers.clone(), message: Vec::new(), blocks: 0, packs: Vec::new() }
+        Self { group, buffers: buffers.clone(), message: None, filled: 0, blocks: 0, packs: Vec::new() }
     }
 
-    /// Has `append` put a block, of at most 120 KiB, behind what is there; `false` if it has none.
+    /// Has `read` put a block into the room that is left, or once more into that of a message of its own; `false` if
+    /// there is none, or it is longer than a message.
     ///
     /// # Errors
-    /// Those of `append`. What it left behind is no block.
-    pub fn add<E>(&mut self, append: impl FnOnce(&mut Vec<u8>) -> Result<bool, E>) -> Result<bool, E> {
-        if self.message.is_empty() {
-            self.begin();
+    /// Those of `read`. What it left behind is no block.
+    pub fn add<E>(&mut self, mut read: impl FnMut(&mut [u8]) -> Result<Placed, E>) -> Result<bool, E> {
+        loop {
+            let message = self.message.get_or_insert_with(|| {
+                let mut message = self.buffers.take();
+                message[0] = BLOCKS_VERSION;
+                message[1..BLOCKS_HEAD].copy_from_slice(&self.group.to_le_bytes());
+                self.filled = BLOCKS_HEAD;
+                message
+            });
+            let start = self.filled + BLOCK_HEAD;
+            match read(message.get_mut(start..).unwrap_or_default())? {
+                Placed::Bytes(length) => {
+                    let head = u32::try_from(length).expect("a message is short").to_le_bytes();
+                    message[self.filled..start].copy_from_slice(&head);
+                    self.filled = start + length;
+                    self.blocks += 1;
+                    return Ok(true);
+                }
+                Placed::TooLong if self.blocks > 0 => self.close(),
+                Placed::TooLong | Placed::Absent => return Ok(false),
+            }
         }
-        let start = self.message.len();
-        self.message.extend_from_slice(&[0; BLOCK_HEAD]);
-        let appended = append(&mut self.message);
-        if !matches!(appended, Ok(true)) {
-            self.message.truncate(start);
-            return appended;
-        }
-        let length = self.message.len() - start - BLOCK_HEAD;
-        let head = u32::try_from(length).expect("a block has at most 120 KiB").to_le_bytes();
-        self.message[start..start + BLOCK_HEAD].copy_from_slice(&head);
-        // A block may be longer than its binding says; the receiver will refuse it.
-        if self.message.len() > MESSAGE_BYTES_MAX && self.blocks > 0 {
-            let block = self.message.split_off(start);
-            self.close();
-            self.begin();
-            self.message.extend_from_slice(&block);
-        }
-        self.blocks += 1;
-        Ok(true)
     }
 
     /// As [`Packing::add`], for a block that lies in memory.
     pub fn add_block(&mut self, block: &[u8]) {
-        let append = |message: &mut Vec<u8>| {
-            message.extend_from_slice(block);
-            Ok::<_, Infallible>(true)
+        let copy = |room: &mut [u8]| {
+            Ok::<_, Infallible>(match room.get_mut(..block.len()) {
+                Some(room) => {
+                    room.copy_from_slice(block);
+                    Placed::Bytes(block.len())
+                }
+                None => Placed::TooLong,
+            })
         };
-        let Ok(_added) = self.add(append);
+        let Ok(_added) = self.add(copy);
     }
 
     /// The messages.
@@ -350,16 +368,11 @@ impl Packing {
         self.packs
     }
 
-    fn begin(&mut self) {
-        self.message = self.buffers.take();
-        self.message.push(BLOCKS_VERSION);
-        self.message.extend_from_slice(&self.group.to_le_bytes());
-    }
-
     fn close(&mut self) {
-        let message = std::mem::take(&mut self.message);
-        if self.blocks > 0 {
-            let payload = self.buffers.lend(message);
+        if let Some(message) = self.message.take()
+            && self.blocks > 0
+        {
+            let payload = self.buffers.lend(message, self.filled);
             self.packs.push(Pack { payload, blocks: std::mem::take(&mut self.blocks) });
         }
     }
@@ -419,13 +432,14 @@ mod tests {
     #[test]
     fn what_can_not_be_read_leaves_no_trace_in_a_message() {
         let mut packing = Packing::new(1, &Buffers::default());
-        let half = |message: &mut Vec<u8>, answer: Result<bool, &'static str>| {
-            message.extend_from_slice(b"half");
+        let half = |room: &mut [u8], answer: Result<Placed, &'static str>| {
+            room[..4].copy_from_slice(b"half");
             answer
         };
-        assert_eq!(packing.add(|message| half(message, Err("lost"))), Err("lost"));
-        assert_eq!(packing.add(|message| half(message, Ok(true))), Ok(true));
-        assert_eq!(packing.add(|message| half(message, Ok(false))), Ok(false));
+        assert_eq!(packing.add(|room| half(room, Err("lost"))), Err("lost"));
+        assert_eq!(packing.add(|room| half(room, Ok(Placed::Bytes(4)))), Ok(true));
+        assert_eq!(packing.add(|room| half(room, Ok(Placed::Absent))), Ok(false));
+        assert_eq!(packing.add(|room| half(room, Ok(Placed::TooLong))), Ok(false), "in a message of its own");
         let [pack] = &packing.finish()[..] else { panic!("one message") };
         assert_eq!(Blocks::decode(pack.payload.clone()).unwrap().blocks, [Bytes::from_static(b"half")]);
     }

@@ -4,6 +4,7 @@ use crate::sim::World;
 use crate::sim::setup::{below_settings, master_settings};
 use crate::transfer::{are_alike, by_name, is_whole, noise};
 use larder_core::note::Note;
+use larder_core::object::manifest::Manifest;
 use larder_core::request::{FailureKind, Request, Response};
 use larder_core::role::Role;
 use larder_core::settings::BatchSettings;
@@ -228,28 +229,32 @@ fn a_full_master_takes_the_rest_when_it_has_room() {
 
 #[test]
 fn an_object_with_a_lost_block_is_refused_and_the_others_arrive() {
-    let (mut world, master, worker) = World::pair(6);
-    world.cut(worker, 0);
-    for index in 0..5 {
-        world.put_now(worker, &format!("f{index}"), noise(index, 500_000));
-    }
-    let leaf = {
-        let engine = &world.machines[worker].engine;
+    // What rotted unseen is sent, not taken, wanted again, and only then looked at.
+    for is_known in [true, false] {
+        let (mut world, master, worker) = World::pair(6);
+        world.cut(worker, 0);
+        for index in 0..5 {
+            world.put_now(worker, &format!("f{index}"), noise(index, 500_000));
+        }
+        let engine = &mut world.machines[worker].engine;
         let root = engine.table()["f2"];
-        let larder_core::object::manifest::Manifest { .. } =
-            larder_core::object::manifest::Manifest::decode(&engine.blocks[&root]).unwrap();
-        larder_core::object::manifest::Manifest::decode(&engine.blocks[&root]).unwrap().children()[3].id
-    };
-    world.machines[worker].engine.damaged.insert(leaf);
-    world.mend(worker);
-    world.run_until(120_000, "the others are there", |world| {
-        world.machines[master].engine.table().len() == 4 && is_whole(world, master)
-    });
-    world.run_ms(60_000);
-    let status = world.status(worker);
-    assert_eq!(status.sync.objects_refused, 1);
-    assert!(status.sync.last_problem.contains("f2"), "{}", status.sync.last_problem);
-    // Put again, it is whole again.
-    world.put_now(worker, "f2", noise(2, 500_000));
-    world.run_until(120_000, "it is there too", |world| are_alike(world, master, worker));
+        let leaf = Manifest::decode(&engine.blocks[&root]).unwrap().children()[3].id;
+        if is_known {
+            engine.damaged.insert(leaf)
+        } else {
+            engine.rotten.insert(leaf)
+        };
+        world.mend(worker);
+        world.run_until(120_000, "the others are there", |world| {
+            world.machines[master].engine.table().len() == 4 && is_whole(world, master)
+        });
+        world.run_ms(60_000);
+        let status = world.status(worker);
+        assert_eq!(status.sync.objects_refused, 1);
+        assert!(status.sync.last_problem.contains("f2"), "{}", status.sync.last_problem);
+        assert!(world.machines[worker].engine.damaged.contains(&leaf), "the worker knows");
+        // Put again, it is whole again.
+        world.put_now(worker, "f2", noise(2, 500_000));
+        world.run_until(120_000, "it is there too", |world| are_alike(world, master, worker));
+    }
 }

@@ -15,6 +15,7 @@ pub use clean::CleanProgress;
 pub use commit::{Committed, Op};
 pub use names::Binding;
 pub use open::{OpenReport, rebuild_index};
+pub use read::{Check, ReadTo};
 pub use status::StoreStatus;
 pub use verify::{VerifyPosition, VerifyStep};
 

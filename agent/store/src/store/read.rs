@@ -15,6 +15,26 @@ use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 
+/// Who finds out whether the bytes read are the block's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// The store.
+    Here,
+    /// Whoever is handed them, and believes nothing: a peer that takes a block by its hash.
+    ByReceiver,
+}
+
+/// What came of [`Store::read_to`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadTo {
+    /// So many bytes were read.
+    Bytes(usize),
+    /// There is no such block.
+    NotStored,
+    /// The block is longer than the room.
+    TooLong,
+}
+
 impl<D: Disk> Store<D> {
     /// A block's bytes; none if it is not stored.
     ///
@@ -32,19 +52,23 @@ impl<D: Disk> Store<D> {
         Ok(Some(bytes))
     }
 
-    /// Appends a block's bytes to a buffer, for one who passes through: what is read does not enter the cache.
-    /// `false` if it is not stored; the buffer is as it was then, and after an error.
+    /// Reads a block to the beginning of `room`, for one who passes through: what is read does not enter the cache.
+    /// What is in quarantine is checked here whatever is said.
     ///
     /// # Errors
     /// As for [`Store::get`].
-    pub fn append_to(&mut self, buffer: &mut Vec<u8>, hash: &Hash) -> Result<bool, ReadError> {
+    pub fn read_to(&mut self, room: &mut [u8], hash: &Hash, check: Check) -> Result<ReadTo, ReadError> {
         if let Some(bytes) = self.cached(hash) {
-            buffer.extend_from_slice(&bytes);
-            return Ok(true);
+            let Some(room) = room.get_mut(..bytes.len()) else { return Ok(ReadTo::TooLong) };
+            room.copy_from_slice(&bytes);
+            return Ok(ReadTo::Bytes(bytes.len()));
         }
-        let Some(place) = self.place_to_read(hash)? else { return Ok(false) };
-        self.read_checked_into(buffer, hash, &place)?;
-        Ok(true)
+        let Some(place) = self.place_to_read(hash)? else { return Ok(ReadTo::NotStored) };
+        let length = place.length as usize;
+        let Some(room) = room.get_mut(..length) else { return Ok(ReadTo::TooLong) };
+        let check = if self.is_quarantined(hash) { Check::Here } else { check };
+        self.read_place(room, hash, &place, check)?;
+        Ok(ReadTo::Bytes(length))
     }
 
     fn cached(&mut self, hash: &Hash) -> Option<Bytes> {
@@ -101,26 +125,27 @@ impl<D: Disk> Store<D> {
 
     /// Reads a block from its segment and checks it.
     pub(super) fn read_checked(&mut self, hash: &Hash, place: &Place) -> Result<Bytes, ReadError> {
-        let mut bytes = Vec::new();
-        self.read_checked_into(&mut bytes, hash, place)?;
+        let mut bytes = vec![0; (place.length as usize).min(VALUE_BYTES_MAX)];
+        self.read_place(&mut bytes, hash, place, Check::Here)?;
         Ok(bytes.into())
     }
 
-    fn read_checked_into(
+    /// Fills `bytes` with the block of the record at a place.
+    fn read_place(
         &mut self,
-        buffer: &mut Vec<u8>,
+        bytes: &mut [u8],
         hash: &Hash,
         place: &Place,
+        check: Check,
     ) -> Result<(), ReadError> {
-        let start = buffer.len();
-        let read = self.read_value(buffer, place);
-        if read.is_ok() && blake3::hash(&buffer[start..]).as_bytes() == hash {
-            // A device that failed once may read again what is whole.
-            self.release(hash);
-            return Ok(());
-        }
-        buffer.truncate(start);
+        let read = self.read_value(bytes, place);
         match read {
+            Ok(()) if check == Check::ByReceiver => Ok(()),
+            Ok(()) if blake3::hash(bytes).as_bytes() == hash => {
+                // A device that failed once may read again what is whole.
+                self.release(hash);
+                Ok(())
+            }
             Err(source) if says_nothing_of_the_file(&source) => {
                 Err(ReadError::Io { file: segment_name(place.segment), source })
             }
@@ -145,15 +170,13 @@ impl<D: Disk> Store<D> {
         self.read_checked(&hash, place)
     }
 
-    /// Appends the block of the record at a place, unchecked.
-    fn read_value(&mut self, buffer: &mut Vec<u8>, place: &Place) -> io::Result<()> {
-        if place.length as usize > VALUE_BYTES_MAX {
+    fn read_value(&mut self, bytes: &mut [u8], place: &Place) -> io::Result<()> {
+        // No block is as long as such a place says.
+        if place.length as usize != bytes.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let start = buffer.len();
-        buffer.resize(start + place.length as usize, 0);
         let offset = u64::from(place.offset) + (RECORD_HEADER_BYTES + size_of::<Hash>()) as u64;
-        self.segments.reader(place.segment)?.read_at(&mut buffer[start..], offset)
+        self.segments.reader(place.segment)?.read_at(bytes, offset)
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::common::faults::FaultDisk;
 use crate::common::*;
 use larder_store::{
-    CommitError, Hash, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, Prepare, ReadError, Store,
-    VerifyPosition,
+    Check, CommitError, Hash, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, Prepare, ReadError,
+    ReadTo, Store, VerifyPosition,
 };
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -272,6 +272,29 @@ fn a_flipped_bit_in_a_block_is_an_error_that_names_it_and_a_new_put_heals_it() {
     assert!(store.has(&hash(&bytes)).unwrap());
     assert_all_there(&mut store, 0..100, 5000);
     assert_eq!(store.status().damaged, 0);
+}
+
+#[test]
+fn what_its_receiver_checks_is_read_as_it_is_until_it_is_known_to_be_damaged() {
+    let directory = filled();
+    let bytes = content(33, 5000);
+    let (path, at) = find(directory.path(), &bytes);
+    flip(&path, at + 1234);
+    let (mut store, _) = open(directory.path());
+    let mut room = [7; 6000];
+    let mut read = |room: &mut [u8], check| store.read_to(room, &hash(&bytes), check);
+    assert_eq!(read(&mut room[..4999], Check::Here).unwrap(), ReadTo::TooLong);
+    assert_eq!(read(&mut room, Check::ByReceiver).unwrap(), ReadTo::Bytes(5000));
+    assert_eq!(room[1235..5000], bytes[1235..]);
+    assert_eq!((room[1234] ^ bytes[1234]).count_ones(), 1);
+    for check in [Check::Here, Check::ByReceiver] {
+        let error = read(&mut room, check).unwrap_err();
+        assert!(matches!(error, ReadError::Damaged { hash: named, .. } if named == hash(&bytes)), "{error}");
+    }
+    let whole = content(34, 5000);
+    assert_eq!(store.read_to(&mut room, &hash(&whole), Check::Here).unwrap(), ReadTo::Bytes(5000));
+    assert_eq!(room[..5000], whole);
+    assert_eq!(store.read_to(&mut room, &[9; 32], Check::ByReceiver).unwrap(), ReadTo::NotStored);
 }
 
 #[test]

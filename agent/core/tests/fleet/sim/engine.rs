@@ -147,10 +147,15 @@ impl Engine {
         if reads && let Some(kind) = self.failing_reads.pop_front() {
             return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
         }
-        if let Question::Read(id) | Question::Children(id) = question
-            && self.rotten.remove(&id)
-        {
-            self.damaged.insert(id);
+        let looked_at = match &question {
+            Question::Read(id) | Question::Children(id) => std::slice::from_ref(id),
+            Question::Pack { ids, again: true, .. } => ids,
+            _ => &[],
+        };
+        for id in looked_at {
+            if self.rotten.remove(id) {
+                self.damaged.insert(*id);
+            }
         }
         match question {
             Question::Read(id) | Question::Children(id) if self.damaged.contains(&id) => {
@@ -158,10 +163,15 @@ impl Engine {
             }
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
             Question::Children(id) => self.children(id),
-            Question::Pack { group, ids } => {
+            Question::Pack { group, ids, again: _ } => {
                 let (mut packing, mut missing) = (Packing::new(group, &Buffers::default()), Vec::new());
                 for id in ids {
                     match self.blocks.get(&id).filter(|_| !self.damaged.contains(&id)) {
+                        Some(block) if self.rotten.contains(&id) => {
+                            let mut bytes = block.to_vec();
+                            bytes[0] ^= 1;
+                            packing.add_block(&bytes);
+                        }
                         Some(block) => packing.add_block(block),
                         None => missing.push(id),
                     }
