@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -441,6 +441,35 @@ fn all_below_a_directory_of_names_is_written_and_what_is_in_the_way_costs_nothin
     assert_eq!(written("all"), names, "{}", all.text());
     node.run(["get", "b/", "-o", "all"]).expect(3);
     node.run(["get", "a/", "-o", "nowhere"]).expect(3);
+    let file = node.run(["get", "/", "-o", "data/c"]).expect(1);
+    assert_eq!(file.stderr.lines().count(), 1, "{}", file.stderr);
+}
+
+#[test]
+fn a_damaged_object_below_a_directory_is_named_and_all_others_are_written() {
+    let node = running();
+    let rotten = noise(5_000, "rotten");
+    write(&node.path("many/150 rotten"), &rotten);
+    // more than a page of names
+    for index in 0..300 {
+        write(&node.path(format!("many/{index:03}")), &noise(index + 1, "whole"));
+    }
+    node.run(["put", "many"]).expect(0);
+    let segment = node.store().join("segment-00000000");
+    let log = fs::read(&segment).unwrap();
+    let at = log.windows(rotten.len()).position(|window| window == rotten).unwrap();
+    let file = OpenOptions::new().write(true).open(&segment).unwrap();
+    file.write_all_at(&[rotten[0] ^ 1], at as u64).unwrap();
+    fs::create_dir(node.path("out")).unwrap();
+
+    let said = node.run(["get", "many/", "-o", "out"]).expect(4);
+    assert!(said.stderr.contains("is damaged in segment-"), "{}", said.stderr);
+    assert!(said.text().contains("wrote 300 objects"), "{}", said.text());
+    assert!(!node.path("out/many/150 rotten").exists());
+    for index in 0..300 {
+        let written = fs::read(node.path(format!("out/many/{index:03}"))).unwrap();
+        assert!(written == noise(index + 1, "whole"), "{index}");
+    }
 }
 
 #[test]

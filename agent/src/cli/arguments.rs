@@ -165,7 +165,7 @@ pub(super) struct Put {
 
 #[derive(Debug, Args)]
 pub(super) struct Get {
-    /// Name or CID, `name:` or `cid:` before it says which; `DIR/` for all names below DIR, `/` for all there are
+    /// Name or CID, `name:` or `cid:` before it says which; `DIR/` for all names here below DIR, `/` for all
     #[arg(value_name = "TARGET", value_parser = wanted)]
     pub(super) wanted: Wanted,
     /// File, directory (names' own paths below it) or `-` [default: one name's last part, all names' paths, here]

@@ -101,6 +101,11 @@ impl Destination {
         }
     }
 
+    /// Whether anything can be written below a directory.
+    pub(super) fn check_root(root: &Path) -> Result<(), DestinationError> {
+        open_directory(root).map(drop)
+    }
+
     /// Exactly there.
     fn at(path: &Path, force: bool) -> Result<Self, DestinationError> {
         let entry = path.file_name().ok_or_else(|| DestinationError::NoName { path: path.to_owned() })?;

@@ -14,10 +14,13 @@ use larder_core::request::{Failure, FailureKind, Listed, Request, Response, Targ
 
 use super::arguments::{Get, Wanted};
 use super::client::Connection;
-use super::destination::{Destination, DestinationError, Partial};
+use super::destination::{Destination, Partial};
 use super::exit::{CommandError, Exit};
 use super::output::{Output, bytes, count};
 use crate::socket::Frame;
+
+/// From how many bytes on it is shown how far an object is.
+const SHOWN_BYTES_MIN: u64 = 1 << 20;
 
 enum Sink {
     Stdout,
@@ -55,28 +58,19 @@ async fn one(
     let (offset, length) = (arguments.offset, arguments.length);
     let number = connection.send(Request::Get { target, offset, length }).await?;
     let object = object(connection, number, output).await?;
-    let sink = if to == Some(Path::new("-")) {
+    let mut sink = if to == Some(Path::new("-")) {
         Sink::Stdout
     } else {
         Sink::File(Destination::of(to, &object.name, arguments.force)?.create(&object.meta)?)
     };
     let expected = expected(&object.meta, offset, length);
-    output.begin(expected, Unit::Bytes);
-    let copied = copy(connection, number, sink, &object, expected, output).await;
-    output.end();
-    if let Sink::File(partial) = copied? {
+    copy(connection, number, &mut sink, &object, expected, output).await?;
+    if let Sink::File(partial) = sink {
         let path = partial.finish(&object.meta)?;
         output.remark(format_args!("{}  {}", path.display(), bytes(expected)))?;
         output.answer(&Response::Object { object })?;
     }
     Ok(Exit::OK)
-}
-
-/// What has been written of a directory of names.
-#[derive(Default)]
-struct Written {
-    objects: u64,
-    bytes: u64,
 }
 
 async fn below(
@@ -85,65 +79,85 @@ async fn below(
     connection: &mut Connection,
     output: &mut Output,
 ) -> Result<Exit, CommandError> {
-    if output.shows_progress() {
-        let (mut total, mut pages) = (0, Pages::of(prefix));
-        while let Some(objects) = pages.next(connection, output).await? {
-            total += objects.iter().map(|object| object.meta.size).sum::<u64>();
-        }
-        output.begin(total, Unit::Bytes);
-    }
     let root = arguments.output.as_deref().unwrap_or(Path::new("."));
-    let (mut exit, mut written, mut found, mut pages) =
-        (Exit::OK, Written::default(), false, Pages::of(prefix));
-    while let Some(objects) = pages.next(connection, output).await? {
-        found |= !objects.is_empty();
-        for Listed { name, .. } in objects {
-            match one_below(root, name, arguments.force, &mut written, connection, output).await {
-                Ok(()) => {}
-                Err(error) if dooms_all(&error) => return Err(error),
-                Err(error) => exit = exit.or(output.problem(&error)),
+    Destination::check_root(root)?;
+    let (mut exit, mut found, mut pages) = (Exit::OK, false, Pages::of(prefix));
+    let (mut objects, mut size) = (0, 0);
+    'all: while let Some(page) = pages.next(connection, output).await? {
+        found |= !page.is_empty();
+        for Listed { name, .. } in page {
+            match one_below(root, name, arguments.force, connection, output).await {
+                Ok(written) => (objects, size) = (objects + 1, size + written),
+                Err(error) => {
+                    exit = exit.or(output.problem(&error));
+                    if dooms_all(&error) {
+                        break 'all;
+                    }
+                }
             }
         }
     }
-    output.end();
     if !found {
-        let why = format!("no name begins with {prefix:?}; `larder ls` lists what there is");
+        let what = if prefix.is_empty() {
+            "there is no name here".to_owned()
+        } else {
+            format!("no name here is below {prefix}")
+        };
+        let why =
+            format!("{what}; `larder ls` lists what there is, `larder fetch` brings what the master has");
         return Err(Failure::new(FailureKind::NotFound, why).into());
     }
-    output.remark(format_args!("wrote {}, {}", count(written.objects, "object"), bytes(written.bytes)))?;
+    output.remark(format_args!("wrote {}, {}", count(objects, "object"), bytes(size)))?;
     Ok(exit)
 }
 
+/// Writes one of many; its bytes.
 async fn one_below(
     root: &Path,
     name: Name,
     force: bool,
-    written: &mut Written,
     connection: &mut Connection,
     output: &mut Output,
-) -> Result<(), CommandError> {
+) -> Result<u64, CommandError> {
     // Before it is asked for: what can not be written need not come.
     let place = Destination::below(root, &name, force)?;
     let request = Request::Get { target: Target::Name(name), offset: 0, length: None };
     let number = connection.send(request).await?;
     let object = object(connection, number, output).await?;
-    let sink = Sink::File(place.create(&object.meta)?);
-    if let Sink::File(partial) = copy(connection, number, sink, &object, object.meta.size, output).await? {
-        partial.finish(&object.meta)?;
+    let written = write_below(place, connection, number, &object, output).await;
+    if let Err(error @ CommandError::Destination(_)) = &written
+        && !dooms_all(error)
+    {
+        // The rest of it comes before anything else does.
+        while !matches!(answer(connection, number).await, Ok(Frame::End) | Err(_)) {}
     }
-    written.objects += 1;
-    written.bytes += object.meta.size;
-    output.answer(&Response::Object { object })
+    written?;
+    let size = object.meta.size;
+    output.answer(&Response::Object { object })?;
+    Ok(size)
 }
 
-/// Whether the next object would meet the same failure.
+async fn write_below(
+    place: Destination,
+    connection: &mut Connection,
+    number: u32,
+    object: &Listed,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    let mut sink = Sink::File(place.create(&object.meta)?);
+    copy(connection, number, &mut sink, object, object.meta.size, output).await?;
+    if let Sink::File(partial) = sink {
+        partial.finish(&object.meta)?;
+    }
+    Ok(())
+}
+
+/// Whether the next object would meet the same failure: no agent, no room, a device that fails.
 fn dooms_all(error: &CommandError) -> bool {
-    let is_of_one = matches!(error, CommandError::Failed(_) | CommandError::Destination(_));
-    let is_unwritable = |error: &DestinationError| matches!(error, DestinationError::Unwritable { .. });
-    let has_no_place = matches!(
-        error, CommandError::Destination(error) if is_unwritable(error) && error.kind().is_some()
-    );
-    has_no_place || !is_of_one
+    match error.kind() {
+        Some(FailureKind::Full | FailureKind::Disk) => matches!(error, CommandError::Destination(_)),
+        _ => !matches!(error, CommandError::Failed(_) | CommandError::Destination(_)),
+    }
 }
 
 /// The names that begin with a prefix, page by page.
@@ -200,26 +214,39 @@ async fn object(
 async fn copy(
     connection: &mut Connection,
     number: u32,
-    mut sink: Sink,
+    sink: &mut Sink,
     object: &Listed,
     expected: u64,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    if expected >= SHOWN_BYTES_MIN {
+        output.begin(expected, Unit::Bytes);
+    }
+    let received = copy_all(connection, number, sink, output).await;
+    output.end();
+    let received = received?;
+    if received == expected {
+        return Ok(());
+    }
+    let name = object.name.as_str();
+    let why = format!("{name} ended after {received} of {expected} bytes; `larder verify` checks the store");
+    Err(Failure::new(FailureKind::Damaged, why).into())
+}
+
+async fn copy_all(
+    connection: &mut Connection,
+    number: u32,
+    sink: &mut Sink,
     output: &Output,
-) -> Result<Sink, CommandError> {
+) -> Result<u64, CommandError> {
     let mut received = 0;
     loop {
         match answer(connection, number).await? {
             Frame::Data(bytes) => {
                 received += bytes.len() as u64;
-                take(&mut sink, bytes, output)?;
+                take(sink, bytes, output)?;
             }
-            Frame::End if received == expected => return Ok(sink),
-            Frame::End => {
-                let name = object.name.as_str();
-                let why = format!(
-                    "{name} ended after {received} of {expected} bytes; `larder verify` checks the store"
-                );
-                return Err(Failure::new(FailureKind::Damaged, why).into());
-            }
+            Frame::End => return Ok(received),
             Frame::Message(Response::Progress { .. }) => {}
             Frame::Message(_) => return Err(CommandError::Answer("get")),
         }

@@ -1,7 +1,7 @@
 //! Larder's store: an append-only log of records is the truth, an index over it can always be made again.
 //!
 //! Duty: keep blocks (bytes named by their BLAKE3 hash), name bindings and settings so that whatever was
-//! acknowledged survives a power cut, and never hand out wrong bytes. The formats are in `docs/format.md`.
+//! acknowledged survives a power cut, and never hand out wrong bytes as checked. The formats are in `docs/format.md`.
 //! It refuses a second process, a newer format and anything beyond its quota. One owner calls it; there is
 //! no thread inside and every call returns when its work is done. Memory is bounded by the options, by the
 //! filters (23 to 32 bits a block) and by one row per segment. Damage is quarantined and reported; it stops neither

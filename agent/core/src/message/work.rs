@@ -117,7 +117,7 @@ pub enum Question {
         group: u32,
         /// Which.
         ids: Vec<BlockId>,
-        /// They were sent before and did not come whole: each is checked here first.
+        /// The peer wants them once more: each is checked here before it is sent.
         again: bool,
     },
     /// Which of these are here and whole, and how long they are.

@@ -69,6 +69,8 @@ pub(super) struct Credit {
     /// Blocks of all rounds that were allowed and have not come. A late one of an earlier round uses up what was
     /// allowed then, so an honest sender never has more to send than this.
     open: u64,
+    /// Blocks that came and were not expected: of what was allowed, or sent for nothing.
+    strange: u64,
 }
 
 impl Credit {
@@ -93,6 +95,22 @@ impl Credit {
         self.open = self.open.saturating_sub(1);
         self.received = self.received.plus(block);
         self.held = self.held.plus(block);
+    }
+
+    /// One came that was not expected.
+    pub(super) fn strange(&mut self) {
+        self.strange += 1;
+    }
+
+    /// One that was allowed will not come.
+    pub(super) fn absent(&mut self, block: Amount) {
+        self.open = self.open.saturating_sub(1);
+        self.received = self.received.plus(block);
+    }
+
+    /// Whether all that was allowed is here and some of it is not what was wanted.
+    pub(super) fn is_wasted(&self) -> bool {
+        !self.is_used_up() && self.strange >= self.open
     }
 
     pub(super) fn stored(&mut self, block: Amount) {
@@ -155,6 +173,26 @@ impl Credit {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_came_for_nothing_is_wasted_when_nothing_else_is_on_its_way() {
+        let (mut credit, window) = (Credit::default(), Amount { blocks: 4, bytes: 1000 });
+        let block = Amount::block(10);
+        assert_eq!(credit.begin([10; 6].into_iter(), window), 4);
+        credit.received(block);
+        credit.strange();
+        credit.received(block);
+        assert!(!credit.is_wasted(), "one more may come");
+        credit.received(block);
+        assert!(credit.is_wasted());
+        // once more, and the sender has lost it
+        assert_eq!(credit.begin([10; 3].into_iter(), window), 1, "three are not durable yet");
+        assert!(!credit.is_wasted());
+        credit.absent(block);
+        assert!(credit.is_used_up() && !credit.is_wasted());
+        (0..3).for_each(|_| credit.stored(block));
+        assert_eq!(credit.extend(window), Some(3));
+    }
 
     #[test]
     fn a_block_beyond_the_window_comes_alone() {

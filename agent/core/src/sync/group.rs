@@ -121,6 +121,8 @@ pub(super) struct InGroup {
     pub(super) entries: Vec<InEntry>,
     /// Counts the wants.
     pub(super) round: u32,
+    /// The present one asks once more for what is missing of the one before.
+    pub(super) is_repeated: bool,
     /// Bytes that have come of what was asked for.
     pub(super) bytes_came: u64,
     /// Blocks asked for and not received, each with the length that the manifest says of it; a manifest's
@@ -157,6 +159,7 @@ impl InGroup {
             request,
             entries: entries.into_iter().map(entry).collect(),
             round: 0,
+            is_repeated: false,
             bytes_came: 0,
             expected: BTreeMap::new(),
             walking: None,
@@ -267,6 +270,16 @@ impl InGroup {
             Some(_) => {}
         }
         true
+    }
+
+    /// The length a want had in mind for a block that is expected.
+    pub(super) fn wanted_bytes(&self, id: &BlockId) -> u64 {
+        let of_root = |entry: &InEntry| match entry.needs() {
+            Some((root, 0)) if root == *id && self.node.is_none() => Some(entry.incoming.meta.size),
+            _ => None,
+        };
+        let says = self.expected.get(id).copied().flatten();
+        says.or_else(|| self.entries.iter().find_map(of_root)).unwrap_or(BLOCK_BYTES_MAX as u64)
     }
 
     fn root_has(&mut self, id: BlockId, bytes: u64) {

@@ -14,6 +14,7 @@ use crate::limits::{IN_GROUPS_MAX, IN_GROUPS_PEER_MAX};
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question};
 use crate::name::Name;
 use crate::note::Note;
+use crate::object::BLOCK_BYTES_MAX;
 use crate::object::manifest::{Child, Manifest};
 use crate::request::{Failure, FailureKind};
 use crate::role::{Role, may_announce};
@@ -99,6 +100,11 @@ impl Sync {
         for (id, bytes) in ids.into_iter().zip(message.blocks) {
             self.block(&key, &mut group, id, bytes, out);
         }
+        self.hasten(&group, out);
+        if group.credit.is_wasted() && !group.is_repeated {
+            // Nothing else comes: what is still missing rotted where it was sent from, where it is looked at now.
+            self.want_again(&key, &mut group, out);
+        }
         let result = self.round_may_be_over(&key, &mut group, out);
         self.put_back(now, key, group, result, out);
     }
@@ -113,6 +119,7 @@ impl Sync {
     ) {
         if !group.credit.allows() || !group.came(id, bytes.len() as u64) {
             self.wires.numbers.blocks_unasked += 1;
+            group.credit.strange();
             return;
         }
         self.wires.numbers.blocks_received += 1;
@@ -122,8 +129,14 @@ impl Sync {
         let purpose =
             Purpose::Receive { peer: key.0.clone(), group: key.1, life: group.life, step: Step::Put(length) };
         self.asked.write(purpose, Change::Put { id, bytes }, Haste::Bulk, out);
-        let is_half = group.credit.held().reaches(self.window(group).over(2));
-        if group.expected.is_empty() || group.credit.is_used_up() || is_half {
+    }
+
+    /// Has what came written when the sender waits for that, or will soon.
+    fn hasten(&self, group: &InGroup, out: &mut Effects) {
+        let credit = &group.credit;
+        let is_half = credit.held().reaches(self.window(group).over(2));
+        let waits = group.expected.is_empty() || credit.is_used_up() || credit.is_wasted();
+        if group.is_writing() && (waits || is_half) {
             out.tell(Message::FlushNow);
         }
     }
@@ -252,6 +265,17 @@ impl Sync {
 
     /// Asks for what is expected, with a fresh credit.
     fn want(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
+        group.is_repeated = false;
+        self.want_round(key, group, out);
+    }
+
+    /// Asks once more for what is still expected: the sender looks at it before it sends it.
+    fn want_again(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
+        group.is_repeated = true;
+        self.want_round(key, group, out);
+    }
+
+    fn want_round(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
         if group.expected.is_empty() {
             return;
         }
@@ -520,10 +544,14 @@ impl Sync {
     ) {
         let key = (from.clone(), group_id);
         let Some(mut group) = self.incoming.remove(&key) else { return };
+        let length = group.wanted_bytes(&id);
+        let was_wanted = group.round == round && group.expected.remove(&id).is_some();
+        if was_wanted {
+            group.credit.absent(Amount::block(usize::try_from(length).unwrap_or(BLOCK_BYTES_MAX)));
+        }
         let mut result = Ok(());
-        if group.round == round && group.expected.remove(&id).is_some()
-            || group.node.as_ref().is_some_and(|n| n.0.id == id)
-        {
+        if was_wanted || group.node.as_ref().is_some_and(|n| n.0.id == id) {
+            group.touch(now);
             if why == Refusal::Lost {
                 group.lost = Some(id);
             }
@@ -532,6 +560,8 @@ impl Sync {
             } else {
                 group.refuse_roots(why, |root, _, _| root == id);
             }
+            self.extend_credit(&key, &mut group, out);
+            self.hasten(&group, out);
             result = self.round_may_be_over(&key, &mut group, out);
         }
         self.put_back(now, key, group, result, out);
@@ -581,7 +611,7 @@ impl Sync {
             }
             group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
             group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
-            self.want(&key, &mut group, out);
+            self.want_again(&key, &mut group, out);
             self.incoming.insert(key, group);
         }
     }

@@ -334,7 +334,11 @@ impl Packing {
                 message
             });
             let start = self.filled + BLOCK_HEAD;
-            match read(message.get_mut(start..).unwrap_or_default())? {
+            let Some(room) = message.get_mut(start..) else {
+                self.close();
+                continue;
+            };
+            match read(room)? {
                 Placed::Bytes(length) => {
                     let head = u32::try_from(length).expect("a message is short").to_le_bytes();
                     message[self.filled..start].copy_from_slice(&head);

@@ -258,3 +258,35 @@ fn an_object_with_a_lost_block_is_refused_and_the_others_arrive() {
         world.run_until(120_000, "it is there too", |world| are_alike(world, master, worker));
     }
 }
+
+#[test]
+fn many_rotten_blocks_cost_their_neighbours_no_time() {
+    for is_known in [false, true] {
+        let (mut world, master, worker) = World::pair(8);
+        world.machines[master].settings.window_blocks = 16;
+        world.machines[master].settings.flush.age_ms = 5_000;
+        world.reload(master);
+        world.cut(worker, 0);
+        for index in 0..60 {
+            world.put_now(worker, &format!("f{index:02}"), noise(index, 100_000));
+        }
+        let engine = &mut world.machines[worker].engine;
+        let roots: Vec<_> = engine.table().into_values().step_by(3).collect();
+        if is_known {
+            engine.damaged.extend(&roots)
+        } else {
+            engine.rotten.extend(&roots)
+        };
+        world.mend(worker);
+        world.run_until(20_000, "the others are there", |world| {
+            world.machines[master].engine.table().len() == 40 && is_whole(world, master)
+        });
+        world.run_ms(20_000);
+        let status = world.status(worker);
+        assert!(status.peers.iter().all(|peer| peer.outbox_empty), "nothing is left");
+        assert_eq!(status.sync.objects_refused, 20);
+        let dropped = world.status(master).sync.blocks_unasked;
+        let expected = if is_known { 0..=0 } else { 1..=20 };
+        assert!(expected.contains(&dropped), "{dropped}: each is sent for nothing at most once");
+    }
+}

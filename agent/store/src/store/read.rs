@@ -1,7 +1,8 @@
 //! Reading blocks: cache, memory table, filters, one page of redb, one read, BLAKE3, caller.
 //!
-//! Duty: hand out a block's bytes, or an error that names it; never wrong bytes. A block that fails its check
-//! is quarantined until it is put again, or passes after all. Memory is one block and the bounded cache.
+//! Duty: hand out a block's bytes, or an error that names it; wrong bytes to nobody but who says that he checks them
+//! himself ([`Check::ByReceiver`]). A block that fails its check is quarantined until it is put again, or passes after
+//! all. Memory is one block and the bounded cache.
 
 use super::Store;
 use super::names::read_error;
@@ -53,7 +54,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Reads a block to the beginning of `room`, for one who passes through: what is read does not enter the cache.
-    /// What is in quarantine is checked here whatever is said.
+    /// What is in quarantine is checked here whatever is said. If it is not `Bytes`, anything may be in the room.
     ///
     /// # Errors
     /// As for [`Store::get`].

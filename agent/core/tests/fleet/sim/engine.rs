@@ -24,6 +24,7 @@ pub(crate) struct Engine {
     pub(crate) names: BTreeMap<Name, Bound>,
     pub(crate) settings: BTreeMap<String, Bytes>,
     pub(crate) damaged: BTreeSet<BlockId>,
+    buffers: Buffers,
     /// Damaged as well, which the first reading finds out.
     pub(crate) rotten: BTreeSet<BlockId>,
     pub(crate) quota_bytes: u64,
@@ -164,7 +165,7 @@ impl Engine {
             Question::Read(id) => Answer::Block(self.blocks.get(&id).cloned()),
             Question::Children(id) => self.children(id),
             Question::Pack { group, ids, again: _ } => {
-                let (mut packing, mut missing) = (Packing::new(group, &Buffers::default()), Vec::new());
+                let (mut packing, mut missing) = (Packing::new(group, &self.buffers), Vec::new());
                 for id in ids {
                     match self.blocks.get(&id).filter(|_| !self.damaged.contains(&id)) {
                         Some(block) if self.rotten.contains(&id) => {
