@@ -83,7 +83,15 @@ async fn below(
     Destination::check_root(root)?;
     let (mut exit, mut found, mut pages) = (Exit::OK, false, Pages::of(prefix));
     let (mut objects, mut size) = (0, 0);
-    'all: while let Some(page) = pages.next(connection, output).await? {
+    'all: loop {
+        let page = match pages.next(connection, output).await {
+            Ok(Some(page)) => page,
+            Ok(None) => break,
+            Err(error) => {
+                exit = exit.or(output.problem(&error));
+                break;
+            }
+        };
         found |= !page.is_empty();
         for Listed { name, .. } in page {
             match one_below(root, name, arguments.force, connection, output).await {
@@ -97,7 +105,7 @@ async fn below(
             }
         }
     }
-    if !found {
+    if !found && exit == Exit::OK {
         let what = if prefix.is_empty() {
             "there is no name here".to_owned()
         } else {
@@ -107,8 +115,10 @@ async fn below(
             format!("{what}; `larder ls` lists what there is, `larder fetch` brings what the master has");
         return Err(Failure::new(FailureKind::NotFound, why).into());
     }
-    output.remark(format_args!("wrote {}, {}", count(objects, "object"), bytes(size)))?;
-    Ok(exit)
+    match output.remark(format_args!("wrote {}, {}", count(objects, "object"), bytes(size))) {
+        Ok(()) => Ok(exit),
+        Err(error) => Ok(exit.or(output.problem(&error))),
+    }
 }
 
 /// Writes one of many; its bytes.
@@ -124,32 +134,31 @@ async fn one_below(
     let request = Request::Get { target: Target::Name(name), offset: 0, length: None };
     let number = connection.send(request).await?;
     let object = object(connection, number, output).await?;
-    let written = write_below(place, connection, number, &object, output).await;
-    if let Err(error @ CommandError::Destination(_)) = &written
+    let copied = copy_below(place, connection, number, &object, output).await;
+    if let Err(error @ CommandError::Destination(_)) = &copied
         && !dooms_all(error)
     {
         // The rest of it comes before anything else does.
         while !matches!(answer(connection, number).await, Ok(Frame::End) | Err(_)) {}
     }
-    written?;
+    if let Sink::File(partial) = copied? {
+        partial.finish(&object.meta)?;
+    }
     let size = object.meta.size;
     output.answer(&Response::Object { object })?;
     Ok(size)
 }
 
-async fn write_below(
+async fn copy_below(
     place: Destination,
     connection: &mut Connection,
     number: u32,
     object: &Listed,
     output: &mut Output,
-) -> Result<(), CommandError> {
+) -> Result<Sink, CommandError> {
     let mut sink = Sink::File(place.create(&object.meta)?);
     copy(connection, number, &mut sink, object, object.meta.size, output).await?;
-    if let Sink::File(partial) = sink {
-        partial.finish(&object.meta)?;
-    }
-    Ok(())
+    Ok(sink)
 }
 
 /// Whether the next object would meet the same failure: no agent, no room, a device that fails.

@@ -29,8 +29,10 @@ struct Agent {
     flushes: usize,
     /// Puts that may be stored before there is no room.
     room: Option<usize>,
-    /// Called when the first data of a put comes.
+    /// Called when data of a put comes, or a get.
     on_data: Option<Box<dyn FnMut() + Send>>,
+    /// What it has, as it says.
+    listed: Vec<Listed>,
     /// What a get is answered with.
     object: Vec<Frame<Response>>,
 }
@@ -67,7 +69,14 @@ async fn serve(mut stream: UnixStream, agent: Shared) {
                 }
                 answers.push((number, Frame::Message(Response::Flushed)));
             }
+            Frame::Message(Request::List { .. }) => {
+                let objects = agent.lock().unwrap().listed.clone();
+                answers.push((number, Frame::Message(Response::Names { objects, next: None })));
+            }
             Frame::Message(Request::Get { .. }) => {
+                if let Some(on_data) = &mut agent.lock().unwrap().on_data {
+                    on_data();
+                }
                 answers.extend(agent.lock().unwrap().object.drain(..).map(|frame| (number, frame)));
             }
             Frame::Message(other) => panic!("{other:?} is not asked here"),
@@ -205,16 +214,18 @@ fn a_full_store_stops_the_rest_and_says_so_by_its_exit_code() {
     assert!(agent.lock().unwrap().begun < 300);
 }
 
+fn listed(size: u64) -> Listed {
+    Listed {
+        name: Name::parse("a/f").unwrap(),
+        cid: BlockId::of(b""),
+        meta: Meta { size, mtime_ms: 0, mode: 0o644 },
+        origin: "cam".parse().unwrap(),
+        conflict_of: None,
+    }
+}
+
 fn object(size: u64) -> Frame<Response> {
-    Frame::Message(Response::Object {
-        object: Listed {
-            name: Name::parse("a/f").unwrap(),
-            cid: BlockId::of(b""),
-            meta: Meta { size, mtime_ms: 0, mode: 0o644 },
-            origin: "cam".parse().unwrap(),
-            conflict_of: None,
-        },
-    })
+    Frame::Message(Response::Object { object: listed(size) })
 }
 
 fn get(dir: &Path, frames: Vec<Frame<Response>>) -> (Result<Exit, CommandError>, PathBuf) {
@@ -232,6 +243,25 @@ fn an_object_is_written_below_the_directory_asked_for() {
     let (ended, out) = get(dir.path(), vec![object(6), data("abc"), data("def"), Frame::End]);
     assert_eq!(ended.unwrap(), Exit::OK);
     assert_eq!(fs::read(out.join("a/f")).unwrap(), b"abcdef");
+}
+
+#[test]
+fn a_file_that_appears_while_its_bytes_come_is_left_alone_and_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, agent) = (dir.path().join("out"), Shared::default());
+    fs::create_dir_all(out.join("a")).unwrap();
+    let path = out.join("a/f");
+    {
+        let mut agent = agent.lock().unwrap();
+        agent.listed = vec![listed(3)];
+        agent.object = vec![object(3), Frame::Data(Bytes::from_static(b"abc")), Frame::End];
+        let path = path.clone();
+        agent.on_data = Some(Box::new(move || fs::write(&path, "mine").unwrap()));
+    }
+    let ended = command(dir.path(), &agent, &["get", "a/", "-o", out.to_str().unwrap()]);
+    assert_eq!(ended.unwrap(), Exit::USAGE);
+    assert_eq!(fs::read(path).unwrap(), b"mine");
+    assert_eq!(fs::read_dir(out.join("a")).unwrap().count(), 1);
 }
 
 #[test]

@@ -69,11 +69,21 @@ pub(super) struct Credit {
     /// Blocks of all rounds that were allowed and have not come. A late one of an earlier round uses up what was
     /// allowed then, so an honest sender never has more to send than this.
     open: u64,
-    /// Blocks that came and were not expected: of what was allowed, or sent for nothing.
+    /// Blocks that came of what was allowed and were not expected, since the layer began.
     strange: u64,
+    /// Blocks that earlier layers allowed and that may be among the strange ones, until one of this layer came.
+    stale: u64,
+    is_new: bool,
 }
 
 impl Credit {
+    /// What follows wants other blocks than before: roots, or the children of another manifest.
+    pub(super) fn begin_layer(&mut self) {
+        self.stale = self.open.saturating_sub(std::mem::take(&mut self.strange));
+        self.open = self.stale;
+        self.is_new = true;
+    }
+
     /// A round begins that wants blocks of these lengths; its first limit.
     pub(super) fn begin(&mut self, lengths: impl Iterator<Item = u64>, window: Amount) -> u32 {
         let mut sum = 0;
@@ -91,9 +101,15 @@ impl Credit {
         self.open > 0
     }
 
-    pub(super) fn received(&mut self, block: Amount) {
+    /// One came that was expected, and wanted with this length.
+    pub(super) fn received(&mut self, block: Amount, wanted_bytes: u64) {
+        if std::mem::take(&mut self.is_new) {
+            // A sender's messages keep their order: nothing of an earlier layer comes any more.
+            self.strange = self.strange.saturating_sub(std::mem::take(&mut self.stale));
+            self.open = self.limit as u64;
+        }
         self.open = self.open.saturating_sub(1);
-        self.received = self.received.plus(block);
+        self.received = self.received.plus(Amount { bytes: wanted_bytes, ..block });
         self.held = self.held.plus(block);
     }
 
@@ -102,10 +118,15 @@ impl Credit {
         self.strange += 1;
     }
 
-    /// One that was allowed will not come.
-    pub(super) fn absent(&mut self, block: Amount) {
+    /// One that was expected, and wanted with this length, will not come.
+    pub(super) fn absent(&mut self, wanted_bytes: u64) {
         self.open = self.open.saturating_sub(1);
-        self.received = self.received.plus(block);
+        self.received = self.received.plus(Amount { blocks: 1, bytes: wanted_bytes });
+    }
+
+    /// One that was allowed, and is not expected any more, will not come.
+    pub(super) fn gone(&mut self) {
+        self.open = self.open.saturating_sub(1);
     }
 
     /// Whether all that was allowed is here and some of it is not what was wanted.
@@ -179,19 +200,41 @@ mod tests {
         let (mut credit, window) = (Credit::default(), Amount { blocks: 4, bytes: 1000 });
         let block = Amount::block(10);
         assert_eq!(credit.begin([10; 6].into_iter(), window), 4);
-        credit.received(block);
+        credit.received(block, 10);
         credit.strange();
-        credit.received(block);
+        credit.received(block, 10);
         assert!(!credit.is_wasted(), "one more may come");
-        credit.received(block);
+        credit.received(block, 10);
         assert!(credit.is_wasted());
         // once more, and the sender has lost it
         assert_eq!(credit.begin([10; 3].into_iter(), window), 1, "three are not durable yet");
         assert!(!credit.is_wasted());
-        credit.absent(block);
+        credit.absent(10);
         assert!(credit.is_used_up() && !credit.is_wasted());
         (0..3).for_each(|_| credit.stored(block));
         assert_eq!(credit.extend(window), Some(3));
+    }
+
+    #[test]
+    fn what_an_earlier_layer_left_is_not_taken_for_waste_of_the_next() {
+        let (mut credit, window) = (Credit::default(), Amount { blocks: 4, bytes: 1000 });
+        let block = Amount::block(10);
+        credit.begin_layer();
+        assert_eq!(credit.begin([10; 4].into_iter(), window), 4);
+        credit.received(block, 10);
+        credit.stored(block);
+        // the object is refused: three more of it come, and its sender says of none that it is missing
+        credit.begin_layer();
+        assert_eq!(credit.begin([10; 6].into_iter(), window), 4);
+        (0..3).for_each(|_| credit.strange());
+        assert!(!credit.is_wasted());
+        (0..4).for_each(|_| credit.received(block, 10));
+        assert!(!credit.is_wasted(), "all is here, and the rest is not allowed yet");
+        (0..4).for_each(|_| credit.stored(block));
+        assert_eq!(credit.extend(window), Some(6));
+        credit.received(block, 10);
+        credit.strange();
+        assert!(credit.is_wasted());
     }
 
     #[test]
@@ -199,7 +242,7 @@ mod tests {
         let mut credit = Credit::default();
         let window = Amount { blocks: 4, bytes: 1000 };
         assert_eq!(credit.begin([5000, 10, 10].into_iter(), window), 1);
-        credit.received(Amount::block(5000));
+        credit.received(Amount::block(5000), 5000);
         assert_eq!(credit.extend(window), None, "it is not durable yet");
         credit.stored(Amount::block(5000));
         assert_eq!(credit.extend(window), Some(3));
@@ -213,7 +256,7 @@ mod tests {
         assert_eq!(credit.begin([100; 4].into_iter(), window), 2, "asked again: they did not come in time");
         for _ in 0..4 {
             assert!(credit.allows());
-            credit.received(Amount::block(100));
+            credit.received(Amount::block(100), 100);
         }
         assert!(!credit.allows());
     }
@@ -225,7 +268,7 @@ mod tests {
         assert_eq!(credit.begin([100; 3].into_iter(), window), 3);
         for _ in 0..3 {
             assert!(credit.allows());
-            credit.received(Amount::block(100));
+            credit.received(Amount::block(100), 100);
         }
         assert!(!credit.allows());
         assert_eq!(credit.begin([100; 6].into_iter(), window), 1);
@@ -246,13 +289,15 @@ mod tests {
             let mut limit = credit.begin(lengths.iter().copied(), window) as usize;
             let (mut received, mut stored) = (0, 0);
             for stores in steps.into_iter().chain(std::iter::repeat_n([false, true], 200).flatten()) {
-                let block = |index: usize| Amount { blocks: 1, bytes: lengths[index] };
+                // every third is shorter than was known when it was wanted, as manifests are
+                let bytes = |index: usize| if index % 3 == 0 { lengths[index] / 2 } else { lengths[index] };
+                let block = |index: usize| Amount { blocks: 1, bytes: bytes(index) };
                 if stores && stored < received {
                     credit.stored(block(stored));
                     stored += 1;
                 } else if !stores && received < limit {
                     prop_assert!(credit.allows());
-                    credit.received(block(received));
+                    credit.received(block(received), lengths[received]);
                     received += 1;
                 }
                 limit = credit.extend(window).map_or(limit, |limit| limit as usize);

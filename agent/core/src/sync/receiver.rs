@@ -14,7 +14,6 @@ use crate::limits::{IN_GROUPS_MAX, IN_GROUPS_PEER_MAX};
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question};
 use crate::name::Name;
 use crate::note::Note;
-use crate::object::BLOCK_BYTES_MAX;
 use crate::object::manifest::{Child, Manifest};
 use crate::request::{Failure, FailureKind};
 use crate::role::{Role, may_announce};
@@ -100,11 +99,7 @@ impl Sync {
         for (id, bytes) in ids.into_iter().zip(message.blocks) {
             self.block(&key, &mut group, id, bytes, out);
         }
-        self.hasten(&group, out);
-        if group.credit.is_wasted() && !group.is_repeated {
-            // Nothing else comes: what is still missing rotted where it was sent from, where it is looked at now.
-            self.want_again(&key, &mut group, out);
-        }
+        self.hasten(&key, &mut group, out);
         let result = self.round_may_be_over(&key, &mut group, out);
         self.put_back(now, key, group, result, out);
     }
@@ -117,27 +112,35 @@ impl Sync {
         bytes: Bytes,
         out: &mut Effects,
     ) {
-        if !group.credit.allows() || !group.came(id, bytes.len() as u64) {
+        let wanted_bytes = group.wanted_bytes(&id);
+        let is_allowed = group.credit.allows();
+        if !is_allowed || !group.came(id, bytes.len() as u64) {
             self.wires.numbers.blocks_unasked += 1;
-            group.credit.strange();
+            if is_allowed {
+                group.credit.strange();
+            }
             return;
         }
         self.wires.numbers.blocks_received += 1;
         self.wires.numbers.bytes_received += bytes.len() as u64;
-        group.credit.received(Amount::block(bytes.len()));
+        group.credit.received(Amount::block(bytes.len()), wanted_bytes);
         let length = u32::try_from(bytes.len()).expect("a message bounds its blocks");
         let purpose =
             Purpose::Receive { peer: key.0.clone(), group: key.1, life: group.life, step: Step::Put(length) };
         self.asked.write(purpose, Change::Put { id, bytes }, Haste::Bulk, out);
     }
 
-    /// Has what came written when the sender waits for that, or will soon.
-    fn hasten(&self, group: &InGroup, out: &mut Effects) {
+    /// Has what came written when the sender waits for that, or will soon; and what came for nothing sent once more.
+    fn hasten(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
         let credit = &group.credit;
         let is_half = credit.held().reaches(self.window(group).over(2));
         let waits = group.expected.is_empty() || credit.is_used_up() || credit.is_wasted();
         if group.is_writing() && (waits || is_half) {
             out.tell(Message::FlushNow);
+        }
+        if group.credit.is_wasted() && !group.is_repeated {
+            // Nothing else comes: what is still missing rotted where it was sent from, where it is looked at now.
+            self.want_again(key, group, out);
         }
     }
 
@@ -266,6 +269,7 @@ impl Sync {
     /// Asks for what is expected, with a fresh credit.
     fn want(&mut self, key: &(NodeName, u32), group: &mut InGroup, out: &mut Effects) {
         group.is_repeated = false;
+        group.credit.begin_layer();
         self.want_round(key, group, out);
     }
 
@@ -544,13 +548,16 @@ impl Sync {
     ) {
         let key = (from.clone(), group_id);
         let Some(mut group) = self.incoming.remove(&key) else { return };
-        let length = group.wanted_bytes(&id);
+        let wanted_bytes = group.wanted_bytes(&id);
         let was_wanted = group.round == round && group.expected.remove(&id).is_some();
+        let is_walked = group.node.as_ref().is_some_and(|(node, _)| node.id == id);
         if was_wanted {
-            group.credit.absent(Amount::block(usize::try_from(length).unwrap_or(BLOCK_BYTES_MAX)));
+            group.credit.absent(wanted_bytes);
+        } else if !is_walked {
+            group.credit.gone();
         }
         let mut result = Ok(());
-        if was_wanted || group.node.as_ref().is_some_and(|n| n.0.id == id) {
+        if was_wanted || is_walked {
             group.touch(now);
             if why == Refusal::Lost {
                 group.lost = Some(id);
@@ -561,7 +568,7 @@ impl Sync {
                 group.refuse_roots(why, |root, _, _| root == id);
             }
             self.extend_credit(&key, &mut group, out);
-            self.hasten(&group, out);
+            self.hasten(&key, &mut group, out);
             result = self.round_may_be_over(&key, &mut group, out);
         }
         self.put_back(now, key, group, result, out);

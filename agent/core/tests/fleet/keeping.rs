@@ -290,3 +290,26 @@ fn many_rotten_blocks_cost_their_neighbours_no_time() {
         assert!(expected.contains(&dropped), "{dropped}: each is sent for nothing at most once");
     }
 }
+
+#[test]
+fn objects_with_several_rotten_blocks_each_are_told_from_the_others_at_once() {
+    let (mut world, master, worker) = World::pair(9);
+    world.cut(worker, 0);
+    for index in 0..12 {
+        world.put_now(worker, &format!("f{index:02}"), noise(index, 500_000));
+    }
+    let engine = &mut world.machines[worker].engine;
+    for (index, (_, root)) in engine.table().into_iter().enumerate().step_by(2) {
+        let children = Manifest::decode(&engine.blocks[&root]).unwrap().into_children();
+        engine.rotten.extend(children[index % 3..4].iter().map(|child| child.id));
+        if index % 4 == 0 {
+            engine.damaged.insert(children.last().unwrap().id);
+        }
+    }
+    world.mend(worker);
+    world.run_until(9_000, "the others are there before anything is asked for by the clock", |world| {
+        world.machines[master].engine.table().len() == 6 && is_whole(world, master)
+    });
+    world.run_ms(20_000);
+    assert_eq!(world.status(worker).sync.objects_refused, 6);
+}
