@@ -290,7 +290,7 @@ mod tests {
             let (mut received, mut stored) = (0, 0);
             for stores in steps.into_iter().chain(std::iter::repeat_n([false, true], 200).flatten()) {
                 // every third is shorter than was known when it was wanted, as manifests are
-                let bytes = |index: usize| if index % 3 == 0 { lengths[index] / 2 } else { lengths[index] };
+                let bytes = |index: usize| if index.is_multiple_of(3) { lengths[index] / 2 } else { lengths[index] };
                 let block = |index: usize| Amount { blocks: 1, bytes: bytes(index) };
                 if stores && stored < received {
                     credit.stored(block(stored));
