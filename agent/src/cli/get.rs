@@ -3,7 +3,7 @@
 //! A file is there whole or not at all ([`super::destination`]). Standard output can not be taken back:
 //! there the exit code alone says whether all of it came. Of a directory of names each object is tried, and each
 //! failure reported. Bound: the frames read ahead, one page of names. Fails when bytes are missing, whatever the
-//! agent says; for all that follow when there is no place to write to.
+//! agent says; for all that follow when there is no room to write to, or nobody to ask.
 
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use super::arguments::{Get, Wanted};
 use super::client::Connection;
 use super::destination::{Destination, Partial};
 use super::exit::{CommandError, Exit};
+use super::names::Pages;
 use super::output::{Output, bytes, count};
 use crate::socket::Frame;
 
@@ -85,7 +86,7 @@ async fn below(
     let (mut objects, mut size) = (0, 0);
     'all: loop {
         let page = match pages.next(connection, output).await {
-            Ok(Some(page)) => page,
+            Ok(Some((page, _))) => page,
             Ok(None) => break,
             Err(error) => {
                 exit = exit.or(output.problem(&error));
@@ -166,35 +167,6 @@ fn dooms_all(error: &CommandError) -> bool {
     match error.kind() {
         Some(FailureKind::Full | FailureKind::Disk) => matches!(error, CommandError::Destination(_)),
         _ => !matches!(error, CommandError::Failed(_) | CommandError::Destination(_)),
-    }
-}
-
-/// The names that begin with a prefix, page by page.
-struct Pages<'a> {
-    prefix: &'a str,
-    after: Option<Name>,
-    is_last: bool,
-}
-
-impl<'a> Pages<'a> {
-    fn of(prefix: &'a str) -> Self {
-        Self { prefix, after: None, is_last: false }
-    }
-
-    async fn next(
-        &mut self,
-        connection: &mut Connection,
-        output: &mut Output,
-    ) -> Result<Option<Vec<Listed>>, CommandError> {
-        if self.is_last {
-            return Ok(None);
-        }
-        let request = Request::List { prefix: self.prefix.to_owned(), after: self.after.take() };
-        let Response::Names { objects, next } = connection.ask(request, output).await? else {
-            return Err(CommandError::Answer("ls"));
-        };
-        (self.is_last, self.after) = (next.is_none(), next);
-        Ok(Some(objects))
     }
 }
 

@@ -15,18 +15,44 @@ use super::output::{Output, bytes, count};
 
 const DAY_S: i64 = 86_400;
 
+/// The names that begin with a prefix, page by page.
+pub(super) struct Pages<'a> {
+    prefix: &'a str,
+    after: Option<Name>,
+    is_last: bool,
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn of(prefix: &'a str) -> Self {
+        Self { prefix, after: None, is_last: false }
+    }
+
+    /// The next page, and after which name the one behind it begins.
+    pub(super) async fn next(
+        &mut self,
+        connection: &mut Connection,
+        output: &mut Output,
+    ) -> Result<Option<(Vec<Listed>, Option<Name>)>, CommandError> {
+        if self.is_last {
+            return Ok(None);
+        }
+        let request = Request::List { prefix: self.prefix.to_owned(), after: self.after.take() };
+        let Response::Names { objects, next } = connection.ask(request, output).await? else {
+            return Err(CommandError::Answer("ls"));
+        };
+        (self.is_last, self.after) = (next.is_none(), next.clone());
+        Ok(Some((objects, next)))
+    }
+}
+
 /// Runs `ls`.
 pub(super) async fn list(
     arguments: &List,
     connection: &mut Connection,
     output: &mut Output,
 ) -> Result<Exit, CommandError> {
-    let mut after = None;
-    loop {
-        let request = Request::List { prefix: arguments.prefix.clone(), after: after.take() };
-        let page = connection.ask(request, output).await?;
-        output.answer(&page)?;
-        let Response::Names { objects, next } = page else { return Err(CommandError::Answer("ls")) };
+    let mut pages = Pages::of(&arguments.prefix);
+    while let Some((objects, next)) = pages.next(connection, output).await? {
         for object in &objects {
             if arguments.long {
                 output.line(Long(object))?;
@@ -34,11 +60,9 @@ pub(super) async fn list(
                 output.line(object.name.as_str())?;
             }
         }
-        match next {
-            Some(next) => after = Some(next),
-            None => return Ok(Exit::OK),
-        }
+        output.answer(&Response::Names { objects, next })?;
     }
+    Ok(Exit::OK)
 }
 
 /// Runs `rm`.

@@ -73,6 +73,7 @@ pub(super) struct Credit {
     strange: u64,
     /// Blocks that earlier layers allowed and that may be among the strange ones, until one of this layer came.
     stale: u64,
+    /// Nothing that this layer wants has come yet.
     is_new: bool,
 }
 

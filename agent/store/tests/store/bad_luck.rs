@@ -2,13 +2,14 @@
 
 use crate::common::faults::FaultDisk;
 use crate::common::*;
+use bytes::Bytes;
 use larder_store::{
     Check, CommitError, Hash, MaintainError, Op, OpenError, OpenReport, Options, OsDisk, Prepare, ReadError,
     ReadTo, Store, VerifyPosition,
 };
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 /// A closed store with 100 blocks of 5000 bytes and a name, over several segments.
@@ -249,12 +250,18 @@ fn the_last_batch_torn_at_every_byte_is_dropped_whole_and_the_rest_is_served() {
     }
 }
 
-#[test]
-fn a_flipped_bit_in_a_block_is_an_error_that_names_it_and_a_new_put_heals_it() {
+/// A store whose block 33 has a wrong bit, 1,234 bytes behind its beginning; the block as it was, its file and place.
+fn with_a_flipped_bit() -> (tempfile::TempDir, Bytes, PathBuf, u64) {
     let directory = filled();
     let bytes = content(33, 5000);
     let (path, at) = find(directory.path(), &bytes);
     flip(&path, at + 1234);
+    (directory, bytes, path, at)
+}
+
+#[test]
+fn a_flipped_bit_in_a_block_is_an_error_that_names_it_and_a_new_put_heals_it() {
+    let (directory, bytes, path, at) = with_a_flipped_bit();
     let (mut store, _) = open(directory.path());
     let error = store.get(&hash(&bytes)).unwrap_err();
     let ReadError::Damaged { hash: named, file, offset } = &error else { panic!("{error}") };
@@ -276,10 +283,7 @@ fn a_flipped_bit_in_a_block_is_an_error_that_names_it_and_a_new_put_heals_it() {
 
 #[test]
 fn what_its_receiver_checks_is_read_as_it_is_until_it_is_known_to_be_damaged() {
-    let directory = filled();
-    let bytes = content(33, 5000);
-    let (path, at) = find(directory.path(), &bytes);
-    flip(&path, at + 1234);
+    let (directory, bytes, ..) = with_a_flipped_bit();
     let (mut store, _) = open(directory.path());
     let mut room = [7; 6000];
     let mut read = |room: &mut [u8], check| store.read_to(room, &hash(&bytes), check);
@@ -299,10 +303,8 @@ fn what_its_receiver_checks_is_read_as_it_is_until_it_is_known_to_be_damaged() {
 
 #[test]
 fn a_range_of_a_damaged_block_is_an_error_even_where_its_bytes_are_whole_and_none_of_a_deleted_one() {
-    let directory = filled();
-    let (damaged, deleted) = (content(33, 5000), content(34, 5000));
-    let (path, at) = find(directory.path(), &damaged);
-    flip(&path, at + 1234);
+    let (directory, damaged, ..) = with_a_flipped_bit();
+    let deleted = content(34, 5000);
     let (mut store, _) = open(directory.path());
     for range in [0..10, 1230..1240, 4990..5000] {
         let error = store.read_range(&hash(&damaged), range).unwrap_err();
