@@ -218,6 +218,11 @@ pub(crate) fn says_nothing_of_the_file(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied || lacks_means(error)
 }
 
+/// The kernel or the file system has no such call: `ENOSYS`, `EOPNOTSUPP` and, of some, `EINVAL`.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(38 | 95 | 22))
+}
+
 /// Too many open files, or no memory: it may work the next time. `EMFILE` and `ENFILE` are 24 and 23 on every Linux.
 pub(crate) fn lacks_means(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::OutOfMemory || matches!(error.raw_os_error(), Some(23 | 24))

@@ -11,7 +11,11 @@ use crate::format::{
 };
 use crate::limits::{PAGE_BYTES, READ_BYTES};
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::io;
+
+/// What a device reads or fails to read as one.
+const SECTOR_BYTES: u64 = 512;
 
 /// A record read from the log. The value of a block stays on disk.
 #[derive(Clone, Debug)]
@@ -51,12 +55,15 @@ pub(crate) struct Reader<F> {
     end: u64,
     window: Vec<u8>,
     window_start: u64,
+    /// Numbers of sectors that the device could not read. None is asked for again: a failing read can take seconds.
+    bad_sectors: BTreeSet<u64>,
     met_error: bool,
 }
 
 impl<F: DiskFile> Reader<F> {
     pub(crate) fn new(file: F, salt: u32, generation: u64, end: u64) -> Self {
-        Self { file, salt, generation, end, window: Vec::new(), window_start: 0, met_error: false }
+        let (window, window_start, bad_sectors, met_error) = Default::default();
+        Self { file, salt, generation, end, window, window_start, bad_sectors, met_error }
     }
 
     /// The next whole batch at or behind `offset` that is newer than `newer_than`, and where it starts. Reads
@@ -228,19 +235,47 @@ impl<F: DiskFile> Reader<F> {
     }
 
     fn fill(&mut self, offset: u64, length: usize) -> Option<()> {
-        let ahead = usize::try_from(self.end - offset).unwrap_or(usize::MAX).min(length.max(READ_BYTES));
+        let bad = self.bad_sectors.range(offset / SECTOR_BYTES..).next();
+        let readable_to = bad.map_or(self.end, |sector| sector * SECTOR_BYTES).min(self.end);
+        let ahead = usize::try_from(readable_to.saturating_sub(offset)).unwrap_or(usize::MAX);
+        if ahead < length {
+            self.met_error = true;
+            return None;
+        }
         self.window_start = offset;
-        self.window.resize(ahead, 0);
-        if self.file.read_at(&mut self.window, offset).is_ok() {
-            return Some(());
-        }
-        // One bad sector behind what is asked for must not hide what is before it.
-        self.window.truncate(length);
-        match self.file.read_at(&mut self.window, offset) {
+        self.window.resize(ahead.min(length.max(READ_BYTES)), 0);
+        let read = match self.file.read_at(&mut self.window, offset) {
             Ok(()) => return Some(()),
-            Err(error) => self.met_error |= error.kind() != io::ErrorKind::UnexpectedEof,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.window.truncate(length);
+                let whole = self.file.read_at(&mut self.window, offset).is_ok();
+                if whole { length } else { 0 }
+            }
+            // One bad sector behind what is asked for must not hide what is before it.
+            Err(_) => self.read_up_to_a_bad_sector(offset),
+        };
+        self.window.truncate(read);
+        let is_enough = read >= length;
+        self.met_error |= !is_enough && !self.bad_sectors.is_empty();
+        is_enough.then_some(())
+    }
+
+    /// Fills the window page by page, and the last of them sector by sector; how many bytes came.
+    fn read_up_to_a_bad_sector(&mut self, offset: u64) -> usize {
+        let (mut read, mut step) = (0, PAGE_BYTES);
+        while read < self.window.len() {
+            let at = offset + read as u64;
+            let left = (at + 1).next_multiple_of(step) - at;
+            let stop = self.window.len().min(read + left as usize);
+            if self.file.read_at(&mut self.window[read..stop], at).is_ok() {
+                read = stop;
+            } else if step == PAGE_BYTES {
+                step = SECTOR_BYTES;
+            } else {
+                self.bad_sectors.insert(at / SECTOR_BYTES);
+                break;
+            }
         }
-        self.window.clear();
-        None
+        read
     }
 }

@@ -6,7 +6,7 @@
 //! it ended. Memory: one row per segment, and a bounded number of open files.
 
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
-use crate::error::says_nothing_of_the_file;
+use crate::error::{is_unsupported, says_nothing_of_the_file};
 use crate::format::{
     Decoded, RECYCLED_GENERATION_MIN, SEGMENT_HEADER_BYTES, SegmentHeader, StoreId, generation, salt,
     segment_id, segment_name, spare_name,
@@ -259,10 +259,14 @@ impl<D: Disk> Segments<D> {
         self.iter().max_by_key(|(_, segment)| segment.row.generation)
     }
 
-    /// Goes on with the newest segment after a start, if it is undamaged, its header whole and a page free.
+    /// Goes on with the newest segment after a start, if it is undamaged, its header whole and a page free. Not if there
+    /// was another behind it, which may only not have been read this time: its header says where this one ends.
     pub(crate) fn resume(&mut self, segment_bytes: u64) -> io::Result<()> {
-        let newest = self.newest().filter(|(_, s)| s.header_whole && !s.damaged && !s.row.retired);
-        let Some((id, _)) = newest.filter(|(_, s)| s.row.end + PAGE_BYTES <= segment_bytes) else {
+        let newest = self.newest().filter(|(id, _)| id + 1 == self.next_id);
+        let newest = newest.filter(|(_, s)| s.header_whole && !s.damaged && !s.row.retired);
+        let has_room =
+            |end: u64| end.is_multiple_of(PAGE_BYTES) && end.saturating_add(PAGE_BYTES) <= segment_bytes;
+        let Some((id, _)) = newest.filter(|(_, s)| has_room(s.row.end)) else {
             return Ok(());
         };
         self.readers.retain(|(reader, _)| *reader != id);
@@ -325,10 +329,10 @@ impl<D: Disk> Segments<D> {
             }
         }
         let file = self.disk.open(&name, OpenMode::Create)?;
-        prepare_file(&file, prepare, bytes)?;
+        let is_blank = prepare_file(&file, prepare, bytes)?;
         file.write_gathered(&[IoSlice::new(&page)], 0)?;
         self.disk.sync_dir()?;
-        Ok((file, (prepare == Prepare::Allocate).then_some(PAGE_BYTES)))
+        Ok((file, is_blank.then_some(PAGE_BYTES)))
     }
 
     /// Writes a batch of so many bytes at the end of the open segment; the end moves only by
@@ -520,10 +524,15 @@ impl<D: Disk> Segments<D> {
     }
 }
 
-fn prepare_file<F: DiskFile>(file: &F, prepare: Prepare, bytes: u64) -> io::Result<()> {
+/// Whether its blocks are reserved now and were never written. A file system that reserves none gives them as they are
+/// written.
+fn prepare_file<F: DiskFile>(file: &F, prepare: Prepare, bytes: u64) -> io::Result<bool> {
     match prepare {
-        Prepare::None => Ok(()),
-        Prepare::Allocate => file.allocate(0, bytes),
+        Prepare::None => Ok(false),
+        Prepare::Allocate => match file.allocate(0, bytes) {
+            Err(error) if is_unsupported(&error) => Ok(false),
+            allocated => allocated.map(|()| true),
+        },
         Prepare::Zero => {
             let zeros = vec![0; ZERO_BYTES];
             let mut at = 0;
@@ -532,7 +541,7 @@ fn prepare_file<F: DiskFile>(file: &F, prepare: Prepare, bytes: u64) -> io::Resu
                 file.write_gathered(&[IoSlice::new(&zeros[..length as usize])], at)?;
                 at += length;
             }
-            file.sync_data()
+            file.sync_data().map(|()| false)
         }
     }
 }

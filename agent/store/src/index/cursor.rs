@@ -3,9 +3,9 @@
 //! Duty: give the entries of one run in order, or those of many as one order in which the newest word about a
 //! key wins. Memory is one page a run.
 
-use super::page::{Page, head};
+use super::page::Page;
 use super::pages::{Pages, RunPages, damaged_page};
-use super::table::{Place, Prefix};
+use super::table::{Place, Prefix, head};
 use redb::{AccessGuard, Range};
 
 /// Entries of one run, in order.

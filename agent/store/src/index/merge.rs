@@ -7,10 +7,10 @@
 //! key is gone when nothing older is left that could know it. The old rows go piece by piece too.
 
 use super::cursor::Walk;
-use super::page::{PAGE_ENTRIES, head};
+use super::page::PAGE_ENTRIES;
 use super::pages::{Kind, Pages, remove_rows};
 use super::runs::{Run, Runs, Writer, save_filter, size_class};
-use super::table::Prefix;
+use super::table::{Prefix, head};
 use crate::filter::probe;
 use crate::limits::RUNS_PER_SIZE;
 use larder_kernels::Level;

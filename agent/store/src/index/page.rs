@@ -4,7 +4,7 @@
 //! a key in it. Neighbours have much in common: the beginnings of keys and the segments are kept as distances from the
 //! least of the page, in as many bytes as the page needs.
 
-use super::table::{PREFIX_BYTES, Place, Prefix};
+use super::table::{PREFIX_BYTES, Place, Prefix, head};
 use crate::format::{array_at, u32_at};
 use std::cmp::Ordering;
 
@@ -21,11 +21,6 @@ pub(crate) const PAGE_ENTRIES: usize = (VALUE_BYTES - HEADER_BYTES) / (HEAD_BYTE
 const LENGTH_BITS: u32 = 21;
 /// No block is that long: the entry says that the key is gone.
 const GONE: u64 = (1 << LENGTH_BITS) - 1;
-
-/// The beginning of an entry's key: what rows are sorted and found by.
-pub(crate) fn head(prefix: &Prefix) -> u64 {
-    u64::from_be_bytes(array_at(prefix, 0))
-}
 
 /// Bytes that numbers up to `most` need.
 fn width(most: u64) -> usize {

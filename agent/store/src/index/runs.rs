@@ -7,9 +7,9 @@
 
 use super::cursor::Walk;
 use super::merge::{Merge, MergeCounts};
-use super::page::{Builder, Page, head};
+use super::page::{Builder, Page};
 use super::pages::{Kind, Pages, Rows, damaged_page, read_rows, write_rows};
-use super::table::{Place, Prefix};
+use super::table::{Place, Prefix, head};
 use crate::filter::{Filter, probe};
 use crate::limits::{RUN_DECIBITS, RUN_SIZES};
 use larder_kernels::Level;

@@ -20,6 +20,11 @@ pub(crate) fn prefix_of(hash: &Hash) -> Prefix {
     crate::format::array_at(hash, 0)
 }
 
+/// The beginning of a prefix as a number, in the same order: what rows are sorted and found by.
+pub(crate) fn head(prefix: &Prefix) -> u64 {
+    u64::from_be_bytes(crate::format::array_at(prefix, 0))
+}
+
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -121,7 +126,8 @@ impl Table {
 
     pub(crate) fn sorted_blocks(&self) -> Vec<(Prefix, Option<Place>)> {
         let mut sorted: Vec<_> = self.blocks.iter().map(|(prefix, place)| (*prefix, *place)).collect();
-        sorted.sort_unstable_by_key(|(prefix, _)| *prefix);
+        // numbers are compared faster than bytes, and hardly ever are two alike
+        sorted.sort_unstable_by_key(|(prefix, _)| (head(prefix), *prefix));
         sorted
     }
 

@@ -45,9 +45,11 @@ pub(super) struct Cleaning {
 }
 
 impl Cleaning {
-    /// The log was read again, and with it what was dropped from victims: they must not be retired now.
+    /// The log was read again, and with it what was dropped from victims: they must not be retired now, and others
+    /// may be chosen.
     pub(super) fn give_up(&mut self) {
         (self.victims, self.position) = (None, PAGE_BYTES);
+        (self.counting, self.live) = (VerifyPosition::Blocks(None), BTreeMap::new());
     }
 }
 
@@ -111,7 +113,10 @@ impl<D: Disk> Store<D> {
             let position = self.under_way()?.counting.clone();
             let counted = self.asked(|store| store.count_live(&position)).map_err(index_error)?;
             progress.bytes_read += counted.bytes_read;
-            self.take_count(counted)?;
+            // else the index was made again meanwhile, and all is counted from its beginning
+            if self.under_way()?.counting == position {
+                self.take_count(counted)?;
+            }
         }
         while progress.bytes_read < budget_bytes.max(1)
             && let Some(victim) =

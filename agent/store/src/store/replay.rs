@@ -8,6 +8,7 @@
 use super::{OpenReport, Store};
 use crate::batch::Key;
 use crate::disk::{Disk, DiskFile};
+use crate::error::says_nothing_of_the_file;
 use crate::index::{Checkpoint, IndexError, Place};
 use crate::limits::{PAGE_BYTES, SEQS_SKIPPED, TABLE_BYTES_MAX};
 use crate::scan::{Batch, Found, Reader, Salvage};
@@ -67,6 +68,9 @@ impl<D: Disk> Store<D> {
         let Some(segment) = self.segments.get(id).copied() else { return Ok(()) };
         let mut parser = match self.segments.parser(id) {
             Ok(parser) => parser,
+            Err(error) if says_nothing_of_the_file(&error) => {
+                return Err(IndexError::Passing(error.to_string()));
+            }
             Err(error) => {
                 self.leave_out(id, &error, report);
                 return Ok(());

@@ -107,3 +107,23 @@ fn an_index_that_fails_to_open_once_is_not_made_again() {
     disk.faults.index_opens.lock().unwrap().clear();
     assert!(Store::open(disk, options()).unwrap().1.index_rebuilt.is_none());
 }
+
+/// Its header says where the segment before it ends: what was written behind that would be gone when it is read again.
+#[test]
+fn behind_a_segment_whose_header_was_not_read_the_log_goes_on_in_a_new_one() {
+    let (directory, disk) = filled();
+    let newest = segments(directory.path()).last().unwrap().clone();
+    // as if the process had died before the first batch in it, and before any checkpoint
+    std::fs::File::options().write(true).open(&newest).unwrap().set_len(4096).unwrap();
+    std::fs::remove_file(directory.path().join("index.redb")).unwrap();
+    let name = newest.file_name().unwrap().to_str().unwrap().to_owned();
+    *disk.faults.bad_header_of.lock().unwrap() = Some(name.clone());
+    let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert_eq!(report.unreadable_files, [name]);
+    store.commit(puts(300..301, 100)).unwrap();
+    drop(store);
+    disk.faults.allow_all();
+    let (mut store, _) = Store::open(disk, options()).unwrap();
+    let bytes = content(300, 100);
+    assert_eq!(store.get(&hash(&bytes)).unwrap(), Some(bytes));
+}

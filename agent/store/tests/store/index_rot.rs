@@ -1,7 +1,7 @@
 //! What rots in the index costs the index, which is made again, and nothing that the log has.
 
 use crate::common::*;
-use larder_store::{Hash, Op, OsDisk, Store};
+use larder_store::{Hash, Op, Options, OsDisk, Store};
 use std::fs;
 use std::path::Path;
 
@@ -158,4 +158,44 @@ fn an_index_that_was_closed_before_the_newest_segment_is_no_clean_end() {
     let (mut store, report) = open(directory.path());
     assert!(!report.clean, "{report:?}");
     assert_all_there(&mut store, 0..80, 5000);
+}
+
+#[test]
+fn an_index_that_rots_while_segments_are_cleaned_makes_no_others_be_cleaned() {
+    let cleaning = || {
+        let directory = killed();
+        let options = Options { index_cache_bytes: 0, ..options() };
+        let (mut store, _) = Store::open(disk(directory.path()), options).unwrap();
+        store.clean_begin();
+        store.clean_mark(&kept().map(name_of).collect::<Vec<_>>()).unwrap();
+        (directory, store)
+    };
+    let step = |store: &mut Store<OsDisk>| store.clean_step(30_000).unwrap();
+    let finish = |store: &mut Store<OsDisk>| {
+        let mut moved = 0;
+        loop {
+            let step = step(store);
+            moved += step.bytes_moved;
+            if step.done {
+                return moved;
+            }
+        }
+    };
+    let undisturbed = finish(&mut cleaning().1);
+    for before in 1.. {
+        let (directory, mut store) = cleaning();
+        if (0..before).any(|_| step(&mut store).done) {
+            assert!(before > 10, "there were few steps to disturb");
+            return;
+        }
+        let path = directory.path().join("index.redb");
+        let mut index = fs::read(&path).unwrap();
+        index[PAGE..].iter_mut().for_each(|byte| *byte ^= 0x55);
+        fs::write(&path, index).unwrap();
+        assert!(kept().all(|number| store.has(&name_of(number)).unwrap()));
+        assert!(store.status().index_rebuilt.is_some(), "the rot was met");
+        let moved = finish(&mut store);
+        assert_everything_is_there(&mut store, &format!("after {before} steps"));
+        assert!(moved <= undisturbed, "{moved} bytes moved behind {before} steps, else {undisturbed} in all");
+    }
 }

@@ -16,6 +16,12 @@ pub(crate) struct Faults {
     pub(crate) room: AtomicI64,
     /// `EIO` for reads of segments that touch this offset; 0 for none.
     pub(crate) bad_sector: AtomicU64,
+    /// Reads that failed so.
+    pub(crate) reads_of_bad_sector: AtomicU64,
+    /// `EOPNOTSUPP` for reserving blocks.
+    pub(crate) reserves_nothing: AtomicBool,
+    /// `EIO` for reading the header of this segment.
+    pub(crate) bad_header_of: Mutex<Option<String>>,
     /// `ENOSPC` for writes to the index behind its header, which needs no new room, until a spare goes.
     pub(crate) index_full: AtomicBool,
     /// Syncs asked for on segments.
@@ -59,6 +65,7 @@ impl Faults {
 
     pub(crate) fn allow_all(&self) {
         self.refused.lock().unwrap().clear();
+        *self.bad_header_of.lock().unwrap() = None;
         self.bad_reads.store(0, SeqCst);
     }
 
@@ -103,6 +110,7 @@ pub(crate) struct FaultFile {
     inner: <OsDisk as Disk>::File,
     is_segment: bool,
     is_index: bool,
+    has_bad_header: bool,
     faults: Arc<Faults>,
 }
 
@@ -119,7 +127,8 @@ impl Disk for FaultDisk {
         }
         let inner = self.inner.open(name, mode)?;
         let (is_segment, is_index) = (name.starts_with("segment-"), name == "index.redb");
-        Ok(FaultFile { inner, is_segment, is_index, faults: Arc::clone(&self.faults) })
+        let has_bad_header = self.faults.bad_header_of.lock().unwrap().as_deref() == Some(name);
+        Ok(FaultFile { inner, is_segment, is_index, has_bad_header, faults: Arc::clone(&self.faults) })
     }
 
     fn list(&self) -> io::Result<Vec<Listed>> {
@@ -151,7 +160,8 @@ impl Disk for FaultDisk {
     fn lock(&self, name: &str) -> io::Result<FaultFile> {
         self.faults.changes()?;
         let inner = self.inner.lock(name)?;
-        Ok(FaultFile { inner, is_segment: false, is_index: false, faults: Arc::clone(&self.faults) })
+        let faults = Arc::clone(&self.faults);
+        Ok(FaultFile { inner, is_segment: false, is_index: false, has_bad_header: false, faults })
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -167,6 +177,10 @@ impl DiskFile for FaultFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let bad = self.faults.bad_sector.load(SeqCst);
         if self.is_segment && bad > 0 && (offset..offset + buffer.len() as u64).contains(&bad) {
+            self.faults.reads_of_bad_sector.fetch_add(1, SeqCst);
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        if self.has_bad_header && offset == 0 {
             return Err(io::Error::from_raw_os_error(5));
         }
         if self.is_segment && offset == 0 && counts_down(&self.faults.bad_reads) {
@@ -220,6 +234,9 @@ impl DiskFile for FaultFile {
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.faults.reserves_nothing.load(SeqCst) {
+            return Err(io::Error::from_raw_os_error(95));
+        }
         self.faults.takes(length)?;
         self.inner.allocate(offset, length)
     }
