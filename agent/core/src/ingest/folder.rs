@@ -18,6 +18,7 @@ use crate::request::Failure;
 use crate::settings::Watch;
 use crate::time::{Deadline, Time};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeBounds;
 
 /// Milliseconds until a folder with unfinished business is scanned again, at first and at most.
 const RESCAN_MS: u64 = 60_000;
@@ -195,28 +196,43 @@ impl Ingest {
 
     /// Upstream has acknowledged everything up to `seq`.
     pub fn delivered(&mut self, now: Time, seq: u64, out: &mut Effects) {
-        self.folders.delivered = self.folders.delivered.max(seq);
+        // fewer than before, where the master is another or has a new store
+        self.folders.delivered = seq;
         self.delete_delivered(now, out);
     }
 
     /// Upstream will not take this name: its file stays, and is read again where that can help.
     pub fn undelivered(&mut self, now: Time, name: &Name, is_lost: bool) {
+        if let Some(watch) = self.keep_files(name, ..).filter(|_| is_lost) {
+            self.folders.scan_later(now, watch);
+        }
+    }
+
+    /// The name was bound anew here. What it stood for before goes upstream no more, if it has not gone: files of that
+    /// content stay, and are looked at again.
+    pub(super) fn superseded(&mut self, now: Time, name: &Name, by: u64) {
+        if let Some(watch) = self.keep_files(name, self.folders.delivered.saturating_add(1)..by) {
+            self.folders.scan_later(now, watch);
+        }
+    }
+
+    /// Files of this name, bound by these sequence numbers, do not wait for their deletion any more; says in which
+    /// folder the last of them lies.
+    fn keep_files(&mut self, name: &Name, seqs: impl RangeBounds<u64>) -> Option<u8> {
         let watches = &self.watches;
         let is_of_it = |(watch, path): &Path| {
             let prefix = &watches[usize::from(*watch)].prefix;
             name.as_str().strip_prefix(prefix.as_str()) == Some(path.as_str())
         };
         let mut from = None;
-        self.folders.awaiting.retain(|(_, path, _)| {
-            let is_of_it = is_of_it(path);
-            if is_of_it {
+        self.folders.awaiting.retain(|(seq, path, _)| {
+            let stays = seqs.contains(seq) && is_of_it(path);
+            if stays {
                 from = Some(path.0);
             }
-            !is_of_it
+            !stays
         });
-        if let Some(watch) = from.filter(|_| is_lost) {
-            self.folders.scan_later(now, watch);
-        }
+        from
     }
 
     fn delete_delivered(&mut self, now: Time, out: &mut Effects) {

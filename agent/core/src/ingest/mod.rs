@@ -376,7 +376,8 @@ impl Ingest {
         match done {
             Ok(ChangeDone::Bound { seq }) => {
                 stream.finished = Some(Finished::Bound { seq });
-                let bytes = stream.size;
+                let (bytes, name) = (stream.size, stream.name.clone());
+                self.superseded(now, &name, seq);
                 out.tell(Message::Changed { bytes });
                 self.finish_if_written(now, number, out);
             }

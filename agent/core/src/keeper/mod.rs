@@ -151,7 +151,8 @@ impl Keeper {
 
     /// Upstream has acknowledged everything up to `seq`.
     pub fn delivered(&mut self, seq: u64) {
-        self.delivered = self.delivered.max(seq);
+        // fewer than before, where the master is another or has a new store
+        self.delivered = seq;
     }
 
     /// Verifies everything for this caller, after those that asked before.
@@ -332,9 +333,10 @@ impl Keeper {
         let is_full_page = page.len() == EVICT_PAGE;
         for (name, bound) in page {
             last = bound.seq;
-            let evictable = self.role != Role::Worker || bound.seq <= self.delivered;
             let stored = Stored::decode(&bound.value).ok();
-            let object = stored.filter(|stored| stored.binding.content != Content::Deleted);
+            let object = stored.as_ref().filter(|stored| stored.binding.content != Content::Deleted);
+            let is_upstream = bound.seq <= self.delivered && !object.is_some_and(|object| object.refused);
+            let evictable = self.role != Role::Worker || is_upstream;
             if let (true, Some(object)) = (evictable && freed < excess, object) {
                 freed += object.binding.meta.size.max(4096);
                 writes += 1;

@@ -117,8 +117,12 @@ impl Fetches {
 
     /// The master is there, and remembers nothing: what was asked for is asked for again.
     pub(super) fn session(&mut self) {
-        self.pause_until_ms = 0;
         self.patience_until_ms = None;
+        self.ask_all_again();
+    }
+
+    fn ask_all_again(&mut self) {
+        self.pause_until_ms = 0;
         for (_, open) in std::mem::take(&mut self.open).into_iter().rev() {
             self.waiting.push_front(open.fetch);
         }
@@ -129,9 +133,10 @@ impl Fetches {
         self.patience_until_ms.get_or_insert(now.mono_ms + FETCH_MS);
     }
 
-    /// What may wait does, the rest fails.
-    pub(super) fn link_down(&mut self, out: &mut Effects) {
-        self.session();
+    /// What may wait does, the rest fails. Patience goes on from when the session ended, however often the link falls.
+    pub(super) fn link_down(&mut self, now: Time, out: &mut Effects) {
+        self.ask_all_again();
+        self.session_over(now);
         for fetch in std::mem::take(&mut self.waiting) {
             if fetch.ticket.is_none() || fetch.wait && self.waiting.len() < self.waiting_max {
                 self.push(fetch);

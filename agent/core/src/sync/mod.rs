@@ -104,6 +104,8 @@ pub(crate) struct Wires {
     next_token: u64,
     in_flight: BTreeSet<u64>,
     in_flight_max: usize,
+    /// Messages with blocks that are being read.
+    reads: usize,
     pub(crate) numbers: SyncNumbers,
 }
 
@@ -125,9 +127,9 @@ impl Wires {
         out.emit(Effect::Send { token: self.next_token, to: to.clone(), channel, payload });
     }
 
-    /// Whether another message with blocks may be sent.
+    /// Whether another message with blocks may be sent when it is read.
     fn has_room(&self) -> bool {
-        self.up && self.in_flight.len() < self.in_flight_max
+        self.up && self.in_flight.len() + self.reads < self.in_flight_max
     }
 
     fn dropped(&mut self, from: &NodeName, why: String, out: &mut Effects) {
@@ -186,6 +188,8 @@ pub struct Sync {
     lives: u64,
     /// Peers that are being sent blocks: the next message freed serves them in turn.
     serving: BTreeSet<NodeName>,
+    /// Who was served last of them.
+    served: Option<NodeName>,
     /// News for peers, waiting for bytes, age or an awake radio.
     news: LowPowerBatcher<()>,
     fetches: Fetches,
@@ -209,6 +213,7 @@ impl Sync {
                 connects: 0,
                 next_token: 0,
                 in_flight: BTreeSet::new(),
+                reads: 0,
                 in_flight_max: 0,
                 numbers: SyncNumbers::default(),
             },
@@ -224,6 +229,7 @@ impl Sync {
             incoming: BTreeMap::new(),
             lives: 0,
             serving: BTreeSet::new(),
+            served: None,
             news: LowPowerBatcher::new(news_limits(settings)),
             fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
             unsaved: Vec::new(),
@@ -298,12 +304,12 @@ impl Sync {
         for name in names {
             self.end_session(now, &name);
         }
-        self.fetches.link_down(out);
+        self.fetches.link_down(now, out);
     }
 
     /// The broker has taken a message: there is room for another.
     pub fn sent(&mut self, token: u64, out: &mut Effects) {
-        if self.wires.in_flight.remove(&token) && self.wires.has_room() {
+        if self.wires.in_flight.remove(&token) {
             self.serve_all(out);
         }
     }
@@ -420,7 +426,11 @@ impl Sync {
             Purpose::Manifest { peer, group, life } => {
                 self.manifest_read(&peer, group, life, answer, out);
             }
-            Purpose::Blocks { peer, group, life } => self.blocks_read(now, &peer, group, life, answer, out),
+            Purpose::Blocks { peer, group, life } => {
+                self.wires.reads -= 1;
+                self.blocks_read(now, &peer, group, life, answer, out);
+                self.serve_all(out);
+            }
             Purpose::Find { peer, request, target } => self.found(now, &peer, request, target, answer, out),
             Purpose::FindBlock { peer, request, root } => {
                 self.found_block(now, &peer, request, root, answer, out);
@@ -441,9 +451,10 @@ impl Sync {
                     peer.out.saved(now, done.is_ok());
                 }
             }
-            Some(Purpose::Refused { peer, group, entry }) if done.is_ok() => {
-                self.refusal_kept(now, &peer, group, entry, out);
-            }
+            Some(Purpose::Refused { peer, group, entry }) => match done {
+                Ok(_) => self.refusal_kept(now, &peer, group, entry, out),
+                Err(_) => self.refuse_again(&peer, group, entry),
+            },
             Some(Purpose::Receive { peer, group, life, step }) => {
                 self.receive_step(now, (&peer, group, life), step, group::News::Written(done), out);
             }

@@ -25,6 +25,7 @@ use crate::request::{Failure, FailureKind};
 use crate::role::may_announce;
 use crate::time::Time;
 use bytes::Bytes;
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// Milliseconds after which the log is read again when the store had no time.
 const READ_AGAIN_MS: u64 = 1_000;
@@ -223,10 +224,17 @@ impl Sync {
         self.serve(from, group, out);
     }
 
-    /// Goes on with every transfer that waits for room on the link.
+    /// Goes on with the transfers that wait for room on the link, while there is some, in turns.
     pub(super) fn serve_all(&mut self, out: &mut Effects) {
-        let names: Vec<NodeName> = self.serving.iter().cloned().collect();
-        for name in names {
+        for _ in 0..self.serving.len() {
+            if !self.wires.has_room() {
+                return;
+            }
+            let last = self.served.take();
+            let behind = last.as_ref().map_or(Unbounded, Excluded);
+            let mut behind = self.serving.range((behind, Unbounded));
+            let Some(name) = behind.next().or_else(|| self.serving.first()).cloned() else { return };
+            self.served = Some(name.clone());
             let Some(peer) = self.peers.get(&name) else { continue };
             let groups: Vec<u32> = peer
                 .out
@@ -246,12 +254,12 @@ impl Sync {
 
     /// Reads as many wanted blocks as credit, link and store allow, one message's at a time.
     fn serve(&mut self, name: &NodeName, group_id: u32, out: &mut Effects) {
-        let room = self.wires.has_room();
         let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group_id)) else { return };
         let Some(serving) = &mut group.serving else { return };
-        while room && serving.may_read() {
+        while self.wires.has_room() && serving.may_read() {
             let ids = serving.next_message();
             serving.reads += 1;
+            self.wires.reads += 1;
             let purpose = Purpose::Blocks { peer: name.clone(), group: group_id, life: serving.life };
             let question = Question::Pack { group: group_id, ids, again: serving.again };
             self.asked.ask(purpose, question, out);
@@ -373,7 +381,7 @@ impl Sync {
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Answer::Bindings(found) = answer else { return }; // announced again later, refused again
+        let Answer::Bindings(found) = answer else { return self.refuse_again(name, group, entry) };
         let bound = found.into_iter().next().flatten();
         let Some(of) = self.refused_entry(name, group, entry) else { return };
         let stored = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
@@ -402,6 +410,13 @@ impl Sync {
         let is_lost = of.refusal == Some(Refusal::Lost);
         out.tell(Message::Undelivered { name: of.name.clone(), is_lost });
         self.pump(now, name, out);
+    }
+
+    /// The log could not be asked or told: the entry is announced again later, and refused again.
+    pub(super) fn refuse_again(&mut self, name: &NodeName, group: u32, entry: u16) {
+        if let Some(of) = self.refused_entry(name, group, entry) {
+            of.refusal = None;
+        }
     }
 
     fn refused_entry(&mut self, name: &NodeName, group: u32, entry: u16) -> Option<&mut OutEntry> {

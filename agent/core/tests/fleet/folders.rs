@@ -211,6 +211,44 @@ fn a_file_rewritten_with_its_old_size_and_time_is_read_again_before_its_deletion
 }
 
 #[test]
+fn a_file_whose_name_was_bound_anew_before_it_went_up_is_not_deleted_before_it_is_safe() {
+    let (mut world, master, worker) = watching(19, true);
+    world.cut(worker, 0);
+    write(&mut world, worker, "a", noise(1, 40_000));
+    world.run_ms(10_000);
+    world.put_now(worker, "cam/a", noise(2, 50_000));
+    world.mend(worker);
+    world.run_until(60_000, "the master has what was put", |world| {
+        world.machines[master].engine.table().contains_key("cam/a")
+    });
+    world.run_ms(30_000);
+    assert!(world.machines[worker].folders.has(0, "a"), "its bytes are nowhere else");
+    world.run_until(600_000, "it is deleted", |world| !world.machines[worker].folders.has(0, "a"));
+    assert!(world.get(master, by_name("cam/a")) == Some(noise(1, 40_000)), "it is safe");
+}
+
+#[test]
+fn what_a_master_acknowledged_before_it_lost_its_store_deletes_no_file() {
+    let (mut world, master, worker) = watching(20, true);
+    let written_ms = wall_ms(&world);
+    write(&mut world, worker, "a", noise(1, 40_000));
+    world.run_until(60_000, "it is safe and gone", |world| !world.machines[worker].folders.has(0, "a"));
+    world.crash(master);
+    world.wipe(master);
+    world.machines[master].engine.quota_bytes = 1_000;
+    world.start(master);
+    world.run_ms(30_000);
+    // the same file comes back, and its name needs no change
+    world.machines[worker].folders.write(written_ms, 0, "a", noise(1, 40_000));
+    world.input(worker, Input::FileChanged { watch: 0, path: "a".into() });
+    world.run_ms(60_000);
+    assert!(world.machines[worker].folders.has(0, "a"), "the new store has nothing yet");
+    world.machines[master].engine.quota_bytes = 1 << 40;
+    world.run_until(900_000, "it is deleted", |world| !world.machines[worker].folders.has(0, "a"));
+    assert!(world.get(master, by_name("cam/a")) == Some(noise(1, 40_000)), "it is safe");
+}
+
+#[test]
 fn a_name_that_was_deleted_does_not_come_back_with_its_kept_file_by_a_scan() {
     for delete_after_ack in [false, true] {
         let (mut world, master, worker) = watching(18, false);

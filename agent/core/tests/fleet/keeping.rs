@@ -260,6 +260,28 @@ fn an_object_with_a_lost_block_is_refused_and_the_others_arrive() {
 }
 
 #[test]
+fn a_refusal_that_can_not_be_written_down_at_once_is_written_later() {
+    let (mut world, master, worker) = World::pair(10);
+    world.cut(worker, 0);
+    for index in 0..5 {
+        world.put_now(worker, &format!("f{index}"), noise(index, 100_000));
+    }
+    let engine = &mut world.machines[worker].engine;
+    let lost = engine.table()["f2"];
+    engine.damaged.insert(lost);
+    world.mend(worker);
+    world.run_until(20_000, "it is refused", |world| {
+        world.machines[worker].notes.iter().any(|note| matches!(note, Note::Refused { .. }))
+    });
+    world.machines[worker].engine.failing_commits = 2;
+    world.run_ms(300_000);
+    assert_eq!(world.machines[worker].engine.failing_commits, 0);
+    assert_eq!(world.machines[master].engine.table().len(), 4);
+    let status = world.status(worker);
+    assert!(status.peers.iter().all(|peer| peer.outbox_empty), "nothing waits behind it");
+}
+
+#[test]
 fn many_rotten_blocks_cost_their_neighbours_no_time() {
     for is_known in [false, true] {
         let (mut world, master, worker) = World::pair(8);

@@ -111,6 +111,28 @@ fn a_fetch_goes_on_after_the_link_or_the_master_failed() {
 }
 
 #[test]
+fn who_waits_for_a_fetch_is_told_within_two_minutes_that_the_link_is_gone() {
+    let (mut world, [master, _, _, leecher]) = World::fleet(18);
+    let bytes = noise(1, 8 << 20);
+    world.put_now(master, "film", bytes.clone());
+    world.net.faults.delay_ms_max = 50;
+    let call = world.ask(leecher, Request::Fetch { target: by_name("film") });
+    world.run_ms(400);
+    world.cut(leecher, 100);
+    world.run_ms(120_000);
+    assert!(
+        matches!(world.heard(call).last(), Some(Response::Queued { waiting: 1 })),
+        "{:?}",
+        world.heard(call)
+    );
+    world.mend(leecher);
+    world.run_until(120_000, "it comes", |world| {
+        is_whole(world, leecher) && names(world, leecher) == ["film"]
+    });
+    assert!(world.get(leecher, by_name("film")) == Some(bytes));
+}
+
+#[test]
 fn what_a_leecher_removes_is_gone_there_alone_and_can_be_had_again() {
     let (mut world, [master, _, _, leecher]) = World::fleet(17);
     world.put_now(master, "shared/a", noise(1, 50_000));

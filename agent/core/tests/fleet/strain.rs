@@ -312,3 +312,29 @@ fn a_stop_ends_though_the_disk_fails() {
     world.input(worker, Input::Stop);
     world.run_until(60_000, "it has stopped", |world| world.machines[worker].stopped);
 }
+
+#[test]
+fn a_master_of_many_that_want_much_keeps_to_its_bound_and_serves_them_in_turns() {
+    let mut world = World::new(11);
+    let names: Vec<String> = (0..12).map(|number| format!("leecher-{number:02}")).collect();
+    let below: Vec<(&str, Role)> = names.iter().map(|name| (name.as_str(), Role::Leecher)).collect();
+    let mut settings = master_settings(&below);
+    settings.in_flight_max = 8;
+    let master = world.add(settings);
+    for number in 0..3 {
+        world.put_now(master, &format!("film/{number}"), noise(number, 1 << 20));
+    }
+    world.net.faults.delay_ms_max = 500;
+    let leechers: Vec<usize> = names
+        .iter()
+        .map(|name| {
+            let mut settings = below_settings(name, Role::Leecher);
+            settings.subscriptions = vec!["film/".into()];
+            world.add(settings)
+        })
+        .collect();
+    world.run_until(120_000, "all have all", |world| {
+        leechers.iter().all(|leecher| are_alike(world, master, *leecher) && is_whole(world, *leecher))
+    });
+    assert_eq!(world.judge.blocks_under_way_max, 8);
+}

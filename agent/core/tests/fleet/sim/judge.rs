@@ -9,7 +9,7 @@ use larder_core::message::Channel;
 use larder_core::name::Name;
 use larder_core::request::Response;
 use larder_core::sync::wire::{Outcome, SyncMessage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a sealed message before its body: version and signature.
 const SEAL_BYTES: usize = 65;
@@ -28,6 +28,9 @@ pub(crate) struct Judge {
     pub(crate) said: Vec<(NodeName, SyncMessage)>,
     /// The greatest limit each sender was given in a want.
     pub(crate) limits: BTreeMap<NodeName, u32>,
+    /// Messages with blocks that the broker has not taken yet, by machine and token; and the most there were.
+    pub(crate) blocks_under_way: BTreeSet<(usize, u64)>,
+    pub(crate) blocks_under_way_max: usize,
 }
 
 impl World {

@@ -19,7 +19,9 @@ use folder::Folders;
 use hasher::Hasher;
 use judge::Judge;
 use larder_core::id::NodeName;
-use larder_core::message::{Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Presence};
+use larder_core::message::{
+    Caller, Channel, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Presence,
+};
 use larder_core::name::Name;
 use larder_core::node::{Node, Woken};
 use larder_core::note::Note;
@@ -318,6 +320,7 @@ impl World {
             | Event::ClientSilent { .. }
             | Event::ClientReady { .. } => {}
             Event::Sent { node, connection, token } => {
+                self.judge.blocks_under_way.remove(&(node, token));
                 if self.net.links[node].is_up_as(connection) {
                     self.input(node, Input::Sent { token });
                 }
@@ -401,6 +404,11 @@ impl World {
             Effect::Send { token, to, channel, payload } => {
                 let from = self.name(node);
                 self.judge_sent(node, &to, channel, &payload);
+                if channel == Channel::Blocks {
+                    self.judge.blocks_under_way.insert((node, token));
+                    let count = self.judge.blocks_under_way.len();
+                    self.judge.blocks_under_way_max = self.judge.blocks_under_way_max.max(count);
+                }
                 self.publish(node, Some(token), Message { from, to, channel, payload });
             }
             Effect::Presence(presence) => {
