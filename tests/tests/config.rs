@@ -70,7 +70,12 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
     refused_line("node", "commands", "\"yes\"", &["[node] commands", "true or false"]);
     refused_line("storage", "limit", "true", &["[storage] limit", "such as \"10 GB\""]);
     refused_line("mqtt", "port", "\"1883\"", &["[mqtt] port", "a number from 1 to 65535"]);
-    refused_line("node", "subscribe", "\"maps/\"", &["[node] subscribe", "a list of name prefixes"]);
+    refused_line(
+        "node",
+        "subscribe",
+        "\"maps/\"",
+        &["[node] subscribe", "a list of at most 64 name prefixes"],
+    );
     let mut node = Node::new("cam", "worker");
     node.append("this is no TOML");
     refused(&mut node, &["not TOML"]);

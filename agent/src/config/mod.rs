@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use larder_core::board::{Board, choose};
 use larder_core::id::NodeName;
+use larder_core::limits::ANNOUNCE_ENTRIES_MAX;
 use larder_core::profile::Profile;
 use larder_core::role::{Role, may_announce, may_command, may_fetch};
 use larder_hal::board::Machine;
@@ -315,6 +316,10 @@ fn subscribe(layers: &Layers) -> Result<Vec<String>, ConfigError> {
         watch::prefix(text)
             .ok_or_else(|| refused(given.from.clone(), "node", "subscribe", format!("[… {text:?} …]")))
     };
+    if given.value.len() > ANNOUNCE_ENTRIES_MAX {
+        let found = format!("{} prefixes", given.value.len());
+        return Err(refused(given.from, "node", "subscribe", found));
+    }
     given.value.iter().map(prefix).collect()
 }
 
@@ -368,7 +373,17 @@ fn watches(layers: &Layers, store: &Path) -> Result<Vec<Watch>, ConfigError> {
                 let found = format!("more than {WATCHES_MAX} folders");
                 return Err(refused(layer.origin(raw.span().start), "watch", "", found));
             }
-            watches.push(Watch::check(layer, raw, store)?);
+            let watch = Watch::check(layer, raw, store)?;
+            let loses_files =
+                |other: &&Watch| other.prefix == watch.prefix && (other.deletes() || watch.deletes());
+            if let Some(other) = watches.iter().find(loses_files) {
+                let found = format!(
+                    "{:?}, which {:?} has too: of two files of one name, one could be deleted and lost",
+                    watch.prefix, other.path
+                );
+                return Err(refused(layer.origin(raw.span().start), "watch", "prefix", found));
+            }
+            watches.push(watch);
         }
     }
     Ok(watches)

@@ -47,7 +47,12 @@ pub(super) const KEYS: [Key; 41] = [
     key("node", "profile", Text, "the name of a profile or the path of a profile file"),
     key("node", "board", Text, "\"auto\", the name of a board or the path of a board file"),
     key("node", "kernels", Text, "\"auto\" or the name of a level this machine has, such as \"portable\""),
-    key("node", "subscribe", List, "a list of name prefixes such as [\"maps/\"]; [\"\"] is everything"),
+    key(
+        "node",
+        "subscribe",
+        List,
+        "a list of at most 64 name prefixes such as [\"maps/\"]; [\"\"] is everything",
+    ),
     key("node", "commands", Switch, SWITCH),
     key("storage", "limit", Text, "a size of at least \"16 MB\", such as \"10 GB\""),
     key("storage", "reserve", Text, SIZE),

@@ -128,6 +128,10 @@ fn an_impossible_value_names_what_is_allowed() {
         ),
         ("[node]\nsubscribe = [\"../up\"]\n", ["larder.toml:2:", "\"../up\"", "prefixes"]),
         (
+            &format!("[node]\nsubscribe = [{}]\n", ["\"a/\""; 65].join(", ")),
+            ["larder.toml:2:", "65 prefixes", "at most 64"],
+        ),
+        (
             "[node]\nprofile = \"fast\"\n",
             ["larder.toml:2:", "profile = \"fast\"", "performance, balanced, low-power"],
         ),
@@ -142,6 +146,10 @@ fn an_impossible_value_names_what_is_allowed() {
         ("[[watch]]\npath = \"/a\"\nsettle_s = 4000\n", ["larder.toml:3:", "settle_s = 4000", "0 to 3600"]),
         ("[[watch]]\npath = \"/a\"\nafter = \"delete\"\n", ["larder.toml:3:", "after", "delete-after-ack"]),
         ("[[watch]]\npath = \"/a\"\nprefix = \"/x\"\n", ["larder.toml:3:", "prefix = \"/x\"", "relative"]),
+        (
+            "[[watch]]\npath = \"/a\"\n[[watch]]\npath = \"/b\"\nafter = \"delete-after-ack\"\n",
+            ["larder.toml:3:", "\"/a\" has too", "relative"],
+        ),
         ("[[watch]]\npath = \"/a\"\ninclude = [\"[\"]\n", ["larder.toml:3:", "include = \"[\"", "patterns"]),
         (
             "[node]\nstore = \"/a/b\"\n[[watch]]\npath = \"/a\"\n",

@@ -55,6 +55,10 @@ impl Watch {
         (self.include.is_empty() || self.include.is_match(relative)) && !self.exclude.is_match(relative)
     }
 
+    pub(super) fn deletes(&self) -> bool {
+        self.after == After::DeleteAfterAck
+    }
+
     pub(super) fn check(layer: &Layer, raw: &Spanned<RawWatch>, store: &Path) -> Result<Self, ConfigError> {
         let head = layer.origin(raw.span().start);
         let raw = raw.get_ref();
