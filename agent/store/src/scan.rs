@@ -1,8 +1,8 @@
 //! Reading the log: batches, the end of a segment, and what can be saved of a damaged batch.
 //!
 //! Duty: parse one segment from a given offset without trusting a byte of it. A batch is answered whole or
-//! not at all. Block payloads are checked but not kept, so memory is bounded by the keys of one batch and
-//! one read window. A sector that can not be read counts as damaged bytes; nothing here stops an open.
+//! not at all. Block payloads are checked but not kept, so memory is bounded by the keys of one batch, one read
+//! window and a number for each sector that fails. Such a sector counts as damaged bytes; nothing here stops an open.
 
 use crate::batch::{Key, Record};
 use crate::disk::DiskFile;
@@ -55,7 +55,8 @@ pub(crate) struct Reader<F> {
     end: u64,
     window: Vec<u8>,
     window_start: u64,
-    /// Numbers of sectors that the device could not read. None is asked for again: a failing read can take seconds.
+    /// Numbers of sectors that the device could not read, of which none is asked for again: a failing read can take
+    /// seconds.
     bad_sectors: BTreeSet<u64>,
     met_error: bool,
 }

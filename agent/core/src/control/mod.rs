@@ -499,6 +499,10 @@ impl Control {
             }
             (Some(Purpose::Removed(origin, name)), done) => {
                 out.tell(Message::Changed { bytes: 0 });
+                if done.is_ok() {
+                    // A file of this name may not have gone up: it stays.
+                    out.tell(Message::Undelivered { name: name.clone(), is_lost: false });
+                }
                 self.respond(origin, done.map(|_| Response::Removed { name }), out);
             }
             (_, _) => {}

@@ -203,36 +203,39 @@ impl Ingest {
 
     /// Upstream will not take this name: its file stays, and is read again where that can help.
     pub fn undelivered(&mut self, now: Time, name: &Name, is_lost: bool) {
-        if let Some(watch) = self.keep_files(name, ..).filter(|_| is_lost) {
-            self.folders.scan_later(now, watch);
+        for (watch, _) in self.keep_files(name, ..) {
+            if is_lost {
+                self.folders.scan_later(now, watch);
+            }
         }
     }
 
-    /// The name was bound anew here. What it stood for before goes upstream no more, if it has not gone: files of that
-    /// content stay, and are looked at again.
-    pub(super) fn superseded(&mut self, now: Time, name: &Name, by: u64) {
-        if let Some(watch) = self.keep_files(name, self.folders.delivered.saturating_add(1)..by) {
-            self.folders.scan_later(now, watch);
+    /// The name was bound anew here, by this file if by one. What it stood for before goes upstream no more, if it has
+    /// not gone: other files, of that content, stay and are looked at again.
+    pub(super) fn superseded(&mut self, now: Time, name: &Name, by: u64, file: Option<&Path>) {
+        for path in self.keep_files(name, self.folders.delivered.saturating_add(1)..by) {
+            if Some(&path) != file {
+                self.folders.scan_later(now, path.0);
+            }
         }
     }
 
-    /// Files of this name, bound by these sequence numbers, do not wait for their deletion any more; says in which
-    /// folder the last of them lies.
-    fn keep_files(&mut self, name: &Name, seqs: impl RangeBounds<u64>) -> Option<u8> {
+    /// These are the files of this name, bound by these sequence numbers, that do not wait for their deletion any more.
+    fn keep_files(&mut self, name: &Name, seqs: impl RangeBounds<u64>) -> Vec<Path> {
         let watches = &self.watches;
         let is_of_it = |(watch, path): &Path| {
             let prefix = &watches[usize::from(*watch)].prefix;
             name.as_str().strip_prefix(prefix.as_str()) == Some(path.as_str())
         };
-        let mut from = None;
+        let mut kept = Vec::new();
         self.folders.awaiting.retain(|(seq, path, _)| {
             let stays = seqs.contains(seq) && is_of_it(path);
             if stays {
-                from = Some(path.0);
+                kept.push(path.clone());
             }
             !stays
         });
-        from
+        kept
     }
 
     fn delete_delivered(&mut self, now: Time, out: &mut Effects) {

@@ -377,7 +377,11 @@ impl Ingest {
             Ok(ChangeDone::Bound { seq }) => {
                 stream.finished = Some(Finished::Bound { seq });
                 let (bytes, name) = (stream.size, stream.name.clone());
-                self.superseded(now, &name, seq);
+                let file = match &stream.source {
+                    Source::File { watch, path, .. } => Some((*watch, path.clone())),
+                    Source::Client(_) => None,
+                };
+                self.superseded(now, &name, seq, file.as_ref());
                 out.tell(Message::Changed { bytes });
                 self.finish_if_written(now, number, out);
             }

@@ -228,6 +228,19 @@ fn a_file_whose_name_was_bound_anew_before_it_went_up_is_not_deleted_before_it_i
 }
 
 #[test]
+fn a_file_whose_name_was_deleted_before_it_went_up_stays() {
+    let (mut world, master, worker) = watching(21, true);
+    world.cut(worker, 0);
+    write(&mut world, worker, "a", noise(1, 40_000));
+    world.run_ms(10_000);
+    world.request(worker, Request::Remove { name: "cam/a".parse().unwrap() });
+    world.mend(worker);
+    world.run_ms(300_000);
+    assert!(are_alike(&world, master, worker) && world.machines[master].engine.table().is_empty());
+    assert!(world.machines[worker].folders.has(0, "a"), "its bytes are nowhere else");
+}
+
+#[test]
 fn what_a_master_acknowledged_before_it_lost_its_store_deletes_no_file() {
     let (mut world, master, worker) = watching(20, true);
     let written_ms = wall_ms(&world);

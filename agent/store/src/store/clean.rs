@@ -130,7 +130,7 @@ impl<D: Disk> Store<D> {
             }
         }
         progress.bytes_freed = self.free_emptied()?;
-        progress.done = self.under_way()?.victims.as_ref().is_none_or(VecDeque::is_empty);
+        progress.done = self.under_way()?.victims.as_ref().is_some_and(VecDeque::is_empty);
         if progress.done {
             self.cleaning = None;
         }
