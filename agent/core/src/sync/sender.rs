@@ -7,7 +7,6 @@
 
 use super::outbox::{Echo, Layer, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
-
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Outcome, Refusal, SyncMessage, Want, Wanted};
 use super::{Asked, Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::binding::{Binding, Content, Stored};

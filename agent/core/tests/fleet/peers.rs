@@ -1,6 +1,7 @@
 //! Who gets what, who may do what, and what happens to the rest.
 
 use crate::sim::World;
+use crate::sim::client::Call;
 use crate::sim::impostor::{self, sealed};
 use crate::sim::net::Message;
 use crate::sim::setup::{FLEET, below_settings, key, master_settings, name, peer, settings};
@@ -90,15 +91,21 @@ fn without_a_link_a_fetch_is_queued_and_a_get_fails() {
     });
 }
 
-#[test]
-fn a_fetch_goes_on_after_the_link_or_the_master_failed() {
-    let (mut world, [master, _, _, leecher]) = World::fleet(5);
+/// A master, a leecher that fetches a film from it and is cut off meanwhile, the call and the film.
+fn fetching_when_cut(seed: u64) -> (World, usize, usize, Call, Vec<u8>) {
+    let (mut world, [master, _, _, leecher]) = World::fleet(seed);
     let bytes = noise(1, 8 << 20);
     world.put_now(master, "film", bytes.clone());
     world.net.faults.delay_ms_max = 50;
     let call = world.ask(leecher, Request::Fetch { target: by_name("film") });
     world.run_ms(400);
     world.cut(leecher, 100);
+    (world, master, leecher, call, bytes)
+}
+
+#[test]
+fn a_fetch_goes_on_after_the_link_or_the_master_failed() {
+    let (mut world, master, leecher, call, bytes) = fetching_when_cut(5);
     world.run_ms(1_000);
     world.mend(leecher);
     world.run_ms(600);
@@ -112,13 +119,7 @@ fn a_fetch_goes_on_after_the_link_or_the_master_failed() {
 
 #[test]
 fn who_waits_for_a_fetch_is_told_within_two_minutes_that_the_link_is_gone() {
-    let (mut world, [master, _, _, leecher]) = World::fleet(18);
-    let bytes = noise(1, 8 << 20);
-    world.put_now(master, "film", bytes.clone());
-    world.net.faults.delay_ms_max = 50;
-    let call = world.ask(leecher, Request::Fetch { target: by_name("film") });
-    world.run_ms(400);
-    world.cut(leecher, 100);
+    let (mut world, _, leecher, call, bytes) = fetching_when_cut(18);
     world.run_ms(120_000);
     assert!(
         matches!(world.heard(call).last(), Some(Response::Queued { waiting: 1 })),

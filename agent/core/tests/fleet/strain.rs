@@ -314,7 +314,7 @@ fn a_stop_ends_though_the_disk_fails() {
 }
 
 #[test]
-fn a_master_of_many_that_want_much_keeps_to_its_bound_and_serves_them_in_turns() {
+fn a_master_of_many_that_want_much_keeps_to_its_bound() {
     let mut world = World::new(11);
     let names: Vec<String> = (0..12).map(|number| format!("leecher-{number:02}")).collect();
     let below: Vec<(&str, Role)> = names.iter().map(|name| (name.as_str(), Role::Leecher)).collect();

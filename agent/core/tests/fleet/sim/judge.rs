@@ -50,8 +50,20 @@ impl World {
         }
     }
 
-    pub(crate) fn judge_sent(&mut self, node: usize, to: &NodeName, channel: Channel, payload: &Bytes) {
+    pub(crate) fn judge_sent(
+        &mut self,
+        node: usize,
+        token: u64,
+        to: &NodeName,
+        channel: Channel,
+        payload: &Bytes,
+    ) {
         assert!(payload.len() <= MESSAGE_BYTES_MAX, "seed {}: {} bytes sent", self.seed, payload.len());
+        if channel == Channel::Blocks {
+            let judge = &mut self.judge;
+            judge.blocks_under_way.insert((node, token));
+            judge.blocks_under_way_max = judge.blocks_under_way_max.max(judge.blocks_under_way.len());
+        }
         if channel != Channel::Sync {
             return;
         }

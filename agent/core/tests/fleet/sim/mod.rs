@@ -19,9 +19,7 @@ use folder::Folders;
 use hasher::Hasher;
 use judge::Judge;
 use larder_core::id::NodeName;
-use larder_core::message::{
-    Caller, Channel, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Presence,
-};
+use larder_core::message::{Caller, ClientId, Effect, Effects, FileId, FileJob, Input, Job, JobId, Presence};
 use larder_core::name::Name;
 use larder_core::node::{Node, Woken};
 use larder_core::note::Note;
@@ -403,12 +401,7 @@ impl World {
             Effect::Cut { stream, cutter } => self.hash(node, stream, cutter),
             Effect::Send { token, to, channel, payload } => {
                 let from = self.name(node);
-                self.judge_sent(node, &to, channel, &payload);
-                if channel == Channel::Blocks {
-                    self.judge.blocks_under_way.insert((node, token));
-                    let count = self.judge.blocks_under_way.len();
-                    self.judge.blocks_under_way_max = self.judge.blocks_under_way_max.max(count);
-                }
+                self.judge_sent(node, token, &to, channel, &payload);
                 self.publish(node, Some(token), Message { from, to, channel, payload });
             }
             Effect::Presence(presence) => {
