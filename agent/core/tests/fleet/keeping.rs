@@ -6,7 +6,7 @@ use crate::transfer::{are_alike, by_name, is_whole, noise};
 use larder_core::note::Note;
 use larder_core::object::manifest::Manifest;
 use larder_core::request::{FailureKind, Request, Response};
-use larder_core::role::Role;
+use larder_core::role::{Evict, Role};
 use larder_core::settings::BatchSettings;
 
 #[test]
@@ -279,6 +279,31 @@ fn a_refusal_that_can_not_be_written_down_at_once_is_written_later() {
     assert_eq!(world.machines[master].engine.table().len(), 4);
     let status = world.status(worker);
     assert!(status.peers.iter().all(|peer| peer.outbox_empty), "nothing waits behind it");
+}
+
+#[test]
+fn a_worker_that_evicts_keeps_what_its_master_refused() {
+    let mut world = World::new(12);
+    let master = world.add(master_settings(&[("worker", Role::Worker)]));
+    let mut settings = below_settings("worker", Role::Worker);
+    settings.evict = Evict::Oldest;
+    settings.quota_bytes = 4 << 20;
+    let worker = world.add(settings);
+    world.cut(worker, 0);
+    world.put_now(worker, "refused", noise(100, 500_000));
+    let engine = &mut world.machines[worker].engine;
+    let leaf = Manifest::decode(&engine.blocks[&engine.table()["refused"]]).unwrap().children()[3].id;
+    engine.damaged.insert(leaf);
+    world.mend(worker);
+    for index in 0..40 {
+        // some come while room is still being made
+        let _put = world.put(worker, &format!("f{index:02}"), noise(index, 300_000));
+        world.run_ms(20_000);
+    }
+    let table = world.machines[worker].engine.table();
+    assert!(!table.contains_key("f00"), "{:?}", table.keys());
+    assert!(table.contains_key("refused"), "what is left of it is nowhere else");
+    assert!(world.machines[master].engine.table().contains_key("f00"));
 }
 
 #[test]
