@@ -58,9 +58,14 @@ fn initialised(name: &str, role: &str) -> Node {
     Node::by(name, &line.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
+/// Step 2.
+fn certificates() -> String {
+    replaced(&block("openssl req"), "broker=attic.example.org ", "broker=localhost ")
+}
+
 /// Steps 2 and 3: certificates, and a Mosquitto that has them and the packaged files.
 fn broker(folder: &Path, port: u16) -> Mosquitto {
-    shell(folder, &replaced(&block("openssl req"), "broker=attic.example.org ", "broker=localhost "));
+    shell(folder, &certificates());
     let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/mosquitto");
     let (certificates, etc) = (folder.join("certificates"), folder.join("etc-mosquitto"));
     for file in ["larder.acl", "mosquitto.conf"] {
@@ -76,12 +81,11 @@ fn broker(folder: &Path, port: u16) -> Mosquitto {
     Mosquitto::start(Config { port: Some(port), installed: Some(&etc), ..Config::default() })
 }
 
-/// Step 4, and the files that step 2 has brought to each node.
+/// Step 4, and the files that step 2 brings to each node.
 fn link(node: &Node, certificates: &Path, port: u16) {
-    for (from, to) in [("ca.pem", "ca.pem"), ("NAME.pem", "node.pem"), ("NAME.key", "node-tls.key")] {
-        let from = certificates.join(from.replace("NAME", node.name()));
-        shell(node.folder(), &format!("install -m 0600 {} {to}", from.display()));
-    }
+    let install = replaced(&block("install -m 0644 ca.pem /etc/larder"), "cam.", &format!("{}.", node.name()));
+    let folder = node.folder().to_str().expect("a plain name");
+    shell(certificates, &replaced(&install, "/etc/larder", folder));
     for line in block("[mqtt]").lines().skip(1) {
         let (key, value) = line.split_once(" = ").expect("a key and its value");
         node.set("mqtt", key, value);
@@ -138,6 +142,28 @@ fn three_machines_do_as_the_readme_says() {
     let got = fs::read(home.path().join("tmp/photos/1.jpg")).expect("it was got");
     assert!(got == noise(1_500_000, "1.jpg"));
     assert!(!broker.log().contains("Denied"), "the rules allow all a node does: {}", broker.log());
+}
+
+#[test]
+fn a_master_has_the_broker_as_the_readme_says() {
+    let home = tempfile::tempdir().expect("a folder can be made");
+    shell(home.path(), &(certificates() + &block("issue attic \"serverAuth,clientAuth")));
+    let (mut attic, mut cam) = (initialised("attic", "master"), initialised("cam", "worker"));
+    cam.trust(&attic);
+    attic.trust(&cam);
+    let port = free_port();
+    let listen = README.split_once("`listen = ").and_then(|(_, rest)| rest.split_once('`'));
+    let listen = listen.expect("README.md says where it listens").0;
+    attic.set("mqtt", "embedded_broker", "true");
+    attic.set("mqtt", "listen", &replaced(listen, "8883", &port.to_string()));
+    for node in [&mut attic, &mut cam] {
+        link(node, &home.path().join("certificates"), port);
+        node.start();
+    }
+    let photo = home.path().join("1.jpg");
+    fs::write(&photo, noise(300_000, "1.jpg")).expect("the folder is writable");
+    cam.run(&["put", photo.to_str().expect("a plain name")]).expect(0);
+    wait_for("the master has it", || attic.get("1.jpg").filter(|got| *got == noise(300_000, "1.jpg")));
 }
 
 #[test]
