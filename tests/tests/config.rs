@@ -107,6 +107,12 @@ fn an_impossible_value_is_refused_with_what_is_possible() {
     node.set("mqtt", "host", "\"127.0.0.1\"");
     node.set("mqtt", "keep_alive_s", "1");
     refused(&mut node, &["[mqtt] keep_alive_s", "a number from 5 to 65535"]);
+    let mut node = Node::new("attic", "master");
+    node.set("storage", "evict", "\"oldest\"");
+    refused(&mut node, &["\"oldest\" on a master", "on a worker or a leecher"]);
+    let mut node = Node::new("van", "leecher");
+    node.append("[[watch]]\npath = \"in\"");
+    refused(&mut node, &["a folder for a leecher", "on a master or a worker"]);
     let mut node = Node::new("cam", "worker");
     node.append("[[watch]]\npath = \"store/inside\"");
     refused(&mut node, &["which overlaps the store"]);

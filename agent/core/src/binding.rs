@@ -350,6 +350,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_format_page_is_what_is_stored() {
+        let cam: NodeName = "cam".parse().unwrap();
+        let version: Version = serde_json::from_str(r#"[["cam",5]]"#).unwrap();
+        let content = Content::Object { root: BlockId([0xab; 32]), depth: 0 };
+        let meta = Meta { size: 1, mtime_ms: 1_800_000_000_000, mode: 0o644 };
+        let binding = Binding { version, content, meta, origin: cam, conflict_of: None };
+        let bytes = Stored { binding, via: None, refused: false }.encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(include_str!("../../../docs/format.md").contains(&hex), "{hex}");
+    }
+
+    #[test]
     fn the_largest_binding_fits_and_damage_is_named() {
         let long = |index: usize| format!("{index:064}").parse::<NodeName>().unwrap();
         let mut version = Version::default();

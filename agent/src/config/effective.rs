@@ -42,19 +42,26 @@ pub(super) struct Wishes {
 }
 
 impl Wishes {
-    pub(super) fn check(layers: &Layers) -> Result<Self, ConfigError> {
+    pub(super) fn check(layers: &Layers, role: Role) -> Result<Self, ConfigError> {
         let size = |get: fn(&RawStorage) -> Option<&toml::Spanned<Size>>| {
             layers.pick(|raw| get(&raw.storage)).map(|given| given.map(|size| size.0))
         };
         let segment_fits = |bytes| {
             (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) && bytes % SEGMENT_BYTES_UNIT == 0
         };
+        let evict = layers.pick(|raw| raw.storage.evict.as_ref());
+        if let Some(Sourced { value: Evict::Oldest, from }) = &evict
+            && role == Role::Master
+        {
+            let found = "\"oldest\" on a master, which could have it from nowhere again".to_owned();
+            return Err(refused(from.clone(), "storage", "evict", found));
+        }
         Ok(Self {
             limit: within(size(|raw| raw.limit.as_ref()), "limit", |bytes| bytes >= LIMIT_BYTES_MIN)?,
             reserve: size(|raw| raw.reserve.as_ref()),
             segment: within(size(|raw| raw.segment.as_ref()), "segment", segment_fits)?,
             cache: within(size(|raw| raw.cache.as_ref()), "cache", |bytes| bytes >= CACHE_BYTES_MIN)?,
-            evict: layers.pick(|raw| raw.storage.evict.as_ref()),
+            evict,
             clean_watermark_percent: between(
                 layers.pick(|raw| raw.storage.clean_watermark_percent.as_ref()),
                 ("storage", "clean_watermark_percent"),

@@ -148,9 +148,9 @@ impl Config {
             commands: layers.pick(|raw| raw.node.commands.as_ref()).is_none_or(|given| given.value),
             mqtt: mqtt::check(&layers, environment)?,
             peers: peers(&layers, &name, role.value)?,
-            watches: watches(&layers, &store)?,
+            watches: watches(&layers, role.value, &store)?,
             kernels,
-            wishes: Wishes::check(&layers)?,
+            wishes: Wishes::check(&layers, role.value)?,
             log: overrides.log.clone().or_else(|| environment.variable("LARDER_LOG").map(str::to_owned)),
             machine_root: environment.machine_root(),
             file,
@@ -365,13 +365,16 @@ fn peer(layer: &Layer, raw: &Spanned<RawPeer>) -> Result<Peer, ConfigError> {
     })
 }
 
-fn watches(layers: &Layers, store: &Path) -> Result<Vec<Watch>, ConfigError> {
+fn watches(layers: &Layers, role: Role, store: &Path) -> Result<Vec<Watch>, ConfigError> {
     let mut watches = Vec::new();
     for layer in &layers.0 {
         for raw in &layer.raw.watch {
+            let all = |found: String| refused(layer.origin(raw.span().start), "watch", "", found);
+            if role == Role::Leecher {
+                return Err(all("a folder for a leecher, which takes nothing in".to_owned()));
+            }
             if watches.len() == WATCHES_MAX {
-                let found = format!("more than {WATCHES_MAX} folders");
-                return Err(refused(layer.origin(raw.span().start), "watch", "", found));
+                return Err(all(format!("more than {WATCHES_MAX} folders")));
             }
             let watch = Watch::check(layer, raw, store)?;
             let loses_files =

@@ -58,7 +58,7 @@ pub(super) const KEYS: [Key; 41] = [
     key("storage", "reserve", Text, SIZE),
     key("storage", "segment", Text, "1 MiB to 1 GiB in multiples of 64 KiB, at most an eighth of the quota"),
     key("storage", "cache", Text, "a size of at least \"256 KiB\", such as \"16 MiB\""),
-    key("storage", "evict", Text, "\"never\" or \"oldest\""),
+    key("storage", "evict", Text, "\"never\" or, on a worker or a leecher, \"oldest\""),
     key("storage", "clean_watermark_percent", Number, "a number from 1 to 99"),
     key("storage", "clean_period_s", Number, "a number from 1 to 2592000"),
     key("mqtt", "host", Text, "a host name or address"),
@@ -89,7 +89,7 @@ pub(super) const KEYS: [Key; 41] = [
 /// Sections that are lists of tables.
 const LISTS: [(&str, &str); 2] = [
     ("peer", "tables headed [[peer]], one for each peer"),
-    ("watch", "tables headed [[watch]], one for each folder"),
+    ("watch", "tables headed [[watch]], one for each folder, on a master or a worker"),
 ];
 
 /// A mistake found by its place.

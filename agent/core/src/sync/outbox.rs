@@ -212,3 +212,15 @@ impl OutGroup {
         self.entries.iter().all(|entry| entry.acknowledged)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_format_page_is_the_cursor_that_is_saved() {
+        let outbox = Outbox { cursor: 300, store: 77, interest: 9, ..Outbox::default() };
+        let hex: String = outbox.value().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(include_str!("../../../../docs/format.md").contains(&format!("    {hex}\n")), "{hex}");
+    }
+}
