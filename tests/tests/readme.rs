@@ -83,7 +83,8 @@ fn broker(folder: &Path, port: u16) -> Mosquitto {
 
 /// Step 4, and the files that step 2 brings to each node.
 fn link(node: &Node, certificates: &Path, port: u16) {
-    let install = replaced(&block("install -m 0644 ca.pem /etc/larder"), "cam.", &format!("{}.", node.name()));
+    let install =
+        replaced(&block("install -m 0644 ca.pem /etc/larder"), "cam.", &format!("{}.", node.name()));
     let folder = node.folder().to_str().expect("a plain name");
     shell(certificates, &replaced(&install, "/etc/larder", folder));
     for line in block("[mqtt]").lines().skip(1) {

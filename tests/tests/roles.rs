@@ -14,7 +14,7 @@ use larder_core::limits::{COMMAND_BYTES_MAX, COMMANDS_OPEN_MAX, MESSAGE_BYTES_MA
 use larder_core::message::Channel;
 use larder_core::name::Name;
 use larder_core::object::manifest::{Child, Manifest};
-use larder_core::request::{Failure, FailureKind, Request, Response};
+use larder_core::request::{Failure, FailureKind, Request, Response, Target};
 use larder_core::role::Role;
 use larder_core::seal::{Between, seal};
 use larder_core::sync::buffer::Buffers;
@@ -593,6 +593,16 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
     refuses_command(&mut imp, &world.hub, "a worker may not command a master");
     refuses_command(&mut thief, &world.hub, "a leecher may not command a master");
     refuses_command(&mut imp, &world.cam, "no [[peer]] of this name");
+    let (mut boss, mut solo) = (Impostor::new("boss", Role::Master, port), Node::new("solo", "worker"));
+    connect(&solo, port);
+    solo.append(&boss.stanza());
+    put(&solo, "its own", b"not for a master to fetch");
+    solo.start();
+    boss.greet("solo");
+    let target = Target::Name(Name::parse("its own").expect("a name"));
+    assert_counted(&solo, "boss", "a master may not fetch from a worker", || {
+        boss.say("solo", &SyncMessage::Fetch { request: 1, target });
+    });
     world.assert_goes_on();
 }
 

@@ -559,6 +559,8 @@ fn rm_on_a_leecher_drops_its_copy_alone_which_can_be_had_again() {
     fleet.leecher.run(["rm", "maps/a", "film"]).expect(0);
     assert_eq!(fleet.leecher.names(""), [""; 0]);
     fleet.leecher.run(["rm", "film"]).expect(3);
+    let said = fleet.leecher.run_with(["put", "--stdin", "own"], b"a leecher takes nothing in").expect(6);
+    assert!(said.stderr.contains("leecher"), "{}", said.stderr);
     fleet.leecher.restart();
     fleet.settled();
     assert_eq!(fleet.master.names(""), ["film", "maps/a"], "what others have stays");

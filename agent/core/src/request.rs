@@ -408,7 +408,7 @@ pub struct IngestNumbers {
     pub hashed_beside: u64,
     /// Files of watched folders that could not be taken yet; tried again.
     pub deferred: u64,
-    /// Files of watched folders refused for their name, or not regular.
+    /// Files of watched folders refused for their name.
     pub refused: u64,
     /// Files deleted after their acknowledgement.
     pub deleted: u64,

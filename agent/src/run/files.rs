@@ -28,8 +28,17 @@ const SCAN_ENTRIES_MAX: usize = 4096;
 pub(super) struct Files {
     watches: Vec<Watch>,
     open: BTreeMap<FileId, File>,
-    scans: BTreeMap<u8, Vec<Level>>,
+    scans: BTreeMap<u8, Scan>,
     watching: Watching,
+}
+
+/// How far the scan of a watched folder is.
+#[derive(Default)]
+struct Scan {
+    /// From the watched folder down to the one being read.
+    levels: Vec<Level>,
+    /// Entries that are never taken: the first, and how many.
+    left_out: Option<(PathBuf, u64)>,
 }
 
 /// A folder being scanned.
@@ -112,21 +121,22 @@ impl Files {
 
     /// The next page of regular files; folders that can not be read are left out and said.
     fn scan(&mut self, watch: u8, restart: bool) -> io::Result<FileDone> {
-        let mut stack = self.scans.remove(&watch).unwrap_or_default();
-        if restart || stack.is_empty() {
+        let mut scan = self.scans.remove(&watch).unwrap_or_default();
+        if restart || scan.levels.is_empty() {
             self.watching.begin(watch);
             let root = below::root(&self.watch(watch).path);
-            stack = vec![self.descend(watch, PathBuf::new(), root)?];
+            scan = Scan { levels: vec![self.descend(watch, PathBuf::new(), root)?], left_out: None };
         }
         let mut files: Vec<(String, FileStat)> = Vec::new();
         let mut looked_at = 0;
         while files.len() < SCAN_PAGE
             && looked_at < SCAN_ENTRIES_MAX
-            && let Some(level) = stack.last_mut()
+            && let depth @ 1.. = scan.levels.len()
         {
             looked_at += 1;
+            let level = &mut scan.levels[depth - 1];
             let Some(entry) = level.entries.next() else {
-                stack.pop();
+                scan.levels.pop();
                 continue;
             };
             let (Ok(entry), Ok(folder)) = (entry, level.entries.fd()) else { continue };
@@ -136,21 +146,31 @@ impl Files {
             }
             let Ok(metadata) = below::look(folder, name) else { continue };
             let relative = level.relative.join(name);
-            if metadata.is_dir() && self.watch(watch).recursive {
+            let is_folder = metadata.is_dir();
+            if is_folder && !self.watch(watch).recursive {
+                continue;
+            }
+            if is_folder && depth <= FOLDER_DEPTH_MAX {
                 let opened = below::folder(folder, name);
-                if stack.len() <= FOLDER_DEPTH_MAX {
-                    stack.extend(self.descend(watch, relative, opened));
-                }
-            } else if metadata.is_file() && self.watch(watch).takes(&relative) {
+                scan.levels.extend(self.descend(watch, relative, opened));
+            } else if is_folder || !metadata.is_file() {
+                scan.left_out.get_or_insert((relative, 0)).1 += 1;
+            } else if self.watch(watch).takes(&relative) {
                 match relative.to_str() {
                     Some(path) => files.push((path.to_owned(), stat_of(&metadata))),
                     None => tracing::warn!("{}: its name is not UTF-8; rename it", relative.display()),
                 }
             }
         }
-        let end = stack.is_empty();
+        let end = scan.levels.is_empty();
         if !end {
-            self.scans.insert(watch, stack);
+            self.scans.insert(watch, scan);
+        } else if let Some((first, count)) = scan.left_out {
+            tracing::warn!(
+                "{}: {count} left out, {} first: no regular file (a link, a pipe), or more than {FOLDER_DEPTH_MAX} folders down",
+                self.watch(watch).path.display(),
+                first.display(),
+            );
         }
         Ok(FileDone::Page { files, end })
     }
