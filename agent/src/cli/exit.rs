@@ -16,14 +16,14 @@ use crate::socket::FrameError;
 /// Every exit code and what it means; `larder --help` and the README show it.
 const CODES: [(u8, &str); 10] = [
     (0, "done"),
-    (1, "another failure; a file that was skipped"),
-    (2, "the command line, the configuration or the request is wrong"),
+    (1, "another failure, an interruption; a file that was skipped"),
+    (2, "the command line, the configuration or the request is wrong, or the store of a newer format"),
     (3, "no such name, block or file"),
     (4, "stored bytes are damaged or missing"),
     (5, "the quota or the disk is full"),
-    (6, "the role, the peer or the user may not do that"),
+    (6, "the role, the peer or the user may not do that, or the disk is read-only"),
     (7, "no agent, or a peer that could not be reached"),
-    (8, "too much at once, or a file that kept changing: try again"),
+    (8, "in use, too much at once, or a file that kept changing: try again"),
     (9, "the disk failed"),
 ];
 
@@ -74,7 +74,7 @@ pub(super) fn kind_of(error: &io::Error) -> Option<FailureKind> {
         (io::ErrorKind::PermissionDenied, FailureKind::Forbidden),
         (io::ErrorKind::StorageFull, FailureKind::Full),
         (io::ErrorKind::QuotaExceeded, FailureKind::Full),
-        (io::ErrorKind::ReadOnlyFilesystem, FailureKind::Disk),
+        (io::ErrorKind::ReadOnlyFilesystem, FailureKind::Forbidden),
     ];
     // the standard library has no kind for a device that fails
     if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) {

@@ -3,7 +3,7 @@
 //! The loop waits for whatever comes first (a result of a helper thread, the link, a connection, a
 //! watched folder, a signal, the core's deadline), hands it to the core, and carries out what the core
 //! wants. It decides nothing. A turn over 20 ms is counted as a stall; systemd's watchdog is fed here, by
-//! the loop itself, so that a loop that hangs is ended. One shell adapter knows nothing of another.
+//! the loop itself, so that a loop that hangs is ended. `mqtt`, `socket` and `config` know nothing of each other.
 
 mod engine;
 mod files;

@@ -20,6 +20,7 @@ use crate::name::NAME_BYTES_MAX;
 use crate::role::{Role, may_announce, may_fetch};
 use crate::time::Time;
 use bytes::Bytes;
+use serde::Deserialize;
 
 /// Milliseconds until a peer that had no session for us is asked again.
 const LATER_MS: u64 = 60_000;
@@ -209,11 +210,13 @@ impl Sync {
         if self.upstream.as_ref() != Some(from) || !self.wires.up {
             return;
         }
-        let state = std::str::from_utf8(payload).unwrap_or_default();
+        let PeerState { state, epoch } = match serde_json::from_slice(payload) {
+            Ok(state) => state,
+            Err(error) => return self.wires.dropped(from, format!("no state of a node: {error}"), out),
+        };
         let Some(peer) = self.peers.get(from) else { return };
-        let of_epoch = |session: &Session| state.contains(&format!("\"epoch\":{}}}", session.epoch));
-        let known = peer.session.as_ref().is_some_and(of_epoch);
-        if !state.contains("\"state\":\"online\"") {
+        let known = peer.session.as_ref().is_some_and(|session| session.epoch == epoch);
+        if state != "online" {
             // Without a session too: an answer to a hello may still be on its way.
             self.end_session(now, from);
             // Its coming back will be said; should that be missed, this is tried now and then.
@@ -227,6 +230,13 @@ impl Sync {
             self.say_hello(now, from, out);
         }
     }
+}
+
+/// What a node says of itself on its state topic.
+#[derive(Deserialize)]
+struct PeerState<'a> {
+    state: &'a str,
+    epoch: u64,
 }
 
 /// Whether nodes of these roles have anything to say to each other.
