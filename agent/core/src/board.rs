@@ -74,7 +74,7 @@ pub struct Board {
     /// Labels of the INA3221 channels that together are its supply.
     #[serde(default)]
     pub power_rails: Vec<String>,
-    /// Its supply is asked of a Raspberry Pi 5's PMIC.
+    /// Its firmware's mailbox is asked for what a Raspberry Pi 5's PMIC says, and for throttling.
     #[serde(default)]
     pub pmic: bool,
     /// Degrees Celsius from which it is hot.

@@ -8,6 +8,7 @@
 mod battery;
 mod energy;
 mod flash;
+mod mailbox;
 mod pmic;
 mod thermal;
 mod voltage;
@@ -27,7 +28,7 @@ pub struct Labels {
     pub thermal_zones: Vec<String>,
     /// Labels of the INA3221 channels that together are the machine's supply.
     pub power_rails: Vec<String>,
-    /// The supply is asked of the Raspberry Pi 5's PMIC, through the firmware's mailbox.
+    /// The firmware's mailbox is asked for what sysfs lacks: the Raspberry Pi 5's PMIC, and its throttling.
     pub pmic: bool,
 }
 
@@ -59,8 +60,8 @@ pub struct Sensors {
     labels: Labels,
     /// Major and minor number of the block device the store is on.
     store_device: Option<(u32, u32)>,
-    /// Asks the PMIC; a recorded tree has no firmware that would answer.
-    pmic: fn(&Path) -> Option<u64>,
+    /// Asks the firmware's mailbox; a recorded tree has none that would answer.
+    mailbox: fn(&Path, &str) -> Option<String>,
     counter: Counter,
 }
 
@@ -72,7 +73,7 @@ impl Sensors {
             root: root.to_owned(),
             labels,
             store_device,
-            pmic: pmic::power_uw,
+            mailbox: mailbox::ask,
             counter: Counter::default(),
         }
     }
@@ -82,7 +83,8 @@ impl Sensors {
     pub fn read(&mut self, since_last: Duration) -> Readings {
         let (root, labels) = (self.root.as_path(), &self.labels);
         let heat = thermal::read(root, &labels.thermal_zones);
-        let firmware = voltage::firmware(root);
+        let ask = |command| labels.pmic.then(|| (self.mailbox)(root, command)).flatten();
+        let firmware = voltage::firmware(root).or_else(|| voltage::answered(&ask(voltage::COMMAND)?));
         let battery = battery::read(root);
         Readings {
             heat_milli_celsius: heat.milli_celsius,
@@ -91,7 +93,7 @@ impl Sensors {
             external_power: battery.external_power,
             battery_percent: battery.percent,
             power_uw: energy::rails_uw(root, &labels.power_rails)
-                .or_else(|| labels.pmic.then(|| (self.pmic)(root)).flatten())
+                .or_else(|| pmic::power_uw(&ask(pmic::COMMAND)?))
                 .or(battery.power_uw),
             energy_uj: self.counter.read(root, since_last),
             flash_used_percent: self.store_device.and_then(|device| flash::used_percent(root, device)),

@@ -82,6 +82,29 @@ fn a_raspberry_pi_tells_heat_and_voltage_and_its_sd_card_nothing() {
 }
 
 #[test]
+fn the_firmware_of_a_raspberry_pi_5_is_found_under_its_name_beside_soc_or_by_its_mailbox() {
+    let word = |pi: &Recorded| {
+        let said = pi.read(&[], &[]);
+        (said.under_voltage, said.throttled)
+    };
+    for place in ["soc@107c000000/soc@107c000000:firmware", "soc:firmware"] {
+        let pi = Recorded::new(&format!(
+            "sys/devices/platform/soc@107c000000/107d004000.spi/driver_override = (null)
+             sys/devices/platform/{place}/get_throttled = 50005"
+        ));
+        assert_eq!(word(&pi), (Some(true), Some(false)), "{place}");
+    }
+    let pi = Recorded::new("sys/devices/platform/soc@107c000000/soc@107c000000:firmware/modalias = of:x");
+    assert_eq!(word(&pi), (None, None));
+    let mut sensors = pi.sensors(&[], &[]);
+    sensors.labels.pmic = true;
+    sensors.mailbox = |_, command| (command == "get_throttled").then(|| "throttled=0x80008\n".to_owned());
+    assert_eq!(sensors.read(SECOND).throttled, Some(true));
+    sensors.mailbox = |_, _| Some("error=1 error_msg=\"Command not registered\"".to_owned());
+    assert_eq!(sensors.read(SECOND).throttled, None);
+}
+
+#[test]
 fn low_voltage_is_known_by_hwmon_alone_too_under_any_number() {
     let pi = Recorded::new(
         "sys/class/hwmon/hwmon7/name = rpi_volt
@@ -145,11 +168,12 @@ fn a_pmic_is_asked_where_the_board_has_one_and_before_a_battery() {
          dev/vcio = no mailbox",
     );
     let mut sensors = ups.sensors(&[], &[]);
-    sensors.pmic = |_| Some(2_500_000);
+    sensors.mailbox =
+        |_, command| (command == "pmic_read_adc").then(|| "X_A current(0)=2.5A\nX_V volt(1)=1.0V".to_owned());
     assert_eq!(sensors.read(SECOND).power_uw, Some(3_000_000));
     sensors.labels.pmic = true;
     assert_eq!(sensors.read(SECOND).power_uw, Some(2_500_000));
-    sensors.pmic = pmic::power_uw;
+    sensors.mailbox = mailbox::ask;
     assert_eq!(sensors.read(SECOND).power_uw, Some(3_000_000), "no firmware answers");
 }
 
