@@ -65,6 +65,11 @@ impl Node {
 
     /// Takes over new settings; identity, store and watched folders are those of the start.
     pub fn reload(&mut self, now: Time, settings: &Settings) {
+        let key = |settings: &Settings| settings.upstream().map(|peer| (peer.name.clone(), peer.key));
+        if key(&self.settings) != key(settings) {
+            self.ingest.forget_delivered();
+            self.keeper.delivered(0);
+        }
         self.settings = settings.clone();
         self.power.reload(now, settings);
         self.follow_profile(now);

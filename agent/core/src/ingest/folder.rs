@@ -58,12 +58,14 @@ enum Work {
 struct Folder {
     /// A page is under way.
     scanning: bool,
-    /// A scan has begun and not come to its end.
+    /// A scan has begun and not come to its end; none begins before that, lest one that is long never ends.
     begun: bool,
-    /// Something was missed since it began: another scan follows.
+    /// Something was missed since it began: another scan follows soon.
     again: bool,
-    /// The next scan begins anew, not with the next page.
-    restart: bool,
+    /// Something was not finished since it began: another scan follows after a while.
+    later: bool,
+    /// Files found no room to wait for their deletion: another scan follows when there is some.
+    crowded: bool,
     scan_at_ms: Option<u64>,
     rescan_wait_ms: u64,
     /// A file could not be deleted: it would be read again with each scan, so they become rarer.
@@ -94,7 +96,8 @@ impl Folders {
             scanning: false,
             begun: false,
             again: false,
-            restart: true,
+            later: false,
+            crowded: false,
             scan_at_ms: Some(0),
             rescan_wait_ms: RESCAN_MS,
             undeletable: false,
@@ -135,20 +138,30 @@ impl Folders {
 
     /// The folder has something that is not finished: scan it after a while.
     pub(super) fn scan_later(&mut self, now: Time, watch: u8) {
-        if let Some(folder) = self.folders.get_mut(usize::from(watch)) {
-            folder.restart = true;
-            folder.scanning = false;
-            folder.begun = false;
-            if folder.scan_at_ms.is_none() {
-                folder.scan_at_ms = Some(now.mono_ms + folder.rescan_wait_ms);
-                // once a scan, not once a file: a full list would put the next one off for an hour
-                folder.rescan_wait_ms = (folder.rescan_wait_ms * 2).min(RESCAN_MS_MAX);
-            }
+        let Some(folder) = self.folders.get_mut(usize::from(watch)) else { return };
+        if folder.begun {
+            folder.later = true;
+        } else if folder.scan_at_ms.is_none() {
+            folder.scan_at_ms = Some(now.mono_ms + folder.rescan_wait_ms);
+            // once a scan, not once a file: a full list would put the next one off for an hour
+            folder.rescan_wait_ms = (folder.rescan_wait_ms * 2).min(RESCAN_MS_MAX);
         }
     }
 
-    /// The kernel did not tell everything: the folder is scanned soon, or once more after the present scan,
-    /// which is not begun anew lest one that is long never ends.
+    /// The scan can not go on: another begins after a while.
+    fn scan_failed(&mut self, now: Time, watch: u8) {
+        self.scan_ended(watch);
+        self.scan_later(now, watch);
+    }
+
+    /// The scan has come to its end. Says whether something was missed meanwhile, and whether something was not finished.
+    fn scan_ended(&mut self, watch: u8) -> (bool, bool) {
+        let folder = &mut self.folders[usize::from(watch)];
+        (folder.scanning, folder.begun) = (false, false);
+        (std::mem::take(&mut folder.again), std::mem::take(&mut folder.later))
+    }
+
+    /// The kernel did not tell everything: the folder is scanned soon, or once more after the present scan.
     fn scan_soon(&mut self, now: Time, watch: u8) {
         let Some(folder) = self.folders.get_mut(usize::from(watch)) else { return };
         if folder.begun {
@@ -167,7 +180,7 @@ impl Folders {
         self.noted.insert(path, Noted { stat, look_at_ms });
     }
 
-    fn await_delivery(&mut self, now: Time, seq: u64, path: Path, read: Option<FileStat>) {
+    fn await_delivery(&mut self, seq: u64, path: Path, read: Option<FileStat>) {
         let at = self.awaiting.partition_point(|(other, ..)| *other < seq);
         if let Some((other, of, known)) = self.awaiting.get_mut(at)
             && (*other, &*of) == (seq, &path)
@@ -176,7 +189,22 @@ impl Folders {
         } else if self.awaiting.len() < FILES_NOTED_MAX {
             self.awaiting.insert(at, (seq, path, read));
         } else {
-            self.scan_later(now, path.0);
+            self.folders[usize::from(path.0)].crowded = true;
+        }
+    }
+
+    /// Scans the folders again that had more files to be deleted than can wait for it, where most of the room is free.
+    fn scan_crowded(&mut self, now: Time) {
+        if self.awaiting.len() > FILES_NOTED_MAX / 2 {
+            return;
+        }
+        for watch in 0..self.folders.len() {
+            if std::mem::take(&mut self.folders[watch].crowded) {
+                self.scan_soon(
+                    now,
+                    u8::try_from(watch).expect("the configuration bounds the watched folders"),
+                );
+            }
         }
     }
 }
@@ -196,9 +224,14 @@ impl Ingest {
 
     /// Upstream has acknowledged everything up to `seq`.
     pub fn delivered(&mut self, now: Time, seq: u64, out: &mut Effects) {
-        // fewer than before, where the master is another or has a new store
+        // fewer than before, where the master has a new store
         self.folders.delivered = seq;
         self.delete_delivered(now, out);
+    }
+
+    /// Upstream is another: nothing has been acknowledged by it yet.
+    pub fn forget_delivered(&mut self) {
+        self.folders.delivered = 0;
     }
 
     /// Upstream will not take this name: its file stays, and is read again where that can help.
@@ -252,6 +285,7 @@ impl Ingest {
                 None => folders.note(now, path, None, now.mono_ms),
             }
         }
+        folders.scan_crowded(now);
     }
 
     /// Starts whatever is due and has room: the next scan page, the next look, the next read.
@@ -291,10 +325,9 @@ impl Ingest {
         let Some(index) = folders.folders.iter().position(due) else { return };
         let watch = u8::try_from(index).expect("the configuration bounds the watched folders");
         let folder = &mut folders.folders[index];
-        folder.scanning = true;
-        folder.begun = true;
+        let restart = !folder.begun;
+        (folder.scanning, folder.begun) = (true, true);
         folder.scan_at_ms = None;
-        let restart = std::mem::take(&mut folder.restart);
         folders.start(Work::Scan(watch), FileJob::Scan { watch, restart }, out);
     }
 
@@ -306,7 +339,7 @@ impl Ingest {
             }
             (Work::Scan(watch), FileDone::Failed(what)) => {
                 self.problem(&watch_name(watch), what, out);
-                self.folders.scan_later(now, watch);
+                self.folders.scan_failed(now, watch);
             }
             (Work::Stat(path), FileDone::Stat(stat)) => self.looked(now, path, stat, out),
             (Work::Open(path), FileDone::Opened(stat)) => self.opened(now, file, path, stat, out),
@@ -328,7 +361,7 @@ impl Ingest {
             // Another version is there: its own change has been, or will be, noticed.
             (Work::Delete(path), _) => self.folders.scan_later(now, path.0),
             (Work::Stat(_) | Work::Open(_), _) => self.folders.looking = false,
-            (Work::Scan(watch), _) => self.folders.scan_later(now, watch),
+            (Work::Scan(watch), _) => self.folders.scan_failed(now, watch),
             (Work::Read(number), _) => self.unreadable(now, number, "no data came".into(), out),
         }
         self.delete_delivered(now, out);
@@ -378,23 +411,27 @@ impl Ingest {
                 Some((Content::Deleted, _)) => {}
                 Some((Content::Object { .. }, _)) if !delete => {}
                 Some((Content::Object { .. }, seq)) if seq > self.folders.delivered => {
-                    self.folders.await_delivery(now, seq, path, None);
+                    self.folders.await_delivery(seq, path, None);
                 }
                 Some((Content::Object { .. }, _)) | None => {
                     self.folders.note(now, path, Some(stat), now.mono_ms + settle_ms);
                 }
             }
         }
-        let folder = &mut self.folders.folders[usize::from(page.watch)];
-        folder.scanning = false;
-        folder.begun = !page.end;
-        if !page.end {
-            folder.scan_at_ms = Some(now.mono_ms);
-        } else if folder.scan_at_ms.is_none() && !std::mem::take(&mut folder.undeletable) {
-            folder.rescan_wait_ms = RESCAN_MS;
-        }
-        if page.end && std::mem::take(&mut folder.again) {
-            self.folders.scan_soon(now, page.watch);
+        if page.end {
+            let (again, later) = self.folders.scan_ended(page.watch);
+            let folder = &mut self.folders.folders[usize::from(page.watch)];
+            if !later && !std::mem::take(&mut folder.undeletable) {
+                folder.rescan_wait_ms = RESCAN_MS;
+            }
+            if again {
+                self.folders.scan_soon(now, page.watch);
+            } else if later {
+                self.folders.scan_later(now, page.watch);
+            }
+        } else {
+            let folder = &mut self.folders.folders[usize::from(page.watch)];
+            (folder.scanning, folder.scan_at_ms) = (false, Some(now.mono_ms));
         }
         self.delete_delivered(now, out);
         self.read_on(now, out);
@@ -493,7 +530,7 @@ impl Ingest {
         let delete = self.watches[usize::from(path.0)].delete_after_ack;
         match finished {
             Finished::Bound { seq } | Finished::Unchanged { seq } if delete => {
-                self.folders.await_delivery(now, seq, path, Some(stat));
+                self.folders.await_delivery(seq, path, Some(stat));
                 self.delete_delivered(now, out);
             }
             Finished::Bound { .. } | Finished::Unchanged { .. } => {}

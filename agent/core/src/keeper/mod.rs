@@ -149,7 +149,7 @@ impl Keeper {
         }
     }
 
-    /// Upstream has acknowledged everything up to `seq`.
+    /// Upstream has acknowledged everything up to `seq`; nothing, where it is another.
     pub fn delivered(&mut self, seq: u64) {
         // fewer than before, where the master is another or has a new store
         self.delivered = seq;

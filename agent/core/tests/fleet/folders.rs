@@ -1,7 +1,7 @@
 //! Watched folders: complete files are taken, once, and deleted only when they are safe.
 
 use crate::sim::World;
-use crate::sim::setup::{below_settings, master_settings};
+use crate::sim::setup::{below_settings, master_settings, peer, settings};
 use crate::transfer::{are_alike, by_name, noise};
 use larder_core::message::Input;
 use larder_core::request::Request;
@@ -321,6 +321,60 @@ fn files_that_were_there_before_the_start_are_taken_once() {
     world.run_ms(600_000);
     let again = world.machines[worker].engine.commits - commits;
     assert!(again < 10, "{again} batches for files that are known");
+}
+
+#[test]
+fn a_file_that_can_not_be_read_delays_no_other_however_many_there_are() {
+    let (mut world, _, worker) = watching(22, false);
+    world.crash(worker);
+    for index in 0..8_000 {
+        world.machines[worker].folders.write(0, 0, &format!("f{index:04}"), noise(index % 50, 200));
+    }
+    world.machines[worker].folders.unreadable.insert("f0000".into());
+    world.start(worker);
+    world.run_until(120_000, "all others are taken", |world| {
+        world.machines[worker].engine.names.len() == 7_999
+    });
+    world.machines[worker].folders.unreadable.clear();
+    world.run_until(600_000, "it is tried again", |world| world.machines[worker].engine.names.len() == 8_000);
+}
+
+#[test]
+fn more_files_than_can_wait_for_their_deletion_are_all_taken_offline_and_deleted_in_time() {
+    let (mut world, master, worker) = watching(23, true);
+    world.cut(worker, 0);
+    world.crash(worker);
+    for index in 0..12_000 {
+        world.machines[worker].folders.write(0, 0, &format!("f{index:05}"), noise(index % 50, 200));
+    }
+    world.start(worker);
+    world.run_until(300_000, "all are taken without a link", |world| {
+        world.machines[worker].engine.names.len() == 12_000
+    });
+    world.run_ms(3_600_000);
+    world.mend(worker);
+    world.run_until(600_000, "all are deleted", |world| world.machines[worker].folders.count() == 0);
+    assert_eq!(world.machines[master].engine.names.len(), 12_000);
+}
+
+#[test]
+fn what_another_master_acknowledged_deletes_no_file() {
+    let (mut world, _, worker) = watching(24, true);
+    let other = world.add(settings("other", Role::Master, vec![peer("worker", Role::Worker)]));
+    let written_ms = wall_ms(&world);
+    write(&mut world, worker, "a", noise(1, 40_000));
+    world.run_until(60_000, "it is safe and gone", |world| !world.machines[worker].folders.has(0, "a"));
+    world.cut(other, 0);
+    world.machines[worker].settings.peers = vec![peer("other", Role::Master)];
+    world.reload(worker);
+    // the same file comes back, and its name needs no change
+    world.machines[worker].folders.write(written_ms, 0, "a", noise(1, 40_000));
+    world.input(worker, Input::FileChanged { watch: 0, path: "a".into() });
+    world.run_ms(60_000);
+    assert!(world.machines[worker].folders.has(0, "a"), "the new master has nothing yet");
+    world.mend(other);
+    world.run_until(900_000, "it is deleted", |world| !world.machines[worker].folders.has(0, "a"));
+    assert!(world.get(other, by_name("cam/a")) == Some(noise(1, 40_000)), "it is safe");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use larder_core::message::{FileDone, FileId, FileJob, FileStat};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const READ_BYTES: usize = 256 * 1024;
 const PAGE: usize = 64;
@@ -28,6 +28,8 @@ pub(crate) struct Folders {
     scans: BTreeMap<u8, Option<String>>,
     last_inode: u64,
     changes: i64,
+    /// Paths that do not open.
+    pub(crate) unreadable: BTreeSet<String>,
 }
 
 impl Folders {
@@ -52,6 +54,10 @@ impl Folders {
         self.files.contains_key(&(watch, path.to_owned()))
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.files.len()
+    }
+
     pub(crate) fn crash(&mut self) {
         self.opened.clear();
         self.scans.clear();
@@ -65,6 +71,9 @@ impl Folders {
         Some(match job {
             FileJob::Scan { watch, restart } => self.scan(watch, restart),
             FileJob::Stat { watch, path } => FileDone::Stat(self.stat(&(watch, path))),
+            FileJob::Open { path, .. } if self.unreadable.contains(&path) => {
+                FileDone::Failed("permission denied".into())
+            }
             FileJob::Open { watch, path } => match self.stat(&(watch, path.clone())) {
                 Some(stat) => {
                     self.opened.insert(id, Opened { path: (watch, path), offset: 0 });
