@@ -14,7 +14,7 @@ use crate::mqtt::PACKET_BYTES_MAX;
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, Connect, ConnectReturnCode, DisconnectReasonCode, LastWill, Login, Packet,
-    PingResp, PubAck, Publish, SubAck, Subscribe, UnsubAck, UnsubAckReason, Unsubscribe, check,
+    PingResp, PubAck, PubAckReason, Publish, SubAck, Subscribe, UnsubAck, UnsubAckReason, Unsubscribe, check,
 };
 use rumqttc::v5::mqttbytes::{Error as PacketError, QoS};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -209,7 +209,9 @@ fn welcome(
         authentication_method: None,
         authentication_data: None,
     };
-    ConnAck { session_present, code, properties: Some(properties) }
+    // who is refused has no use for them
+    let properties = (code == ConnectReturnCode::Success).then_some(properties);
+    ConnAck { session_present, code, properties }
 }
 
 impl Client {
@@ -303,8 +305,7 @@ impl Client {
         }
         let reason = lock(&self.hub).publish(&self.key, publish, now());
         if qos == QoS::AtLeastOnce {
-            let answer = PubAck { pkid: packet_id, reason, properties: None };
-            answer.write(out).map_err(|_| End::Gone)?;
+            acknowledge(packet_id, reason, out)?;
         }
         Ok(())
     }
@@ -328,6 +329,19 @@ impl Client {
         let answer = UnsubAck { pkid: unsubscribe.pkid, reasons: reasons.collect(), properties: None };
         answer.write(out).map(drop).map_err(|_| End::Gone)
     }
+}
+
+/// Writes a PUBACK in its shortest form: the codec says of every reason but success that no properties follow.
+fn acknowledge(packet_id: u16, reason: PubAckReason, out: &mut BytesMut) -> Result<(), End> {
+    const REASON_ALONE: u8 = 3;
+    let begins = out.len();
+    let answer = PubAck { pkid: packet_id, reason, properties: None };
+    answer.write(out).map_err(|_| End::Gone)?;
+    if reason != PubAckReason::Success {
+        out.truncate(out.len() - 1);
+        out[begins + 1] = REASON_ALONE;
+    }
+    Ok(())
 }
 
 /// Writes some of `out`, or flushes once it is empty; true while a flush is due. Cancel safe.
