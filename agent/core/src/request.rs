@@ -497,6 +497,19 @@ pub struct WakeReason {
     pub count: u64,
 }
 
+/// What has gone over the air since the process started: MQTT packets as they are, without TLS and TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AirNumbers {
+    /// Messages published.
+    pub messages_sent: u64,
+    /// Bytes of all packets sent: those that connect, subscribe, acknowledge and ping are among them.
+    pub bytes_sent: u64,
+    /// Messages received.
+    pub messages_received: u64,
+    /// Bytes of all packets received.
+    pub bytes_received: u64,
+}
+
 /// The process as the kernel counts it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessNumbers {

@@ -41,6 +41,7 @@ pub struct Link {
 struct Pending {
     token: u64,
     topic: String,
+    packet_bytes: usize,
 }
 
 impl std::fmt::Debug for Link {
@@ -129,6 +130,7 @@ impl Link {
             Some((_, pending)) => pending,
             None => self.waiting.pop_front()?,
         };
+        self.plan.options().air.published(pending.packet_bytes);
         if packet_id == 0 {
             return Some(LinkEvent::Sent { token: pending.token });
         }
@@ -189,9 +191,10 @@ impl Transport for Link {
         if !valid_topic(&message.topic) {
             return Err(Refused::Topic { topic: message.topic });
         }
-        let bytes = message.packet_bytes();
-        if bytes > self.packet_bytes_max {
-            return Err(Refused::TooLarge { topic: message.topic, bytes, bytes_max: self.packet_bytes_max });
+        let packet_bytes = message.packet_bytes();
+        if packet_bytes > self.packet_bytes_max {
+            let (topic, bytes_max) = (message.topic, self.packet_bytes_max);
+            return Err(Refused::TooLarge { topic, bytes: packet_bytes, bytes_max });
         }
         let Some(client) = &self.client else { return Err(Refused::Down(Box::new(message))) };
         if self.room() == 0 {
@@ -208,7 +211,8 @@ impl Transport for Link {
         );
         match taken {
             Ok(()) => {
-                self.waiting.push_back(Pending { token: message.token, topic: message.topic });
+                let Outgoing { token, topic, .. } = message;
+                self.waiting.push_back(Pending { token, topic, packet_bytes });
                 Ok(())
             }
             // the channel holds as many as `room` counts, so the connection is gone and Down is on its way

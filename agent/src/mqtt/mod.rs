@@ -27,6 +27,7 @@
 //! | keep-alives under 5 s and IPv6 addresses panic or do not resolve | `options` refuses or brackets them |
 //! | a server keep-alive of 0 makes it ping without pause | `session` puts the configured one back |
 
+mod air;
 mod backoff;
 pub mod embedded;
 mod link;
@@ -34,6 +35,7 @@ mod options;
 mod reason;
 mod session;
 
+pub use air::Air;
 pub use backoff::BackoffOptions;
 pub use link::Link;
 pub use options::{LinkOptions, LinkOptionsError, Plan, TlsOptions, Will};
@@ -71,15 +73,6 @@ pub struct Outgoing {
     pub qos: Qos,
     /// Whether the broker keeps it for those who subscribe later.
     pub retain: bool,
-}
-
-impl Outgoing {
-    /// The bytes the message takes at most as an MQTT packet.
-    pub fn packet_bytes(&self) -> usize {
-        // fixed header 5, topic length 2, packet id 2, property length 1
-        const HEADERS: usize = 10;
-        HEADERS + self.topic.len() + self.payload.len()
-    }
 }
 
 /// What the link reports.

@@ -7,11 +7,11 @@
 //! Fails: by [`LinkOptionsError`], which names the setting and what it may be.
 
 use super::backoff::BackoffOptions;
-use super::{Outgoing, PACKET_BYTES_MAX, Qos};
+use super::{Air, Outgoing, PACKET_BYTES_MAX, Qos};
 use bytes::Bytes;
 use rumqttc::v5::MqttOptions;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnectProperties, LastWill};
+use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, LastWill};
 use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -81,6 +81,8 @@ pub struct LinkOptions {
     pub will: Option<Will>,
     /// Waits between connections.
     pub backoff: BackoffOptions,
+    /// Where it is counted what goes over the air.
+    pub air: Air,
 }
 
 impl LinkOptions {
@@ -100,6 +102,7 @@ impl LinkOptions {
             subscriptions: Vec::new(),
             will: None,
             backoff: BackoffOptions::default(),
+            air: Air::default(),
         }
     }
 }
@@ -122,6 +125,7 @@ impl fmt::Debug for LinkOptions {
             .field("subscriptions", &self.subscriptions)
             .field("will", &self.will.as_ref().map(|will| &will.topic))
             .field("backoff", &self.backoff)
+            .field("air", &self.air.numbers())
             .finish()
     }
 }
@@ -226,7 +230,7 @@ impl Plan {
         connection.set_outgoing_inflight_upper_limit(options.in_flight_max);
         let mut properties = ConnectProperties::new();
         properties.receive_maximum = Some(options.in_flight_max);
-        properties.max_packet_size = Some(packet_bytes(options));
+        properties.max_packet_size = Some(packet_bytes_max(options));
         properties.session_expiry_interval = Some(whole_seconds(options.session_expiry));
         connection.set_connect_properties(properties);
         let mut network = NetworkOptions::new();
@@ -244,9 +248,15 @@ impl Plan {
         }
         connection
     }
+
+    /// What is subscribed to, for the client library.
+    pub(super) fn filters(&self) -> Vec<Filter> {
+        let filters = self.options.subscriptions.iter();
+        filters.map(|filter| Filter::new(filter, QoS::AtLeastOnce)).collect()
+    }
 }
 
-fn packet_bytes(options: &LinkOptions) -> u32 {
+fn packet_bytes_max(options: &LinkOptions) -> u32 {
     u32::try_from(options.packet_bytes_max).unwrap_or(u32::MAX)
 }
 

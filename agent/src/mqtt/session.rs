@@ -15,10 +15,7 @@ use super::backoff::Backoff;
 use super::options::{CONNECT_SECONDS_MAX, Plan};
 use super::reason::{self, Ending, Reached};
 use rumqttc::Outgoing as Written;
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, Filter, Packet, PubAckReason, Publish, SubAck, SubscribeReasonCode,
-};
+use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, PubAckReason, Publish, SubAck, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, Event, EventLoop};
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +75,7 @@ impl Session {
         loop {
             let mut connection = Connection::new(&self);
             let Ok(ending) = connection.run().await else { return };
+            connection.count_rest(&ending);
             let reached = Reached {
                 up_for: connection.up_since.map(|since| since.elapsed()),
                 progress: connection.progress,
@@ -141,6 +139,7 @@ impl Connection {
                 Ok(Err(error)) => return Ok(Ending::Error(Box::new(error))),
                 Ok(Ok(event)) => event,
             };
+            self.count(&event);
             let ending = match event {
                 Event::Incoming(packet) => self.incoming(packet).await?,
                 Event::Outgoing(written) => self.written(written).await?,
@@ -153,6 +152,24 @@ impl Connection {
             if self.unacknowledged > 0 && self.acknowledged_last.elapsed() > patience {
                 return Ok(Ending::Unacknowledged);
             }
+        }
+    }
+
+    fn count(&self, event: &Event) {
+        self.plan.options().air.told(event, &self.plan, &self.event_loop.options);
+    }
+
+    /// Counts what the library had not told yet. Where it was its poll that failed or hung, what that was to write was
+    /// not written.
+    fn count_rest(&mut self, ending: &Ending) {
+        let is_written = matches!(ending, Ending::SubscriptionRefused { .. } | Ending::Unacknowledged);
+        for event in std::mem::take(&mut self.event_loop.state.events) {
+            if is_written || matches!(event, Event::Incoming(_)) {
+                self.count(&event);
+            }
+        }
+        if self.subscribing.is_none() && self.up_since.is_none() {
+            self.plan.options().air.unanswered(ending, &self.event_loop.options);
         }
     }
 
@@ -209,12 +226,11 @@ impl Connection {
         }
         let packet_bytes_max = answer.properties.as_ref().and_then(|properties| properties.max_packet_size);
         self.subscribing = Some((answer.session_present, packet_bytes_max));
-        let filters = &self.plan.options().subscriptions;
+        let filters = self.plan.filters();
         if filters.is_empty() || (answer.session_present && !self.subscribe_always) {
             self.up().await?;
             return Ok(None);
         }
-        let filters = filters.iter().map(|filter| Filter::new(filter, QoS::AtLeastOnce));
         // fails only on a full channel, and nothing else was sent on this connection yet
         let sent = self.client.try_subscribe_many(filters);
         debug_assert!(sent.is_ok(), "the first request of a connection finds room");

@@ -1,6 +1,6 @@
 //! A TCP relay that breaks connections on demand.
 //!
-//! Duty: stands between a client and a broker on loopback, counts MQTT packets in both directions
+//! Duty: stands between a client and a broker on loopback, counts MQTT packets and bytes in both directions
 //! by their fixed headers, and cuts, stalls or drops. With TLS it sees no packets: then only
 //! [`Proxy::cut`], [`Proxy::restore`] and [`Proxy::stall`] mean anything.
 //! Bound: two threads and 128 KiB per connection.
@@ -29,7 +29,21 @@ struct Shared {
     connections: AtomicU64,
     drops: AtomicU64,
     packets: AtomicU64,
+    by_clients: Way,
+    by_broker: Way,
+}
+
+/// What went one way.
+#[derive(Default)]
+struct Way {
+    publishes: AtomicU64,
     bytes: AtomicU64,
+}
+
+impl Way {
+    fn counted(&self) -> (u64, u64) {
+        (self.publishes.load(SeqCst), self.bytes.load(SeqCst))
+    }
 }
 
 impl Drop for Proxy {
@@ -113,11 +127,25 @@ impl Proxy {
 
     /// Bytes relayed, both directions.
     pub fn bytes(&self) -> u64 {
-        self.shared.bytes.load(SeqCst)
+        self.shared.bytes()
+    }
+
+    /// Publishes, and bytes of all packets, relayed from clients.
+    pub fn sent_by_clients(&self) -> (u64, u64) {
+        self.shared.by_clients.counted()
+    }
+
+    /// Publishes, and bytes of all packets, relayed from the broker.
+    pub fn sent_by_broker(&self) -> (u64, u64) {
+        self.shared.by_broker.counted()
     }
 }
 
 impl Shared {
+    fn bytes(&self) -> u64 {
+        self.by_clients.bytes.load(SeqCst) + self.by_broker.bytes.load(SeqCst)
+    }
+
     fn close_all(&self) {
         for socket in self.sockets.lock().expect("no thread panics with the lock").drain(..) {
             // it may be closed already
@@ -143,17 +171,18 @@ fn accept(listener: &TcpListener, to_port: u16, shared: &Arc<Shared>) {
         let Ok(broker) = TcpStream::connect((Ipv4Addr::LOCALHOST, to_port)) else { continue };
         shared.connections.fetch_add(1, SeqCst);
         let packets = Arc::new(AtomicU64::new(0));
-        for (from, to) in [(&client, &broker), (&broker, &client)] {
+        let ways: [fn(&Shared) -> &Way; 2] = [|shared| &shared.by_clients, |shared| &shared.by_broker];
+        for (from, to, way) in [(&client, &broker, ways[0]), (&broker, &client, ways[1])] {
             let clone = |socket: &TcpStream| socket.try_clone().expect("a socket can be shared");
             from.set_nodelay(true).expect("TCP sockets have this option");
             shared.sockets.lock().expect("no thread panics with the lock").push(clone(from));
             let (from, to, shared, packets) = (clone(from), clone(to), shared.clone(), packets.clone());
-            thread::spawn(move || pump(from, to, &shared, &packets));
+            thread::spawn(move || pump(from, to, &shared, way(&shared), &packets));
         }
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, packets: &AtomicU64) {
+fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, way: &Way, packets: &AtomicU64) {
     let mut buffer = vec![0; 64 * 1024];
     let mut frames = Frames::default();
     while let Ok(read @ 1..) = from.read(&mut buffer) {
@@ -164,8 +193,8 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, packets: &Atomi
             if to.write_all(&chunk[..used]).is_err() {
                 break;
             }
-            let bytes = shared.bytes.fetch_add(used as u64, SeqCst) + used as u64;
-            if bytes >= shared.stall_at.load(SeqCst) {
+            way.bytes.fetch_add(used as u64, SeqCst);
+            if shared.bytes() >= shared.stall_at.load(SeqCst) {
                 shared.stall_at.store(u64::MAX, SeqCst);
                 *shared.stalled.lock().expect("no thread panics with the lock") = true;
             }
@@ -174,6 +203,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, packets: &Atomi
                 continue;
             }
             shared.packets.fetch_add(1, SeqCst);
+            way.publishes.fetch_add(u64::from(frames.kind == PUBLISH), SeqCst);
             let limit = shared.drop_after.load(SeqCst);
             if packets.fetch_add(1, SeqCst) + 1 == limit {
                 shared.drops.fetch_add(1, SeqCst);
@@ -189,9 +219,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, packets: &Atomi
 /// Finds the ends of MQTT packets in a stream that comes in pieces.
 #[derive(Default)]
 struct Frames {
+    kind: u8,
     header: Vec<u8>,
     body_left: usize,
 }
+
+const PUBLISH: u8 = 3;
 
 impl Frames {
     /// How many bytes belong to the current packet, and whether they complete it.
@@ -200,6 +233,9 @@ impl Frames {
             let used = self.body_left.min(chunk.len());
             self.body_left -= used;
             return (used, self.body_left == 0);
+        }
+        if self.header.is_empty() {
+            self.kind = chunk[0] >> 4;
         }
         self.header.push(chunk[0]);
         let length_bytes = &self.header[1..];
@@ -224,15 +260,16 @@ mod tests {
         stream.extend([7; 129]);
         stream.extend([0xe0, 2, 0, 0]);
         for piece in 1..stream.len() {
-            let (mut frames, mut count) = (Frames::default(), 0);
+            let (mut frames, mut count, mut publishes) = (Frames::default(), 0, 0);
             for mut chunk in stream.chunks(piece) {
                 while !chunk.is_empty() {
                     let (used, whole) = frames.advance(chunk);
                     chunk = &chunk[used..];
                     count += usize::from(whole);
+                    publishes += usize::from(whole && frames.kind == PUBLISH);
                 }
             }
-            assert_eq!(count, 3, "in pieces of {piece}");
+            assert_eq!((count, publishes), (3, 1), "in pieces of {piece}");
         }
     }
 }

@@ -9,16 +9,17 @@ mod scripted;
 use bytes::Bytes;
 use larder::mqtt::embedded::{Embedded, EmbeddedOptions, EmbeddedTls};
 use larder::mqtt::{
-    BackoffOptions, Link, LinkEvent, LinkOptions, LinkOptionsError, Outgoing, Plan, Qos, Refused, TlsOptions,
-    Transport, Will,
+    Air, BackoffOptions, Link, LinkEvent, LinkOptions, LinkOptionsError, Outgoing, Plan, Qos, Refused,
+    TlsOptions, Transport, Will,
 };
+use larder_core::request::AirNumbers;
 use larder_tests::broker::{Certificates, Config, Identity, Mosquitto, Proxy, free_port};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -194,6 +195,7 @@ contract!(
     the_will_of_a_killed_link_is_published,
     a_closed_link_says_goodbye_and_its_will_is_not_published,
     messages_on_their_way_never_exceed_the_bound,
+    a_link_counts_every_packet_whole,
 );
 
 async fn a_block_and_its_answer_make_the_round_trip(kind: Kind) {
@@ -452,7 +454,9 @@ async fn oversized_messages_are_refused_before_they_enter(kind: Kind) {
     for topic in ["", "a/#", "+", "a\0b"] {
         assert!(matches!(link.send(message(1, topic, "x")), Err(Refused::Topic { .. })), "{topic:?}");
     }
-    let largest = 128 * 1024 - message(2, "t/x", "").packet_bytes();
+    // two of the three bytes of its length are not there when it is empty
+    let largest = 128 * 1024 - message(2, "t/x", "").packet_bytes() - 2;
+    assert_eq!(message(2, "t/x", vec![9; largest]).packet_bytes(), 128 * 1024);
     link.send(message(2, "t/x", vec![9; largest])).expect("it fits");
     assert_eq!(payload_on(&mut link, "t/x").await.len(), largest);
 }
@@ -544,6 +548,49 @@ async fn messages_on_their_way_never_exceed_the_bound(kind: Kind) {
         assert!(link.pending() <= 4);
     }
     assert_eq!((link.pending(), link.room()), (0, 4));
+}
+
+async fn a_link_counts_every_packet_whole(kind: Kind) {
+    let login = Some(("cam", "secret"));
+    let broker = Broker::start(kind, Setup { login, ..Setup::default() }).await;
+    let proxy = Proxy::start(broker.port());
+    let air = Air::default();
+    let link = |password: &str| {
+        let once = BackoffOptions { min: SOON * 2, max: SOON * 2, seed: 1 };
+        let mut options = with_will(proxy.port());
+        options.subscriptions = vec!["own/#".to_owned(), "other".to_owned()];
+        options.login = Some(("cam".to_owned(), password.to_owned()));
+        (options.backoff, options.air) = (once, air.clone());
+        start(options)
+    };
+    down(&mut link("wrong")).await;
+    for _ in 0..2 {
+        let mut cam = link("secret");
+        up(&mut cam).await;
+        cam.send(message(1, "nobody/listens", "x")).expect("there is room");
+        cam.send(Outgoing::new(2, "nobody/listens", "x", Qos::AtMostOnce)).expect("there is room");
+        for bytes in [0, 100, 120, 16_000, 16_384, 120_000] {
+            cam.send(message(3, "own/x", vec![7; bytes])).expect("there is room");
+        }
+        cam.send(message(4, "own/last", "x")).expect("there is room");
+        payload_on(&mut cam, "own/last").await;
+        cam.close(Some(message(5, "state/cam", "asleep")), SOON).await;
+    }
+    // what the proxy has still to relay of the goodbyes comes before the answers to this
+    let mut last = link("secret");
+    up(&mut last).await;
+    let relayed = || {
+        let ((messages_sent, bytes_sent), (messages_received, bytes_received)) =
+            (proxy.sent_by_clients(), proxy.sent_by_broker());
+        AirNumbers { messages_sent, bytes_sent, messages_received, bytes_received }
+    };
+    let agree = async {
+        while air.numbers() != relayed() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(SOON, agree).await.is_ok(), "counted {:?}, relayed {:?}", air.numbers(), relayed());
+    assert_eq!((air.numbers().messages_sent, air.numbers().messages_received), (20, 14));
 }
 
 #[test]
