@@ -1,8 +1,8 @@
 //! Power as its user has it: what the sensors do to the profile, profiles set by hand here and from afar,
 //! radio windows, telemetry, and what the node says of its costs. The machine is a recorded tree.
 
-use larder_tests::broker::{Config, Mosquitto};
-use larder_tests::fleet::{Fleet, connect, put, settled};
+use larder_tests::broker::{Config, Mosquitto, Proxy};
+use larder_tests::fleet::{Fleet, befriend, connect, put, settled};
 use larder_tests::node::{Node, noise, wait_for};
 use larder_tests::terminal;
 use rustix::process::Signal;
@@ -471,6 +471,55 @@ fn telemetry_is_retained_for_whoever_asks() {
     }
     assert!(told["total"]["wakes"].as_object().is_some_and(|wakes| !wakes.is_empty()), "{told}");
     assert_eq!(told["total"].get("millijoules"), None, "no sensor, no joules");
+}
+
+/// Waits until nothing moves and the node says of the air, message by message and byte by byte, what its proxy relayed.
+#[track_caller]
+fn wait_until_agreed(node: &Node, proxy: &Proxy) -> Value {
+    wait_for("node and proxy agree", || {
+        let relayed = || (proxy.sent_by_clients(), proxy.sent_by_broker());
+        let before = relayed();
+        let total = power(node)["total"].take();
+        let cost = |key: &str| total[key].as_u64().expect("a number");
+        let said = (
+            (cost("messages_sent"), cost("bytes_sent")),
+            (cost("messages_received"), cost("bytes_received")),
+        );
+        println!("said {said:?}, relayed {before:?}");
+        (said == before && relayed() == before).then_some(total)
+    })
+}
+
+#[test]
+fn every_packet_on_air_is_counted_whole_and_nothing_else() {
+    let broker = Mosquitto::start(Config::default());
+    let proxy = Proxy::start(broker.port());
+    let (mut master, mut worker) = (Node::new("hub", "master"), Node::new("cam", "worker"));
+    befriend(&master, &worker);
+    connect(&master, broker.port());
+    connect(&worker, proxy.port());
+    own_profile(&worker, "performance", &[("keep_alive_s", "5")], "");
+    master.start();
+    worker.start();
+    settled(&[&worker, &master]);
+    wait_until_agreed(&worker, &proxy);
+
+    put(&worker, "a", &noise(300_000, "a"));
+    settled(&[&worker, &master]);
+    let uploaded = wait_until_agreed(&worker, &proxy);
+    assert!(uploaded["bytes_sent"].as_u64() > Some(300_000), "{uploaded}");
+
+    let packets = proxy.packets();
+    wait_for("two pings and their answers", || (proxy.packets() >= packets + 4).then_some(()));
+    wait_until_agreed(&worker, &proxy);
+
+    // another keep-alive: the link says goodbye and comes again
+    worker.run(["power", "set", "balanced"]).expect(0);
+    worker.wait_status("the link is up again", |status| {
+        (status["link"]["up"] == true && status["link"]["connects"] == 2).then_some(())
+    });
+    settled(&[&worker, &master]);
+    wait_until_agreed(&worker, &proxy);
 }
 
 #[test]

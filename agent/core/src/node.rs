@@ -98,9 +98,6 @@ impl Node {
         if !out.has_messages() {
             self.store.forget_refusal();
         }
-        if let Input::Wire { payload, .. } = &input {
-            self.power.received(payload.len());
-        }
         self.take(now, input, out);
         while out.has_room()
             && let Some(message) = out.next_message()
@@ -111,8 +108,6 @@ impl Node {
         if self.power.ride(now, || sync.is_busy() || control.is_busy(now), out) {
             self.follow_profile(now);
         }
-        let (messages, bytes) = out.take_sent();
-        self.power.sent(messages, bytes);
         self.backlog = out.has_messages();
         self.dropped = out.dropped();
         if self.stopping && self.ingest.is_quiet() && self.store.is_quiet() && !self.backlog {

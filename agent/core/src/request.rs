@@ -305,7 +305,7 @@ pub struct Status {
     pub scrub: ScrubNumbers,
     /// Power.
     pub power: PowerNumbers,
-    /// The process, as the kernel counts it; absent where it does not say.
+    /// The process, as the kernel, its disk and its link count it; absent where the kernel does not say.
     pub process: ProcessNumbers,
 }
 
@@ -510,7 +510,7 @@ pub struct AirNumbers {
     pub bytes_received: u64,
 }
 
-/// The process as the kernel counts it.
+/// The process as the kernel, its disk and its link count it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessNumbers {
     /// Bytes resident.
@@ -527,4 +527,7 @@ pub struct ProcessNumbers {
     /// Bytes the store wrote: log, index and filter.
     #[serde(default)]
     pub flash_bytes: Option<u64>,
+    /// What went over the air.
+    #[serde(default)]
+    pub air: AirNumbers,
 }

@@ -89,6 +89,8 @@ pub(super) enum Command {
     /// Show what the node knows of itself
     Status,
     /// Show the profile in force, what the sensors say and what the node costs; or set a profile
+    ///
+    /// On air are whole MQTT packets both ways, without TLS and TCP; messages are the publishes among them.
     Power(Power),
     /// Read every block and check it
     Verify,

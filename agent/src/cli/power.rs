@@ -126,8 +126,8 @@ const COSTS: [Cost; 8] = [
     ("of the loop", |costs| Some(costs.wakes_sum()), plain),
     ("syncs", |costs| costs.syncs, plain),
     ("to flash", |costs| costs.flash_bytes, bytes),
-    ("messages", |costs| Some(costs.messages_sent + costs.messages_received), plain),
-    ("on air", |costs| Some(costs.bytes_sent + costs.bytes_received), bytes),
+    ("messages", |costs| Some(costs.air.messages_sent + costs.air.messages_received), plain),
+    ("on air", |costs| Some(costs.air.bytes_sent + costs.air.bytes_received), bytes),
     ("CPU", |costs| costs.cpu_ms, |ms| format!("{} ms", HumanCount(ms))),
     ("energy", |costs| costs.millijoules, |mj| format!("{} J", HumanCount(mj / 1_000))),
 ];
@@ -183,6 +183,7 @@ fn reasons(text: &mut String, total: &Costs) {
 mod tests {
     use larder_core::power::conditions::{Condition, Readings};
     use larder_core::power::report::ByHand;
+    use larder_core::request::AirNumbers;
 
     use super::*;
 
@@ -206,7 +207,8 @@ mod tests {
 
     #[test]
     fn the_table_shows_what_there_is_and_nothing_that_is_not() {
-        let hour = Costs { ms: 3_600_000, syncs: Some(3), bytes_sent: 2_048, ..Costs::default() };
+        let air = AirNumbers { bytes_sent: 2_048, ..AirNumbers::default() };
+        let hour = Costs { ms: 3_600_000, syncs: Some(3), air, ..Costs::default() };
         let mut report = PowerReport {
             profile: "frugal".into(),
             configured: "usual".into(),

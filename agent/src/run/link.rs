@@ -12,6 +12,7 @@ use crate::mqtt::{
 use bytes::Bytes;
 use larder_core::id::NodeName;
 use larder_core::message::{Channel, Input, Presence};
+use larder_core::request::AirNumbers;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -164,6 +165,11 @@ impl Wire {
         };
         let topic = self.topics.state(&self.topics.me);
         Outgoing { retain: true, ..Outgoing::new(0, topic, state_text(state, self.epoch), Qos::AtLeastOnce) }
+    }
+
+    /// What all links of this node have sent and received.
+    pub(super) fn air(&self) -> AirNumbers {
+        self.options.air.numbers()
     }
 
     /// Publishes what the node costs, retained.

@@ -428,7 +428,7 @@ impl Agent {
             Effect::ReplyData { caller, bytes } => self.server.answer(caller, Frame::Data(bytes)),
             Effect::ReplyDataEnd { caller } => self.server.answer(caller, Frame::End),
             Effect::Note(note) => notes::write(&note),
-            Effect::Measure => return Some(Input::Measured(measure(&self.disk))),
+            Effect::Measure => return Some(Input::Measured(self.measure())),
             Effect::Sense => self.sensors.read(),
             Effect::Profile(steering) => self.follow(&steering),
             Effect::Radio(up) => return self.wire.as_mut()?.radio(up),
@@ -436,6 +436,20 @@ impl Agent {
             Effect::Stopped => self.stopped = true,
         }
         None
+    }
+
+    fn measure(&self) -> ProcessNumbers {
+        let counts = self.disk.counts();
+        let usage = larder_hal::usage::read(Path::new("/"));
+        ProcessNumbers {
+            resident_bytes: usage.resident_bytes,
+            wake_ups: usage.wakeups,
+            cpu_ms: usage.cpu_ms,
+            disk_bytes: usage.written_bytes,
+            syncs: Some(counts.file_syncs + counts.directory_syncs),
+            flash_bytes: Some(counts.bytes),
+            air: self.wire.as_ref().map(Wire::air).unwrap_or_default(),
+        }
     }
 }
 
@@ -529,17 +543,4 @@ fn ended(reason: &str) -> RunError {
 
 fn random() -> Result<u64, RunError> {
     getrandom::u64().map_err(RunError::Random)
-}
-
-fn measure(disk: &OsDisk) -> ProcessNumbers {
-    let counts = disk.counts();
-    let usage = larder_hal::usage::read(Path::new("/"));
-    ProcessNumbers {
-        resident_bytes: usage.resident_bytes,
-        wake_ups: usage.wakeups,
-        cpu_ms: usage.cpu_ms,
-        disk_bytes: usage.written_bytes,
-        syncs: Some(counts.file_syncs + counts.directory_syncs),
-        flash_bytes: Some(counts.bytes),
-    }
 }

@@ -10,23 +10,17 @@ pub struct Effects {
     effects: Deque<Effect, EFFECTS_MAX>,
     messages: Deque<Message, MESSAGES_MAX>,
     dropped: u64,
-    /// Messages for the network since this was last asked, and their bytes.
-    sent: (u64, u64),
 }
 
 impl Default for Effects {
     fn default() -> Self {
-        Effects { effects: Deque::new(), messages: Deque::new(), dropped: 0, sent: (0, 0) }
+        Effects { effects: Deque::new(), messages: Deque::new(), dropped: 0 }
     }
 }
 
 impl Effects {
     /// An effect for the shell.
     pub fn emit(&mut self, effect: Effect) {
-        if let Effect::Send { payload, .. } | Effect::Telemetry(payload) = &effect {
-            self.sent.0 += 1;
-            self.sent.1 += payload.len() as u64;
-        }
         if self.effects.push_back(effect).is_err() {
             self.dropped += 1;
             debug_assert!(false, "an actor emitted more than EFFECTS_MAX effects in one call");
@@ -49,11 +43,6 @@ impl Effects {
     /// The next effect to carry out.
     pub fn next_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
-    }
-
-    /// Messages for the network since the last call, and their bytes.
-    pub(crate) fn take_sent(&mut self) -> (u64, u64) {
-        std::mem::take(&mut self.sent)
     }
 
     pub(crate) fn next_message(&mut self) -> Option<Message> {

@@ -226,7 +226,7 @@ pub enum Effect {
     },
     /// Something people should know.
     Note(Note),
-    /// Say what the kernel counts of this process.
+    /// Say what kernel, disk and link count of this process.
     Measure,
     /// Read the sensors, beside the loop: one of them may hang.
     Sense,

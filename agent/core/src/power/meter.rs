@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::conditions::Readings;
-use crate::request::ProcessNumbers;
+use crate::request::{AirNumbers, ProcessNumbers};
 
 /// Hours that are remembered.
 pub const HOURS_MAX: usize = 24;
@@ -30,14 +30,9 @@ pub struct Costs {
     /// Bytes written to the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flash_bytes: Option<u64>,
-    /// Messages published.
-    pub messages_sent: u64,
-    /// Their payload.
-    pub bytes_sent: u64,
-    /// Messages received.
-    pub messages_received: u64,
-    /// Their payload.
-    pub bytes_received: u64,
+    /// What went over the air.
+    #[serde(flatten)]
+    pub air: AirNumbers,
     /// Milliseconds of CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_ms: Option<u64>,
@@ -66,10 +61,12 @@ impl Costs {
             wake_ups: both(self.wake_ups, earlier.wake_ups),
             syncs: both(self.syncs, earlier.syncs),
             flash_bytes: both(self.flash_bytes, earlier.flash_bytes),
-            messages_sent: self.messages_sent - earlier.messages_sent,
-            bytes_sent: self.bytes_sent - earlier.bytes_sent,
-            messages_received: self.messages_received - earlier.messages_received,
-            bytes_received: self.bytes_received - earlier.bytes_received,
+            air: AirNumbers {
+                messages_sent: self.air.messages_sent - earlier.air.messages_sent,
+                bytes_sent: self.air.bytes_sent - earlier.air.bytes_sent,
+                messages_received: self.air.messages_received - earlier.air.messages_received,
+                bytes_received: self.air.bytes_received - earlier.air.bytes_received,
+            },
             cpu_ms: both(self.cpu_ms, earlier.cpu_ms),
             millijoules: both(self.millijoules, earlier.millijoules),
         }
@@ -109,19 +106,10 @@ impl Meter {
         }
     }
 
-    pub(super) fn sent(&mut self, messages: u64, bytes: u64) {
-        self.total.messages_sent += messages;
-        self.total.bytes_sent += bytes;
-    }
-
-    pub(super) fn received(&mut self, bytes: u64) {
-        self.total.messages_received += 1;
-        self.total.bytes_received += bytes;
-    }
-
-    /// The kernel's and the disk's counters.
+    /// The counters of kernel, disk and link.
     pub(super) fn measured(&mut self, now_ms: u64, process: &ProcessNumbers) {
         self.total.ms = now_ms.saturating_sub(self.started_ms);
+        self.total.air = process.air;
         for (total, last, now) in [
             (&mut self.total.wake_ups, &mut self.counted.wake_ups, process.wake_ups),
             (&mut self.total.cpu_ms, &mut self.counted.cpu_ms, process.cpu_ms),
@@ -183,7 +171,8 @@ mod tests {
     use super::*;
 
     fn process(wake_ups: u64, syncs: u64) -> ProcessNumbers {
-        ProcessNumbers { wake_ups: Some(wake_ups), syncs: Some(syncs), ..ProcessNumbers::default() }
+        let air = AirNumbers { messages_sent: 2 * syncs, bytes_sent: 100 * syncs, ..AirNumbers::default() };
+        ProcessNumbers { wake_ups: Some(wake_ups), syncs: Some(syncs), air, ..ProcessNumbers::default() }
     }
 
     #[test]
@@ -192,7 +181,6 @@ mod tests {
         meter.start(1_000);
         for hour in 1..=30 {
             meter.woken("timer", 1);
-            meter.sent(2, 100);
             meter.measured(1_000 + hour * HOUR_MS, &process(hour * 7, hour));
         }
         assert_eq!(meter.hours().count(), HOURS_MAX);
@@ -201,7 +189,7 @@ mod tests {
                 (hour.ms, hour.wakes_sum(), hour.wake_ups, hour.syncs),
                 (HOUR_MS, 1, Some(7), Some(1))
             );
-            assert_eq!((hour.messages_sent, hour.bytes_sent), (2, 100));
+            assert_eq!((hour.air.messages_sent, hour.air.bytes_sent), (2, 100));
             assert_eq!((hour.cpu_ms, hour.millijoules), (None, None), "absent, not zero");
         }
         meter.woken("link", 1);

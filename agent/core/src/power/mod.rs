@@ -188,17 +188,7 @@ impl Power {
         &self.numbers
     }
 
-    /// Messages have gone out.
-    pub fn sent(&mut self, messages: u64, bytes: u64) {
-        self.meter.sent(messages, bytes);
-    }
-
-    /// A message has come in.
-    pub fn received(&mut self, bytes: usize) {
-        self.meter.received(bytes as u64);
-    }
-
-    /// The kernel's counters; while the sensors hang, all there is to go by. Says whether another profile is in
+    /// The counters of kernel, disk and link; while the sensors hang, all there is to go by. Says whether another profile is in
     /// force now.
     pub fn measured(&mut self, now: Time, process: &ProcessNumbers, out: &mut Effects) -> bool {
         self.meter.measured(now.mono_ms, process);

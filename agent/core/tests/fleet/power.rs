@@ -293,6 +293,11 @@ fn a_radio_that_sleeps_carries_all_in_bursts_and_loses_nothing() {
     world.run_until(10_000, "who can not wait is obeyed", |world| {
         world.machines[master].engine.names.len() == 61
     });
+    world.run_ms(MINUTE_MS);
+    let Response::Power(report) = world.request(worker, Request::Power) else { panic!("an answer") };
+    let air = world.machines[worker].air;
+    assert!(air.messages_sent > 0 && air.bytes_received > 0, "{air:?}");
+    assert_eq!(report.total.air, air, "what the link counts is what the node says");
 }
 
 /// A master that has an object of 12 MiB, and the worker it came from, whose radio was woken between its windows.

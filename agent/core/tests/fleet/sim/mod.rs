@@ -24,7 +24,7 @@ use larder_core::name::Name;
 use larder_core::node::{Node, Woken};
 use larder_core::note::Note;
 use larder_core::power::conditions::Readings;
-use larder_core::request::{ProcessNumbers, Response};
+use larder_core::request::{AirNumbers, ProcessNumbers, Response};
 use larder_core::settings::Settings;
 use larder_core::time::Time;
 use net::{Message, Net};
@@ -116,6 +116,8 @@ pub(crate) struct Machine {
     pub(crate) wake_ups: u64,
     input_ms: Option<u64>,
     pub(crate) telemetry: u64,
+    /// Messages of this life and their payload: packets have no form here.
+    pub(crate) air: AirNumbers,
     pub(crate) profile: String,
     /// Longest time one job may take, in ms.
     pub(crate) job_ms_max: u64,
@@ -180,6 +182,7 @@ impl World {
             wake_ups: 0,
             input_ms: None,
             telemetry: 0,
+            air: AirNumbers::default(),
             profile: String::new(),
             job_ms_max: 4,
             out: Box::default(),
@@ -208,6 +211,7 @@ impl World {
         machine.settings.epoch = epoch;
         machine.booted_ms = now_ms;
         machine.stopped = false;
+        machine.air = AirNumbers::default();
         machine.node = Some(Node::new(&machine.settings));
         self.input(node, Input::Start);
         self.connect(node);
@@ -430,13 +434,19 @@ impl World {
                 self.answers.entry((node, caller.client.0, number)).or_default().push(Response::Flushed);
             }
             Effect::Note(note) => self.machines[node].notes.push(note),
-            Effect::Measure => self.input(node, Input::Measured(ProcessNumbers::default())),
+            Effect::Measure => {
+                let air = self.machines[node].air;
+                self.input(node, Input::Measured(ProcessNumbers { air, ..ProcessNumbers::default() }));
+            }
             Effect::Sense => {
                 self.machines[node].readings_taken += 1;
                 self.input(node, Input::Sensed(self.machines[node].readings));
             }
             Effect::Radio(up) => self.radio(node, up),
-            Effect::Telemetry(_) => self.machines[node].telemetry += 1,
+            Effect::Telemetry(payload) => {
+                self.machines[node].telemetry += 1;
+                self.count_sent(node, &payload);
+            }
             Effect::Profile(steering) => self.machines[node].profile.clone_from(&steering.name),
             Effect::Stopped => self.machines[node].stopped = true,
         }

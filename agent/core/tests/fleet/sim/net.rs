@@ -175,12 +175,21 @@ impl World {
 
     pub(crate) fn publish(&mut self, node: usize, token: Option<u64>, message: Message) {
         self.net.messages += 1;
+        self.count_sent(node, &message.payload);
         let connection = self.net.links[node].connection;
         let after_ms = self.random.below(self.net.faults.delay_ms_max + 1);
         if let Some(token) = token {
             self.schedule(after_ms, Event::Sent { node, connection, token });
         }
         self.schedule(after_ms, Event::AtBroker { connection, message });
+    }
+
+    pub(crate) fn count_sent(&mut self, node: usize, payload: &[u8]) {
+        if self.net.links[node].up {
+            let air = &mut self.machines[node].air;
+            air.messages_sent += 1;
+            air.bytes_sent += payload.len() as u64;
+        }
     }
 
     pub(crate) fn at_broker(&mut self, connection: u64, message: Message) {
@@ -225,17 +234,21 @@ impl World {
         if channel == Channel::Blocks {
             *self.net.block_bytes.entry((from.clone(), name)).or_default() += payload.len() as u64;
         }
+        let air = &mut self.machines[to].air;
+        air.messages_received += 1;
+        air.bytes_received += payload.len() as u64;
         self.input(to, Input::Wire { from, channel, payload });
     }
 
     pub(crate) fn publish_state(&mut self, node: usize, state: &str, epoch: u64) {
         if self.net.links[node].alive {
+            self.count_sent(node, state_text(state, epoch).as_bytes());
             self.retain(node, state, epoch);
         }
     }
 
     fn retain(&mut self, node: usize, state: &str, epoch: u64) {
-        let text = format!("{{\"state\":\"{state}\",\"epoch\":{epoch}}}");
+        let text = state_text(state, epoch);
         self.net.states.insert(node, text.clone());
         for other in (0..self.machines.len()).filter(|other| *other != node) {
             self.state_to(other, node, &text);
@@ -256,4 +269,8 @@ impl World {
         };
         self.forward(message);
     }
+}
+
+fn state_text(state: &str, epoch: u64) -> String {
+    format!("{{\"state\":\"{state}\",\"epoch\":{epoch}}}")
 }
