@@ -163,7 +163,7 @@ fn a_master_has_the_broker_as_the_readme_says() {
     }
     let photo = home.path().join("1.jpg");
     fs::write(&photo, noise(300_000, "1.jpg")).expect("the folder is writable");
-    cam.run(&["put", photo.to_str().expect("a plain name")]).expect(0);
+    cam.run(["put", photo.to_str().expect("a plain name")]).expect(0);
     wait_for("the master has it", || attic.get("1.jpg").filter(|got| *got == noise(300_000, "1.jpg")));
 }
 
