@@ -318,7 +318,7 @@ fn a_demo_without_files_says_so_and_ends_with_not_found() {
 
 #[test]
 fn an_interrupted_demo_leaves_nothing() {
-    let mut demo = Demo::start(&[]);
+    let mut demo = Demo::start(&["--json"]);
     let temporary = demo.temporary();
     wait_for("the worker's first segment", || {
         let homes = entries(&temporary);
@@ -328,6 +328,9 @@ fn an_interrupted_demo_leaves_nothing() {
     kill_process(pid, Signal::INT).expect("our own child takes a signal");
     let output = demo.finish();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("interrupted"), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    let failure: Value = serde_json::from_str(said.lines().last().expect("it says why")).expect("in JSON");
+    assert!(failure["message"].as_str().expect("a text").contains("interrupted"), "{failure}");
+    assert_eq!((&failure["answer"], failure.get("kind")), (&"error".into(), None), "no kind of failure fits");
     demo.assert_nothing_left();
 }

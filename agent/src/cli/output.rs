@@ -1,7 +1,7 @@
 //! What a command says: answers on standard output, problems and progress on standard error.
 //!
 //! Text is for people and may change; `--json` is for programs: each line is one
-//! [`larder_core::request::Response`]. Progress is shown on a terminal alone. Fails when standard output does
+//! [`larder_core::request::Response`], or an error of the command's own, which has a kind only if one fits. Progress is shown on a terminal alone. Fails when standard output does
 //! not take what is written; a reader that has seen enough (`larder ls | head`) ends the command in silence.
 
 use std::fmt;
@@ -9,13 +9,22 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use larder_core::request::{Failure, FailureKind, Response, Unit};
+use larder_core::request::{FailureKind, Response, Unit};
 use serde::Serialize;
 
 use super::exit::{CommandError, Exit, plain};
 
 /// How often a spinner turns.
 const TURN: Duration = Duration::from_millis(200);
+
+/// As [`Response::Error`], where no kind need fit.
+#[derive(Serialize)]
+struct Problem {
+    answer: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<FailureKind>,
+    message: String,
+}
 
 /// How this command speaks.
 pub(super) struct Output {
@@ -73,10 +82,9 @@ impl Output {
             return Exit::OK;
         }
         if self.json {
-            let kind = error.kind().unwrap_or(FailureKind::Invalid);
-            let failure = Failure::new(kind, error.to_string());
+            let problem = Problem { answer: "error", kind: error.kind(), message: error.to_string() };
             // nowhere is left to report that reporting failed
-            let _ = self.answer(&Response::Error(failure));
+            let _ = self.record(&problem);
         } else {
             self.bar.suspend(|| {
                 let _ = writeln!(io::stderr(), "larder: {}", plain(error));

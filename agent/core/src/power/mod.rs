@@ -188,8 +188,8 @@ impl Power {
         &self.numbers
     }
 
-    /// The counters of kernel, disk and link; while the sensors hang, all there is to go by. Says whether another profile is in
-    /// force now.
+    /// The counters of kernel, disk and link; while the sensors hang, all there is to go by. Says whether another
+    /// profile is in force now.
     pub fn measured(&mut self, now: Time, process: &ProcessNumbers, out: &mut Effects) -> bool {
         self.meter.measured(now.mono_ms, process);
         self.sensors_hang && self.conclude(now, Readings::default(), out)
