@@ -6,6 +6,7 @@ use std::fmt::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{HumanCount, HumanDuration};
+use larder_core::limits::VERIFY_LISTED_MAX;
 use larder_core::request::{PeerStatus, Request, Response, ScrubNumbers, Status};
 
 use super::client::Connection;
@@ -40,7 +41,8 @@ pub(super) async fn verify(connection: &mut Connection, output: &mut Output) -> 
         return Ok(Exit::OK);
     }
     let way = "put or fetch these objects again to heal them";
-    output.remark(format_args!("{read} read, {size}, {} damaged; {way}", damaged.len()))?;
+    let or_more = if damaged.len() >= VERIFY_LISTED_MAX { " or more" } else { "" };
+    output.remark(format_args!("{read} read, {size}, {}{or_more} damaged; {way}", damaged.len()))?;
     Ok(Exit::from(larder_core::request::FailureKind::Damaged))
 }
 

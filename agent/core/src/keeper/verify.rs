@@ -2,13 +2,11 @@
 
 use super::tour::{Tour, TourStep};
 use crate::id::BlockId;
+use crate::limits::VERIFY_LISTED_MAX;
 use crate::message::{Answer, Question, Ticket};
 use crate::name::Name;
 use crate::request::{Failure, Response, Unit};
 use std::collections::BTreeSet;
-
-/// Damaged blocks and incomplete objects listed by a verification; the rest is counted by `status`.
-const LISTED_MAX: usize = 1_000;
 
 /// How far it is.
 pub(super) struct Verifying {
@@ -66,7 +64,7 @@ impl Verifying {
             (Answer::Verified { next, blocks, bytes, damaged }, _) => {
                 self.blocks += blocks;
                 self.bytes += bytes;
-                let room = LISTED_MAX.saturating_sub(self.damaged.len());
+                let room = VERIFY_LISTED_MAX.saturating_sub(self.damaged.len());
                 self.damaged.extend(damaged.into_iter().take(room));
                 match next {
                     Some(next) => self.position = next,
@@ -94,7 +92,8 @@ impl Verifying {
                 TourStep::Ids(ids) => return Ok(Some(Question::Has(ids))),
                 TourStep::Object { name, whole } => {
                     let lacking = std::mem::take(&mut self.lacking) || !whole;
-                    if let Some(name) = name.filter(|_| lacking && self.incomplete.len() < LISTED_MAX) {
+                    if let Some(name) = name.filter(|_| lacking && self.incomplete.len() < VERIFY_LISTED_MAX)
+                    {
                         self.incomplete.push(name);
                     }
                 }
