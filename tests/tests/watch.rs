@@ -141,7 +141,7 @@ fn files_that_vanish_links_pipes_and_names_of_no_object_disturb_nothing() {
     rustix::fs::mknodat(rustix::fs::CWD, node.path("in/pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
     write(&node, "in/new\nline", b"no name");
     write(&node, "in/good-1", b"good");
-    fs::create_dir_all(node.path(&format!("in{}", "/deep".repeat(65)))).unwrap();
+    fs::create_dir_all(node.path(format!("in{}", "/deep".repeat(65)))).unwrap();
     node.start();
     for index in 0..200 {
         write(&node, &format!("in/short-lived-{index:03}"), &noise(10_000, "x"));
