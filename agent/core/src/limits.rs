@@ -121,7 +121,8 @@ pub const COMMAND_SKEW_MS: i64 = 5 * 60 * 1000;
 /// Names of conflicts kept for `status`. Older ones leave the list; the copies themselves stay.
 pub const CONFLICTS_SHOWN: usize = 16;
 
-/// Damaged blocks, and incomplete objects, that a verification lists. `status` counts further damaged blocks.
+/// Damaged blocks, and incomplete objects, that a verification lists and counts. There may be more; `status` knows
+/// of further blocks.
 pub const VERIFY_LISTED_MAX: usize = 1_000;
 
 /// Names of incomplete objects the last verification has found, kept for `status`. Further ones are in the log.

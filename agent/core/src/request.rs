@@ -482,7 +482,7 @@ pub struct ScrubNumbers {
     pub blocks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Blocks it has found damaged.
+    /// Blocks it has found damaged, up to [`VERIFY_LISTED_MAX`](crate::limits::VERIFY_LISTED_MAX).
     pub damaged: u64,
     /// Some objects that need a damaged or missing block.
     pub incomplete: Vec<Name>,

@@ -1,8 +1,9 @@
 //! What a command says: answers on standard output, problems and progress on standard error.
 //!
 //! Text is for people and may change; `--json` is for programs: each line is one
-//! [`larder_core::request::Response`], or an error of the command's own, which has a kind only if one fits. Progress is shown on a terminal alone. Fails when standard output does
-//! not take what is written; a reader that has seen enough (`larder ls | head`) ends the command in silence.
+//! [`larder_core::request::Response`], or an error of the command's own, which has a kind only if one fits. Progress
+//! is shown on a terminal alone. Fails when standard output does not take what is written; a reader that has seen
+//! enough (`larder ls | head`) ends the command in silence.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};

@@ -41,8 +41,9 @@ pub(super) async fn verify(connection: &mut Connection, output: &mut Output) -> 
         return Ok(Exit::OK);
     }
     let way = "put or fetch these objects again to heal them";
-    let or_more = if damaged.len() >= VERIFY_LISTED_MAX { " or more" } else { "" };
-    output.remark(format_args!("{read} read, {size}, {}{or_more} damaged; {way}", damaged.len()))?;
+    let is_cut = damaged.len().max(incomplete.len()) >= VERIFY_LISTED_MAX;
+    let more = if is_cut { ", perhaps more" } else { "" };
+    output.remark(format_args!("{read} read, {size}, {} damaged{more}; {way}", damaged.len()))?;
     Ok(Exit::from(larder_core::request::FailureKind::Damaged))
 }
 

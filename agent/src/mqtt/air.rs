@@ -1,10 +1,11 @@
 //! What goes over the air: whole MQTT packets, counted when the client library tells of them.
 //!
-//! Duty: both directions and every kind of packet, by the library's own encoder. A message that was accepted and
-//! never written is not counted. Publishes alone are messages.
+//! Duty: both directions and every kind of packet, by the library's own encoder, and publishes by its formula. A
+//! message that was accepted and never written is not counted. Publishes alone are messages.
 //! Left out: TLS, TCP and IP, and what TCP sends again.
 //! Not told by the library, and so not counted: a CONNECT that nobody answered in time, a DISCONNECT without a
-//! property length (see the traps), and how much of a packet was written when the connection broke.
+//! property length (see the traps), a packet that it refuses, how much of a packet was written when the connection
+//! broke, and what it had still to tell of a goodbye that took too long.
 //! A PUBACK may be written in three ways that read the same. It is taken for the shortest, which Mosquitto and our own
 //! broker write; others may write up to two bytes more. Of the CONNACK that refuses a connection the library tells the
 //! code alone: what else a broker says in one is not counted, and those two say nothing else.

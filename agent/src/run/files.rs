@@ -29,6 +29,8 @@ pub(super) struct Files {
     watches: Vec<Watch>,
     open: BTreeMap<FileId, File>,
     scans: BTreeMap<u8, Scan>,
+    /// What the last whole scan of each has left out.
+    left_out: BTreeMap<u8, Option<(PathBuf, u64)>>,
     watching: Watching,
 }
 
@@ -50,7 +52,7 @@ struct Level {
 
 impl Files {
     pub(super) fn new(watches: Vec<Watch>, watching: Watching) -> Self {
-        Files { watches, open: BTreeMap::new(), scans: BTreeMap::new(), watching }
+        Files { watches, open: BTreeMap::new(), scans: BTreeMap::new(), left_out: BTreeMap::new(), watching }
     }
 
     /// Carries out a job; `None` when it has no answer.
@@ -153,9 +155,9 @@ impl Files {
             if is_folder && depth <= FOLDER_DEPTH_MAX {
                 let opened = below::folder(folder, name);
                 scan.levels.extend(self.descend(watch, relative, opened));
-            } else if is_folder || !metadata.is_file() {
+            } else if is_folder || !metadata.is_file() && self.watch(watch).takes(&relative) {
                 scan.left_out.get_or_insert((relative, 0)).1 += 1;
-            } else if self.watch(watch).takes(&relative) {
+            } else if metadata.is_file() && self.watch(watch).takes(&relative) {
                 match relative.to_str() {
                     Some(path) => files.push((path.to_owned(), stat_of(&metadata))),
                     None => tracing::warn!("{}: its name is not UTF-8; rename it", relative.display()),
@@ -163,16 +165,24 @@ impl Files {
             }
         }
         let end = scan.levels.is_empty();
-        if !end {
+        if end {
+            self.say_left_out(watch, scan.left_out);
+        } else {
             self.scans.insert(watch, scan);
-        } else if let Some((first, count)) = scan.left_out {
+        }
+        Ok(FileDone::Page { files, end })
+    }
+
+    /// Says what a scan has left out, if the one before it has not said the same.
+    fn say_left_out(&mut self, watch: u8, left_out: Option<(PathBuf, u64)>) {
+        let said = self.left_out.insert(watch, left_out.clone()).flatten();
+        if let Some((first, count)) = left_out.filter(|left_out| said.as_ref() != Some(left_out)) {
             tracing::warn!(
-                "{}: {count} left out, {} first: no regular file (a link, a pipe), or more than {FOLDER_DEPTH_MAX} folders down",
+                "{}: {count} left out, {} first: no regular file (a link, a pipe), or over {FOLDER_DEPTH_MAX} deep",
                 self.watch(watch).path.display(),
                 first.display(),
             );
         }
-        Ok(FileDone::Page { files, end })
     }
 
     /// A folder that was opened is watched, and then read.

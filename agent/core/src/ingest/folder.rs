@@ -68,8 +68,8 @@ struct Folder {
     crowded: bool,
     scan_at_ms: Option<u64>,
     rescan_wait_ms: u64,
-    /// A file could not be deleted: it would be read again with each scan, so they become rarer.
-    undeletable: bool,
+    /// Something was not finished since the last scan ended, and is looked at with each: they become rarer.
+    unfinished: bool,
 }
 
 /// All watched folders.
@@ -100,7 +100,7 @@ impl Folders {
             crowded: false,
             scan_at_ms: Some(0),
             rescan_wait_ms: RESCAN_MS,
-            undeletable: false,
+            unfinished: false,
         };
         Folders {
             folders: std::iter::repeat_with(folder).take(count).collect(),
@@ -139,6 +139,7 @@ impl Folders {
     /// The folder has something that is not finished: scan it after a while.
     pub(super) fn scan_later(&mut self, now: Time, watch: u8) {
         let Some(folder) = self.folders.get_mut(usize::from(watch)) else { return };
+        folder.unfinished = true;
         if folder.begun {
             folder.later = true;
         } else if folder.scan_at_ms.is_none() {
@@ -149,16 +150,10 @@ impl Folders {
     }
 
     /// The scan can not go on: another begins after a while.
-    fn scan_failed(&mut self, now: Time, watch: u8) {
-        self.scan_ended(watch);
-        self.scan_later(now, watch);
-    }
-
-    /// The scan has come to its end. Says whether something was missed meanwhile, and whether something was not finished.
-    fn scan_ended(&mut self, watch: u8) -> (bool, bool) {
+    pub(super) fn scan_failed(&mut self, now: Time, watch: u8) {
         let folder = &mut self.folders[usize::from(watch)];
-        (folder.scanning, folder.begun) = (false, false);
-        (std::mem::take(&mut folder.again), std::mem::take(&mut folder.later))
+        (folder.scanning, folder.begun, folder.again, folder.later) = (false, false, false, false);
+        self.scan_later(now, watch);
     }
 
     /// The kernel did not tell everything: the folder is scanned soon, or once more after the present scan.
@@ -172,8 +167,11 @@ impl Folders {
         }
     }
 
-    /// Notes a file; without room the folder is scanned later.
+    /// Notes a file; without room the folder is scanned later. One that was seen like this already is not put off.
     fn note(&mut self, now: Time, path: Path, stat: Option<FileStat>, look_at_ms: u64) {
+        if stat.is_some() && self.noted.get(&path).is_some_and(|noted| noted.stat == stat) {
+            return;
+        }
         if self.noted.len() >= FILES_NOTED_MAX && !self.noted.contains_key(&path) {
             return self.scan_later(now, path.0);
         }
@@ -355,7 +353,6 @@ impl Ingest {
             (Work::Delete(_), FileDone::Deleted(true)) => self.numbers.deleted += 1,
             (Work::Delete(path), FileDone::Failed(what)) => {
                 self.problem(&path.1, what, out);
-                self.folders.folders[usize::from(path.0)].undeletable = true;
                 self.folders.scan_later(now, path.0);
             }
             // Another version is there: its own change has been, or will be, noticed.
@@ -418,10 +415,11 @@ impl Ingest {
                 }
             }
         }
+        let folder = &mut self.folders.folders[usize::from(page.watch)];
+        (folder.scanning, folder.begun) = (false, !page.end);
         if page.end {
-            let (again, later) = self.folders.scan_ended(page.watch);
-            let folder = &mut self.folders.folders[usize::from(page.watch)];
-            if !later && !std::mem::take(&mut folder.undeletable) {
+            let (again, later) = (std::mem::take(&mut folder.again), std::mem::take(&mut folder.later));
+            if !std::mem::take(&mut folder.unfinished) {
                 folder.rescan_wait_ms = RESCAN_MS;
             }
             if again {
@@ -430,8 +428,7 @@ impl Ingest {
                 self.folders.scan_later(now, page.watch);
             }
         } else {
-            let folder = &mut self.folders.folders[usize::from(page.watch)];
-            (folder.scanning, folder.scan_at_ms) = (false, Some(now.mono_ms));
+            folder.scan_at_ms = Some(now.mono_ms);
         }
         self.delete_delivered(now, out);
         self.read_on(now, out);

@@ -310,7 +310,7 @@ impl Ingest {
             (Some(Purpose::Page(page)), Answer::Bindings(found)) => {
                 self.page_looked_up(now, page, found, out);
             }
-            (Some(Purpose::Page(page)), _) => self.folders.scan_later(now, page.watch),
+            (Some(Purpose::Page(page)), _) => self.folders.scan_failed(now, page.watch),
             (Some(Purpose::Put { .. } | Purpose::Bind { .. }) | None, _) => {}
         }
         self.release(now, out);

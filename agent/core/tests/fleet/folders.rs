@@ -340,6 +340,44 @@ fn a_file_that_can_not_be_read_delays_no_other_however_many_there_are() {
 }
 
 #[test]
+fn a_file_that_can_not_be_read_is_tried_ever_more_rarely() {
+    let (mut world, _, worker) = watching(25, false);
+    world.machines[worker].folders.unreadable.insert("a".into());
+    write(&mut world, worker, "a", noise(1, 100));
+    world.run_ms(6 * 3_600_000);
+    let scans = world.machines[worker].wakes.get("scan a folder").copied().unwrap_or_default();
+    assert!((5..15).contains(&scans), "{scans} scans in six hours");
+}
+
+#[test]
+fn names_that_can_not_be_looked_up_now_end_no_scan_for_ever_and_none_of_another_folder() {
+    let (mut world, _, worker) = watching(26, false);
+    world.crash(worker);
+    let other = Watch { prefix: "other/".into(), ..world.machines[worker].settings.watches[0].clone() };
+    world.machines[worker].settings.watches.push(other);
+    for (watch, index) in (0..2).flat_map(|watch| (0..300).map(move |index| (watch, index))) {
+        world.machines[worker].folders.write(0, watch, &format!("f{index}"), noise(index, 200));
+    }
+    world.machines[worker].engine.failing_lookups = 3;
+    world.start(worker);
+    world.run_until(300_000, "all are taken", |world| world.machines[worker].engine.names.len() == 600);
+}
+
+#[test]
+fn no_scan_puts_off_a_file_that_waits_for_its_time() {
+    let (mut world, _, worker) = watching(27, false);
+    world.crash(worker);
+    world.machines[worker].settings.watches[0].settle_ms = 90_000;
+    world.start(worker);
+    world.machines[worker].folders.write(0, 0, "a", noise(1, 200));
+    for _ in 0..3 {
+        world.input(worker, Input::FilesMissed { watch: 0 });
+        world.run_ms(60_000);
+    }
+    assert_eq!(world.machines[worker].engine.names.len(), 1);
+}
+
+#[test]
 fn more_files_than_can_wait_for_their_deletion_are_all_taken_offline_and_deleted_in_time() {
     let (mut world, master, worker) = watching(23, true);
     world.cut(worker, 0);

@@ -39,6 +39,8 @@ pub(crate) struct Engine {
     pub(crate) failing_settings: u32,
     /// The next readings of blocks fail like this.
     pub(crate) failing_reads: VecDeque<FailureKind>,
+    /// So many of the next look-ups of names fail.
+    pub(crate) failing_lookups: u32,
     by_seq: BTreeMap<u64, Name>,
     last_seq: u64,
     used_bytes: u64,
@@ -147,6 +149,10 @@ impl Engine {
         let reads = matches!(question, Question::Read(_) | Question::Children(_) | Question::Pack { .. });
         if reads && let Some(kind) = self.failing_reads.pop_front() {
             return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
+        }
+        if matches!(question, Question::Lookup(_)) && self.failing_lookups > 0 {
+            self.failing_lookups -= 1;
+            return Answer::Failed(Failure::new(FailureKind::Busy, "the simulated disk has too much to do"));
         }
         let looked_at = match &question {
             Question::Read(id) | Question::Children(id) => std::slice::from_ref(id),
