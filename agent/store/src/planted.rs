@@ -16,6 +16,8 @@ pub enum Bug {
     ForgottenSegment,
     /// A start builds on what a killed process wrote without making it durable.
     NoSettle,
+    /// A sync that failed is done once more, and believed.
+    SyncRetried,
 }
 
 thread_local! {

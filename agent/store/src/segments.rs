@@ -3,7 +3,8 @@
 //! Duty: make, prepare, write, seal, read and retire segment files. A retired file becomes a spare, and a spare
 //! the next segment; what it held before is of another generation and never read again. A segment whose write
 //! or sync failed is cut back to its last acknowledged byte and never written again; the next header says where
-//! it ended. Memory: one row per segment, and a bounded number of open files.
+//! it ended. One whose first sync failed goes, since its own header may be lost. Memory: one row per segment, and
+//! a bounded number of open files.
 
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
 use crate::error::{is_unsupported, says_nothing_of_the_file};
@@ -44,6 +45,8 @@ struct Open<F> {
     file: F,
     /// From here on its blocks are reserved and were never written, if that is known.
     blank_from: Option<u64>,
+    /// Its header is durable, and with it where the segment before it ended.
+    header_durable: bool,
 }
 
 /// All segments of a store.
@@ -271,7 +274,7 @@ impl<D: Disk> Segments<D> {
         };
         self.readers.retain(|(reader, _)| *reader != id);
         match self.disk.open(&segment_name(id), OpenMode::ReadWrite) {
-            Ok(file) => self.open = Some(Open { id, file, blank_from: None }),
+            Ok(file) => self.open = Some(Open { id, file, blank_from: None, header_durable: true }),
             Err(error) if says_nothing_of_the_file(&error) => return Err(error),
             // The next batch begins the next segment.
             Err(_unwritable) => {}
@@ -301,7 +304,7 @@ impl<D: Disk> Segments<D> {
         let segment =
             Segment { row, changed: true, end_known: true, damaged: false, disk_bytes, header_whole: true };
         self.all.insert(id, segment);
-        self.open = Some(Open { id, file, blank_from });
+        self.open = Some(Open { id, file, blank_from, header_durable: false });
         self.next_id = id + 1;
         Ok(())
     }
@@ -363,8 +366,11 @@ impl<D: Disk> Segments<D> {
     }
 
     /// Syncs the open segment.
-    pub(crate) fn sync(&self) -> io::Result<()> {
-        self.open.as_ref().map_or(Ok(()), |open| open.file.sync_data())
+    pub(crate) fn sync(&mut self) -> io::Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.file.sync_data()?;
+        open.header_durable = true;
+        Ok(())
     }
 
     /// The bytes just written and synced are part of the log. How much the file takes is asked only if they made it
@@ -414,11 +420,16 @@ impl<D: Disk> Segments<D> {
     }
 
     /// Closes the open segment where it was last acknowledged: what a failed write or sync left behind may look
-    /// whole.
-    pub(crate) fn seal_failed(&mut self) {
+    /// whole. One whose header may be lost goes: the next header has to tell where the segment before it ended.
+    pub(crate) fn seal_failed(&mut self) -> io::Result<()> {
+        if let Some(open) = self.open.take_if(|open| !open.header_durable) {
+            self.leave_out(open.id);
+            return self.disk.remove(&segment_name(open.id));
+        }
         // If it fails, the next header says where the segment ended.
         let _kept = self.cut();
         self.close();
+        Ok(())
     }
 
     fn close(&mut self) {

@@ -54,3 +54,8 @@ fn a_checkpoint_that_forgets_a_segment_is_found() {
 fn a_start_that_builds_on_what_is_not_durable_is_found() {
     is_found(Bug::NoSettle, &["LOST", "possible states"]);
 }
+
+#[test]
+fn a_failed_sync_that_is_retried_is_found() {
+    is_found(Bug::SyncRetried, &["LOST", "possible states"]);
+}

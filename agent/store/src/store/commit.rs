@@ -210,6 +210,7 @@ impl<D: Disk> Store<D> {
     ) -> Result<Encoded<'a>, CommitError> {
         let mut failure = String::new();
         for _attempt in 0..2 {
+            self.refuse_if_stopped()?;
             if let Err(error) = self.open_for(length) {
                 if is_full(&error) {
                     return Err(self.full());
@@ -225,7 +226,7 @@ impl<D: Disk> Store<D> {
                     // durable.
                     self.end_untold = true;
                     if self.segments.cut().is_err() {
-                        self.segments.seal_failed();
+                        self.close_failed_segment(&error);
                     }
                     return Err(self.full());
                 }
@@ -254,13 +255,21 @@ impl<D: Disk> Store<D> {
         if crate::planted::is(crate::planted::Bug::AckBeforeSync) {
             return Ok(());
         }
-        self.segments.sync()
+        let synced = self.segments.sync();
+        #[cfg(planted)]
+        if crate::planted::is(crate::planted::Bug::SyncRetried) {
+            return synced.or_else(|_| self.segments.sync());
+        }
+        synced
     }
 
     fn close_failed_segment(&mut self, error: &io::Error) -> String {
         let name = self.segments.open_segment().map(|(id, _, _)| crate::format::segment_name(id));
         let failure = format!("writing {} failed: {error}", name.unwrap_or_default());
-        self.segments.seal_failed();
+        if self.segments.seal_failed().is_err() {
+            // The next start finds out what it holds.
+            self.stopped = Some(failure.clone());
+        }
         self.end_untold = true;
         self.counters.write_faults += 1;
         self.counters.last_fault = Some(failure.clone());
@@ -292,7 +301,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Makes the header durable that says where the segment before it ended.
+    /// Makes the cut durable, or the header that says where the segment before it ended.
     fn tell_end(&mut self) -> Result<(), CommitError> {
         let told = match self.segments.open_segment() {
             Some(_) => Ok(()),
@@ -303,9 +312,11 @@ impl<D: Disk> Store<D> {
                 self.end_untold = false;
                 Ok(())
             }
-            Err(error) if is_full(&error) => Err(self.full()),
             Err(error) => {
                 let reason = self.close_failed_segment(&error);
+                if is_full(&error) {
+                    return Err(self.full());
+                }
                 self.stopped = Some(reason.clone());
                 Err(CommitError::Stopped { reason })
             }

@@ -78,6 +78,17 @@ impl Content {
         }
     }
 
+    /// Takes over the bytes of another version, in whole pages.
+    pub(super) fn take(&mut self, from: u64, to: u64, other: &Self) {
+        let pages = Arc::make_mut(&mut self.pages);
+        let end = (to as usize).div_ceil(PAGE).min(pages.len());
+        for (number, page) in pages.iter_mut().enumerate().take(end).skip(from as usize / PAGE) {
+            if let Some(page) = page {
+                *page = other.pages.get(number).cloned().flatten().unwrap_or_else(|| Arc::clone(&ZEROS));
+            }
+        }
+    }
+
     /// Takes blocks for a range without changing a byte.
     pub(super) fn allocate(&mut self, offset: u64, length: u64) {
         let pages = Arc::make_mut(&mut self.pages);

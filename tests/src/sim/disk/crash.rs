@@ -1,7 +1,8 @@
 //! What is on the device, what is on its way there, and what a power cut makes of it.
 //!
 //! Duty: keep for every file and for the directory a version everybody sees and a version that a cut leaves,
-//! and the changes between the two in their order. A sync makes the first the second. At a cut each change
+//! and the changes between the two in their order. A sync makes the first the second, but for what a failed sync
+//! dropped: that is seen until the kernel forgets it, and no later sync writes it. At a cut each change
 //! that waits is lost, kept, or torn at a sector, as a [`Fate`] says: so writes come back reordered, lengths
 //! and names get lost, and a file whose name was never made durable is gone with all it had.
 
@@ -18,7 +19,7 @@ use std::sync::Arc;
 pub enum Keep {
     /// All are lost.
     Nothing,
-    /// All are kept, as if only the process had died.
+    /// All are kept.
     Everything,
     /// All but the end of each file's last write.
     Begun,
@@ -71,6 +72,8 @@ pub(super) struct Inode {
     /// What a cut leaves of it if all that waits is lost.
     durable: Content,
     waiting: Vec<Change>,
+    /// A sync failed, so that not all that is seen is durable or waits.
+    dropped: bool,
     /// It was a spare and is a segment again.
     pub(super) was_spare: bool,
 }
@@ -99,7 +102,7 @@ impl Inode {
     }
 
     pub(super) fn sync(&mut self) {
-        self.durable = self.seen.clone();
+        self.durable = self.arrived();
         self.waiting.clear();
     }
 
@@ -107,7 +110,26 @@ impl Inode {
     /// the device before it failed.
     pub(super) fn sync_fails(&mut self, random: &mut Random) {
         self.durable = self.drawn(random);
+        self.dropped |= !self.waiting.is_empty();
         self.waiting.clear();
+    }
+
+    /// The kernel lets go of pages that it calls clean: reads ask the device for them.
+    pub(super) fn forget(&mut self, from: u64, to: u64) {
+        if self.dropped {
+            let arrived = self.arrived();
+            self.seen.take(from, to, &arrived);
+        }
+    }
+
+    /// What the device holds when all that waits is there.
+    fn arrived(&self) -> Content {
+        if !self.dropped {
+            return self.seen.clone();
+        }
+        let mut content = self.durable.clone();
+        self.waiting.iter().for_each(|change| apply(&mut content, change));
+        content
     }
 
     /// An older version of the bytes.
@@ -127,12 +149,7 @@ impl Inode {
     fn after_cut(&self, keep: Keep, random: &mut Random) -> Content {
         match keep {
             Keep::Nothing => self.durable.clone(),
-            Keep::Everything if self.waiting.is_empty() => self.durable.clone(),
-            Keep::Everything => {
-                let mut content = self.durable.clone();
-                self.waiting.iter().for_each(|change| apply(&mut content, change));
-                content
-            }
+            Keep::Everything => self.arrived(),
             Keep::Begun => self.begun(random),
             Keep::Drawn => self.drawn(random),
         }
@@ -271,6 +288,11 @@ impl Image {
         self.waiting_names.iter().any(renames)
     }
 
+    /// The kernel needs its memory for something else.
+    pub(super) fn forget(&mut self) {
+        self.inodes.values_mut().for_each(|file| file.forget(0, file.seen.length));
+    }
+
     pub(super) fn bytes_taken(&self) -> u64 {
         self.names.values().map(|inode| self.inodes[inode].seen.bytes_taken()).sum()
     }
@@ -283,8 +305,8 @@ impl Image {
         for inode in names.values() {
             let file = &self.inodes[inode];
             let (content, was_spare) = (file.after_cut(fate.data, &mut random), file.was_spare);
-            let (seen, durable, waiting) = (content.clone(), content, Vec::new());
-            inodes.insert(*inode, Inode { seen, durable, waiting, was_spare });
+            let (seen, durable) = (content.clone(), content);
+            inodes.insert(*inode, Inode { seen, durable, was_spare, ..Inode::default() });
         }
         let durable_names = names.clone();
         Image { inodes, names, durable_names, waiting_names: Vec::new(), next_inode: self.next_inode }

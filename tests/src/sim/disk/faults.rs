@@ -106,7 +106,7 @@ pub struct Faults {
     pub read_error: u32,
     /// A write fails, half-way or at once.
     pub write_error: u32,
-    /// A sync fails; what was written is not on the device, and the next sync says it is.
+    /// A sync fails: what was written is on the device or dropped, and the next sync says that all is well.
     pub sync_error: u32,
     /// Making, opening, removing or renaming fails.
     pub name_error: u32,

@@ -139,6 +139,11 @@ impl SimDisk {
         image.rot(random, fits)
     }
 
+    /// The kernel forgets what it calls clean, and reads it again when it is asked for.
+    pub fn forget(&self) {
+        self.machine().image.forget();
+    }
+
     /// Whether the one error at one call has happened.
     pub fn injected(&self) -> bool {
         self.machine().injected
@@ -433,6 +438,13 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.machine().sync(self.inode, &self.name)
+    }
+
+    fn forget(&self, from: u64, to: u64) {
+        let mut machine = self.machine();
+        if let Some(file) = machine.image.inodes.get_mut(&self.inode) {
+            file.forget(from, to);
+        }
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -15,6 +15,9 @@ use crate::sim::disk::{Errno, Fate, Faults, Image, Injection, SimDisk};
 const RECYCLED: [&[Letter]; 2] =
     [&[Letter::Clean, Letter::Seal], &[Letter::Clean, Letter::Seal, Letter::Put]];
 
+/// Calls of a put that has to tell first where the log ends.
+const CALLS_OF_A_PUT: u64 = 8;
+
 /// One error in one step.
 struct Trial<'a> {
     image: &'a Image,
@@ -123,7 +126,8 @@ impl Trial<'_> {
 }
 
 /// A deletion that a full device refuses, at each of its first calls, however much of it arrived; then the block is
-/// put, found there and acknowledged without a write. The deletion must not come back.
+/// put, found there and acknowledged without a write, at once or after the device was full once more. The deletion
+/// must not come back.
 ///
 /// # Errors
 /// The block is lost; the words say how.
@@ -131,25 +135,37 @@ pub fn refuse_a_deletion(seeds: u64) -> Checked<Looked> {
     let (image, model) = used_store()?;
     let mut looked = Looked::default();
     for seed in 0..seeds {
+        let again = seed % CALLS_OF_A_PUT;
         for call in 1..4 {
             looked.cuts += 1;
             let disk = SimDisk::new(image.clone(), Faults::default(), seed);
             let mut life = Life::faulty(disk, model.clone(), options());
             life.open()?;
-            let at = life.disk.calls() + call;
-            let injection = Some(Injection { at, errno: Errno::Full, lasting: false });
-            life.disk.set_faults(Faults { injection, ..Faults::default() });
-            life.step(&Step::Commit(vec![Change::Delete(1)]))?;
-            life.disk.set_faults(Faults::default());
+            life.full_at(call, Change::Delete(1))?;
+            if again > 0 {
+                life.full_at(again, Change::Put(1))?;
+            }
             life.faultless = true;
             life.step(&Step::Commit(vec![Change::Put(1)]))?;
             for fate in [Fate::NOTHING, Fate::EVERYTHING, Fate::drawn(seed), Fate::drawn(seed + 1000)] {
                 looked.images += 1;
-                let place = |words: String| format!("seed {seed}, call {call}, {fate:?}: {words}");
+                let place = |words: String| format!("seed {seed}, call {call}, {again}, {fate:?}: {words}");
                 let after = Life::faultless(life.cut(fate), life.model.clone(), options());
                 after.and_then(|mut after| after.check()).map_err(place)?;
             }
         }
     }
     Ok(looked)
+}
+
+impl Life {
+    /// The device is full at one call of a commit.
+    fn full_at(&mut self, call: u64, change: Change) -> Checked {
+        let at = self.disk.calls() + call;
+        let injection = Some(Injection { at, errno: Errno::Full, lasting: false });
+        self.disk.set_faults(Faults { injection, ..Faults::default() });
+        self.step(&Step::Commit(vec![change]))?;
+        self.disk.set_faults(Faults::default());
+        Ok(())
+    }
 }
