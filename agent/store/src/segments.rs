@@ -79,38 +79,60 @@ pub(crate) struct SegmentFile {
 
 /// Reads the header of every segment file. One that does not open, for a reason of its own, stops nothing.
 pub(crate) fn list_files<D: Disk>(disk: &D, listed: &[Listed]) -> io::Result<Vec<SegmentFile>> {
-    let mut files = Vec::new();
-    for (id, length) in listed.iter().filter_map(|file| Some((segment_id(&file.name)?, file.length))) {
-        let file = match disk.open(&segment_name(id), OpenMode::Read) {
-            Ok(file) => file,
-            Err(error) if says_nothing_of_the_file(&error) => return Err(error),
-            Err(_unreadable) => {
-                files.push(SegmentFile {
-                    id,
-                    length,
-                    disk_bytes: length,
-                    opens: false,
-                    header_was_read: false,
-                    header: Decoded::Damaged,
-                });
-                continue;
-            }
-        };
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        let (header_was_read, header) = match file.read_at(&mut bytes, 0) {
-            Ok(()) => (true, SegmentHeader::decode(&bytes)),
-            Err(error) => (error.kind() == io::ErrorKind::UnexpectedEof, Decoded::Damaged),
-        };
-        let header = match header {
-            // A spare was on its way to become this segment, and its old header is still there.
-            Decoded::Whole(header) if header.id != id => Decoded::Damaged,
-            Decoded::Whole(_) | Decoded::Newer(_) | Decoded::Damaged => header,
-        };
-        let disk_bytes = file.bytes_on_disk().unwrap_or(length);
-        files.push(SegmentFile { id, length, disk_bytes, opens: true, header_was_read, header });
-    }
+    let named = listed.iter().filter_map(|file| Some((segment_id(&file.name)?, file.length)));
+    let mut files = named.map(|(id, length)| read_file(disk, id, length)).collect::<io::Result<Vec<_>>>()?;
     files.sort_by_key(|file| file.id);
     Ok(files)
+}
+
+fn read_file<D: Disk>(disk: &D, id: u32, length: u64) -> io::Result<SegmentFile> {
+    let file = match disk.open(&segment_name(id), OpenMode::Read) {
+        Ok(file) => file,
+        Err(error) if says_nothing_of_the_file(&error) => return Err(error),
+        Err(_unreadable) => {
+            let (disk_bytes, header) = (length, Decoded::Damaged);
+            return Ok(SegmentFile { id, length, disk_bytes, opens: false, header_was_read: false, header });
+        }
+    };
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    let (header_was_read, header) = match file.read_at(&mut bytes, 0) {
+        Ok(()) => (true, SegmentHeader::decode(&bytes)),
+        Err(error) => (error.kind() == io::ErrorKind::UnexpectedEof, Decoded::Damaged),
+    };
+    let header = match header {
+        // A spare was on its way to become this segment, and its old header is still there.
+        Decoded::Whole(header) if header.id != id => Decoded::Damaged,
+        Decoded::Whole(_) | Decoded::Newer(_) | Decoded::Damaged => header,
+    };
+    let disk_bytes = file.bytes_on_disk().unwrap_or(length);
+    Ok(SegmentFile { id, length, disk_bytes, opens: true, header_was_read, header })
+}
+
+impl SegmentFile {
+    /// The generation of a row of the index, of the header, or of the name.
+    pub(crate) fn generation(&self, row: Option<&SegmentRow>) -> u64 {
+        match (row, self.header) {
+            (Some(row), _) => row.generation,
+            (None, Decoded::Whole(header)) => header.generation,
+            (None, Decoded::Newer(_) | Decoded::Damaged) => generation(self.id),
+        }
+    }
+
+    /// Makes durable what a process wrote and died. What a failed sync dropped is in the system's memory all the same,
+    /// and no later sync writes it: the file is to be read from the device, and its header is read again. One that
+    /// does not open is not read at all.
+    pub(crate) fn settle<D: Disk>(&mut self, disk: &D) -> io::Result<()> {
+        match disk.open(&segment_name(self.id), OpenMode::Read) {
+            Err(error) if says_nothing_of_the_file(&error) => return Err(error),
+            Err(_unreadable) => self.opens = false,
+            Ok(file) => {
+                file.sync_data()?;
+                file.forget(0, self.length);
+                *self = read_file(disk, self.id, self.length)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<D: Disk> Segments<D> {
@@ -151,6 +173,9 @@ impl<D: Disk> Segments<D> {
         row: Option<&SegmentRow>,
         checkpoint_generation: u64,
     ) -> io::Result<Option<Segment>> {
+        if !file.opens && file.generation(row) >= checkpoint_generation {
+            return Ok(None);
+        }
         let header = match file.header {
             Decoded::Whole(header) if header.store == self.store => Some(header),
             Decoded::Whole(_) | Decoded::Newer(_) | Decoded::Damaged => None,

@@ -88,7 +88,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Writes table and rows; `checkpoint` says up to where the log is in them. What could not be made durable stays
-    /// in the table: at most what one segment holds.
+    /// in the table: what was written since the checkpoint before it, or all of the log if the index is made again.
     pub(super) fn write_index(&mut self, checkpoint: Checkpoint) -> Result<(), IndexError> {
         if self.unsettled.is_some_and(|generation| checkpoint.generation >= generation) {
             return Ok(());

@@ -64,8 +64,8 @@ pub struct Store<D: Disk> {
     cleaning: Option<Cleaning>,
     /// Why writes are refused.
     stopped: Option<String>,
-    /// Generation of the newest segment, when it could not be made durable at the start: what it says is served, and
-    /// nothing durable is built on it.
+    /// Generation of the first segment that could not be made durable at the start: what it and later ones say is
+    /// served, and nothing durable is built on it.
     unsettled: Option<u64>,
     /// A batch failed behind the newest segment's end; nothing is acknowledged before the next header, which
     /// tells where that end is, is durable.

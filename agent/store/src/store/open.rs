@@ -8,7 +8,7 @@ use super::maintain::{fresh_index, open_index, other_bytes};
 use super::status::Counters;
 use super::{ByBytes, Store};
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
-use crate::error::{MaintainError, OpenError};
+use crate::error::{MaintainError, OpenError, says_nothing_of_the_file};
 use crate::format::{
     Decoded, FORMAT_VERSION, INDEX_NAME, LOCK_NAME, OBSOLETE_NAMES, SEGMENT_HEADER_BYTES, SUPERBLOCK_BYTES,
     SUPERBLOCK_NAME, SegmentHeader, StoreId, decode_superblock, encode_superblock, segment_name,
@@ -92,27 +92,7 @@ impl<D: Disk> Store<D> {
             }
             return Ok(());
         }
-        self.settle();
         self.replay(&checkpoint, report)
-    }
-
-    /// What will be read must be durable before anything is built on it, its name included: a process may have died
-    /// between a write or rename and its sync, and a put of what it wrote, or a batch in a file whose name the power
-    /// takes back, would be acknowledged and lost.
-    fn settle(&mut self) {
-        #[cfg(planted)]
-        if crate::planted::is(crate::planted::Bug::NoSettle) {
-            return;
-        }
-        let Some((id, generation)) = self.segments.newest().map(|(id, s)| (id, s.row.generation)) else {
-            return;
-        };
-        self.counters.log_syncs += 1;
-        let named = self.disk.sync_dir();
-        if let Err(error) = named.and_then(|()| self.segments.reader(id)?.sync_data()) {
-            self.stopped = Some(format!("syncing {} failed: {error}", segment_name(id)));
-            self.unsettled = Some(generation);
-        }
     }
 
     /// Goes on where the log ends. What a torn batch left there is written over; cutting it off would take
@@ -122,6 +102,56 @@ impl<D: Disk> Store<D> {
         let _put_off = self.segments.free_retired();
         self.segments.resume(self.options.segment_bytes)
     }
+}
+
+/// What a start made durable before it read the log.
+#[derive(Default)]
+struct Settled {
+    syncs: u64,
+    /// From this generation on nothing is, and why.
+    failed: Option<(u64, String)>,
+}
+
+/// What will be read must be durable before anything is built on it, its name included: a process may have died
+/// between a write or rename and its sync, or behind a sync that failed, and a put of what it wrote, or a batch in a
+/// file whose name the power takes back, would be acknowledged and lost.
+fn settle<D: Disk>(
+    disk: &D,
+    files: &mut [SegmentFile],
+    rows: &BTreeMap<u32, SegmentRow>,
+    checkpoint: &Checkpoint,
+) -> io::Result<Settled> {
+    let mut settled = Settled::default();
+    #[cfg(planted)]
+    if crate::planted::is(crate::planted::Bug::NoSettle) {
+        return Ok(settled);
+    }
+    let generation_of = |file: &SegmentFile| file.generation(rows.get(&file.id));
+    let Some(newest) = files.iter().map(generation_of).max() else { return Ok(settled) };
+    if checkpoint.clean && newest == checkpoint.generation {
+        return Ok(settled);
+    }
+    if let Err(error) = disk.sync_dir() {
+        settled.failed = Some((newest, format!("syncing the directory failed: {error}")));
+        return Ok(settled);
+    }
+    for file in files.iter_mut() {
+        let generation = generation_of(file);
+        if generation < checkpoint.generation {
+            continue;
+        }
+        settled.syncs += 1;
+        match file.settle(disk) {
+            Ok(()) => {}
+            Err(error) if says_nothing_of_the_file(&error) => return Err(error),
+            Err(error) => {
+                let reason = format!("syncing {} failed: {error}", segment_name(file.id));
+                settled.failed = Some((generation, reason));
+                break;
+            }
+        }
+    }
+    Ok(settled)
 }
 
 fn open<D: Disk>(
@@ -160,13 +190,20 @@ fn open_once<D: Disk>(
     let (index, opened, rebuilt) = fitting_index(disk.as_ref(), options, &id, &files, &listed, rebuild)?;
     report.index_rebuilt = rebuilt;
     let rows: BTreeMap<u32, SegmentRow> = opened.segments.iter().copied().collect();
-    let generation = opened.checkpoint.map_or(0, |checkpoint| checkpoint.generation);
+    let checkpoint = opened.checkpoint.unwrap_or_default();
+    let settled =
+        settle(disk.as_ref(), &mut files, &rows, &checkpoint).map_err(failed("reading segments"))?;
     let spares = Spares::load(Arc::clone(disk), options, &listed);
-    let (mut segments, unreadable) = Segments::load(Arc::clone(disk), id, &files, spares, &rows, generation)
-        .map_err(failed("reading segments"))?;
+    let (mut segments, unreadable) =
+        Segments::load(Arc::clone(disk), id, &files, spares, &rows, checkpoint.generation)
+            .map_err(failed("reading segments"))?;
     report.unreadable_files = [set_aside, unreadable].concat();
     segments.forgotten = rows.keys().copied().filter(|id| segments.get(*id).is_none()).collect();
     let mut store = empty_store(Arc::clone(disk), lock, options.clone(), id, segments, index);
+    store.counters.log_syncs += settled.syncs;
+    if let Some((generation, reason)) = settled.failed {
+        (store.unsettled, store.stopped) = (Some(generation), Some(reason));
+    }
     match store.start(opened, &mut report) {
         Ok(()) => {}
         Err(IndexError::Failed(reason)) => {

@@ -107,6 +107,9 @@ impl Trial<'_> {
             }
             life.check_limits()?;
         }
+        if self.errno == Errno::Io {
+            self.start_again(&life, looked).map_err(|words| format!("the process dies, {words}"))?;
+        }
         let mut cut = |life: &Life, fate: Fate, when: &str| {
             looked.images += 1;
             let place = |words: String| format!("cut {when}, {fate:?}: {words}");
@@ -122,6 +125,21 @@ impl Trial<'_> {
         life.faultless = false;
         life.step(&batch_after())?;
         cut(&life, Fate::NOTHING, "after another batch")
+    }
+
+    /// The process dies and not the kernel, which shows the next one what a failed sync dropped. That does the step
+    /// once more, and what it acknowledges outlasts a power cut.
+    fn start_again(&self, life: &Life, looked: &mut Looked) -> Checked {
+        let mut next = Life::faultless(life.disk.image(), life.model.clone(), options())?;
+        if life.reported {
+            next.step(&Step::Rebuild)?;
+        }
+        next.check()?;
+        let last = self.steps.last().ok_or("a program has a step")?;
+        next.step(last)?;
+        looked.images += 1;
+        let after = Life::faultless(next.cut(Fate::NOTHING), next.model.clone(), options());
+        after.and_then(|mut after| after.check()).map_err(|words| format!("then the power fails: {words}"))
     }
 }
 

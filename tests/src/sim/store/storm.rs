@@ -146,6 +146,9 @@ impl Storm {
         }
         for _step in 0..3 + self.random.below(25) {
             let step = self.habit.step(&mut self.random);
+            if self.random.chance(100) {
+                life.disk.forget();
+            }
             let rots = self.random.chance(self.faults.index_rot);
             let rotten = if rots { life.disk.rot(is_index) } else { None };
             let done = life.step(&step).map_err(|words| format!("{step:?}, rotten {rotten:?}: {words}"));
