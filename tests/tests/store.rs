@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
-use larder_store::{Options, OsDisk, Store};
+use larder_store::{Disk, DiskFile, OpenMode, Options, OsDisk, Store};
 use larder_tests::mount::Mount;
 use larder_tests::node::{Node, noise, skip, wait_for};
 use larder_tests::wire;
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -410,6 +410,33 @@ fn flip(path: &Path, at: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+/// Files of a process may not grow beyond a length: the kernel takes the part of a write that fits, and refuses the rest.
+#[test]
+fn what_the_kernel_took_of_a_write_is_in_its_place_when_it_refuses_the_rest() {
+    const FOLDER: &str = "LARDER_SHORT_WRITES";
+    const TEST: &str = "what_the_kernel_took_of_a_write_is_in_its_place_when_it_refuses_the_rest";
+    const FITS: u64 = 9_000;
+    let bytes = noise(20_000, "a short write");
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let limit = Rlimit { current: Some(FITS), ..rustix::process::getrlimit(Resource::Fsize) };
+        rustix::process::setrlimit(Resource::Fsize, limit).unwrap();
+        let file = OsDisk::new(folder).unwrap().open("file", OpenMode::Create).unwrap();
+        let parts: Vec<IoSlice<'_>> = bytes.chunks(700).map(IoSlice::new).collect();
+        let error = file.write_gathered(&parts, 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{error}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // only a shell makes a process begin with the signal ignored that would end it
+    let mut child = Command::new("sh");
+    child.args(["-c", "trap '' XFSZ && exec \"$0\" --exact \"$1\""]);
+    let child = child.arg(std::env::current_exe().unwrap()).arg(TEST).env(FOLDER, folder.path());
+    let ended = child.output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
+    let written = fs::read(folder.path().join("file")).unwrap();
+    assert!(written == bytes[..FITS as usize], "{} bytes are there", written.len());
 }
 
 #[test]
