@@ -71,6 +71,8 @@ pub(super) struct Inode {
     pub(super) seen: Content,
     /// What a cut leaves of it if all that waits is lost.
     durable: Content,
+    /// What was durable before the last sync.
+    earlier: Content,
     waiting: Vec<Change>,
     /// A sync failed, so that not all that is seen is durable or waits.
     dropped: bool,
@@ -102,8 +104,11 @@ impl Inode {
     }
 
     pub(super) fn sync(&mut self) {
-        self.durable = self.arrived();
-        self.waiting.clear();
+        if !self.waiting.is_empty() {
+            let arrived = self.arrived();
+            self.earlier = std::mem::replace(&mut self.durable, arrived);
+            self.waiting.clear();
+        }
     }
 
     /// A sync that failed: the kernel keeps the pages, calls them clean, and never writes them. Some reached
@@ -133,8 +138,8 @@ impl Inode {
     }
 
     /// An older version of the bytes.
-    pub(super) fn durable(&self) -> &Content {
-        &self.durable
+    pub(super) fn earlier(&self) -> &Content {
+        &self.earlier
     }
 
     pub(super) fn rot(&mut self, offset: u64, bit: u8) {
@@ -305,8 +310,8 @@ impl Image {
         for inode in names.values() {
             let file = &self.inodes[inode];
             let (content, was_spare) = (file.after_cut(fate.data, &mut random), file.was_spare);
-            let (seen, durable) = (content.clone(), content);
-            inodes.insert(*inode, Inode { seen, durable, was_spare, ..Inode::default() });
+            let (seen, earlier, durable) = (content.clone(), content.clone(), content);
+            inodes.insert(*inode, Inode { seen, durable, earlier, was_spare, ..Inode::default() });
         }
         let durable_names = names.clone();
         Image { inodes, names, durable_names, waiting_names: Vec::new(), next_inode: self.next_inode }

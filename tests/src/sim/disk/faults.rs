@@ -120,7 +120,7 @@ pub struct Faults {
     pub lying_sync: u32,
     /// A read answers with what another place of the file holds.
     pub misdirected_read: u32,
-    /// A read answers with what was there at the last sync.
+    /// A read answers with what was there before the last sync.
     pub stale_read: u32,
     /// A bit flips on the device at each power cut.
     pub rot: u32,

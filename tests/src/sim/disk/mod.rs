@@ -391,7 +391,7 @@ impl DiskFile for SimFile {
             let elsewhere = random.below(file.seen.length) / SECTOR as u64 * SECTOR as u64;
             file.seen.read(elsewhere, buffer);
         } else if random.chance(faults.stale_read) {
-            file.durable().read(offset, buffer);
+            file.earlier().read(offset, buffer);
         } else {
             file.seen.read(offset, buffer);
         }
