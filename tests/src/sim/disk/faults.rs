@@ -56,6 +56,8 @@ pub enum Call {
     Create,
     /// Listing names.
     List,
+    /// Asking for a length, for what a file takes, or for room.
+    Ask,
     /// Reading.
     Read,
     /// Writing.
@@ -76,7 +78,7 @@ impl Call {
     /// Whether it changes what a power cut would leave.
     pub fn changes(self) -> bool {
         match self {
-            Self::Open | Self::List | Self::Read => false,
+            Self::Open | Self::List | Self::Ask | Self::Read => false,
             Self::Create
             | Self::Write
             | Self::Length
@@ -102,7 +104,7 @@ pub struct Injection {
 /// Faults, each with its chance in a thousand calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// A read fails.
+    /// A read fails, or asking for a length or room.
     pub read_error: u32,
     /// A write fails, half-way or at once.
     pub write_error: u32,
@@ -186,7 +188,7 @@ impl Faults {
 
     pub(super) fn error_for(&self, call: Call, random: &mut Random) -> Option<Errno> {
         let chances = match call {
-            Call::Read => [(self.read_error, Errno::Io), (0, Errno::Io), (0, Errno::Io)],
+            Call::Read | Call::Ask => [(self.read_error, Errno::Io), (0, Errno::Io), (0, Errno::Io)],
             Call::Write => {
                 let (full, short) = (self.full, self.write_error / 2);
                 [(self.write_error, Errno::Io), (short, Errno::Short), (full, Errno::Full)]

@@ -16,7 +16,7 @@ pub use faults::{Call, Errno, Faults, Injection};
 use crate::sim::coverage::{Coverage, Event};
 use crate::sim::random::Random;
 use content::SECTOR;
-use crash::Change;
+use crash::{Change, Inode};
 use larder_store::{Disk, DiskFile, Listed, OpenMode, Space};
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -349,7 +349,8 @@ impl Disk for SimDisk {
     }
 
     fn space(&self) -> io::Result<Space> {
-        let machine = self.machine();
+        let mut machine = self.machine();
+        machine.enter(Call::Ask, "", None).map_err(Errno::error)?;
         let total = machine.faults.room.unwrap_or(DEVICE_BYTES);
         Ok(Space { total, free: total.saturating_sub(machine.image.bytes_taken()) })
     }
@@ -362,6 +363,12 @@ impl Disk for SimDisk {
 impl SimFile {
     fn machine(&self) -> MutexGuard<'_, Machine> {
         lock(&self.machine)
+    }
+
+    fn ask(&self, answer: impl FnOnce(&Inode) -> u64) -> io::Result<u64> {
+        let mut machine = self.machine();
+        machine.enter(Call::Ask, &self.name, Some(self.inode)).map_err(Errno::error)?;
+        machine.image.inodes.get(&self.inode).map(answer).ok_or(Errno::Io.error())
     }
 }
 
@@ -432,8 +439,7 @@ impl DiskFile for SimFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        let machine = self.machine();
-        machine.image.inodes.get(&self.inode).map(|file| file.seen.length).ok_or(Errno::Io.error())
+        self.ask(|file| file.seen.length)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -459,7 +465,6 @@ impl DiskFile for SimFile {
     }
 
     fn bytes_on_disk(&self) -> io::Result<u64> {
-        let machine = self.machine();
-        machine.image.inodes.get(&self.inode).map(|file| file.seen.bytes_taken()).ok_or(Errno::Io.error())
+        self.ask(|file| file.seen.bytes_taken())
     }
 }

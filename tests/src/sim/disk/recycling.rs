@@ -15,7 +15,7 @@ pub(super) fn error_in(image: &Image, call: Call, name: &str, inode: Option<u64>
         Call::SyncNames => (image.waits_for_rename(is_spare), false),
         Call::Open | Call::Remove => (of_spare(), false),
         Call::Write | Call::Length | Call::Sync => (of_spare(), was_spare()),
-        Call::Create | Call::List | Call::Read => (false, false),
+        Call::Create | Call::List | Call::Ask | Call::Read => (false, false),
     };
     if begins { Some(Event::ErrorInRecycling) } else { goes_on.then_some(Event::ErrorOnRecycled) }
 }
