@@ -21,6 +21,8 @@ pub enum Event {
     ErrorInRecycling,
     /// A write, cut or sync failed of a segment that had been a spare.
     ErrorOnRecycled,
+    /// A question was answered with an error.
+    ErrorAnswered,
     /// A merge of runs came to its end.
     Merged,
     /// All runs began to become one because most of their entries said nothing any more.

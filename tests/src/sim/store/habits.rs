@@ -114,11 +114,12 @@ impl Habit {
             (_, 21 | 22) => Step::Reopen,
             (_, 23) => Step::Kill,
             (_, 24) => Step::Rebuild,
-            (_, 25..29) => Step::Clean {
+            (_, 25..28) => Step::Clean {
                 garbage: random.below(3) as u32,
                 budget: 1000 + random.below(200_000),
                 steps: 1 + random.below(20) as usize,
             },
+            (_, 28) => Step::Read,
             _ => Step::Verify,
         }
     }

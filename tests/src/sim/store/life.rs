@@ -30,6 +30,8 @@ pub enum Step {
     },
     /// Verifies everything.
     Verify,
+    /// Asks for everything, whatever fails.
+    Read,
     /// Deletes nearly everything, cleans to the end, and puts what was refused last.
     Relieve,
 }
@@ -135,7 +137,13 @@ impl Life {
         match step {
             Step::Commit(batch) => model.begin(batch),
             Step::Clean { garbage, .. } => model.cleaning(&self.kept(*garbage)),
-            Step::Checkpoint | Step::Reopen | Step::Kill | Step::Rebuild | Step::Verify | Step::Relieve => {}
+            Step::Checkpoint
+            | Step::Reopen
+            | Step::Kill
+            | Step::Rebuild
+            | Step::Verify
+            | Step::Read
+            | Step::Relieve => {}
         }
         model
     }
@@ -193,6 +201,7 @@ impl Life {
             }
             Step::Clean { garbage, budget, steps } => self.clean(*garbage, *budget, *steps),
             Step::Verify => self.verify(),
+            Step::Read => self.read(),
             Step::Relieve => self.relieve(),
         }
     }
@@ -294,6 +303,17 @@ impl Life {
                 },
                 Err(error) => return self.excuse(&error.to_string()),
             }
+        }
+    }
+
+    /// While the device fails too, each answer is right or an error; what a heal could not read may be missing.
+    fn read(&mut self) -> Checked {
+        let store = self.store.as_mut().ok_or("no store is open")?;
+        let asked = self.model.ask(store)?;
+        self.coverage.note_times(Event::ErrorAnswered, asked.errors);
+        match asked.denied {
+            Some(words) if self.disk.is_honest() && !self.is_degraded()? => Err(format!("DENIED: {words}")),
+            Some(_) | None => Ok(()),
         }
     }
 

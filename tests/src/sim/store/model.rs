@@ -286,6 +286,86 @@ impl Model {
     }
 }
 
+/// What came of questions to a store whose device may fail.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Answers that were errors.
+    pub errors: u64,
+    /// What is known and was answered otherwise: only a device that lies or a log that can not be read excuses it.
+    pub denied: Option<String>,
+}
+
+impl Model {
+    /// Asks a store for everything while its device may fail: an error is an answer too.
+    ///
+    /// # Errors
+    /// Wrong bytes, which no device excuses.
+    pub fn ask<D: Disk>(&self, store: &mut Store<D>) -> Checked<Asked> {
+        let mut asked = Asked::default();
+        for number in &self.universe {
+            let (hash, expected) = block(*number);
+            let known = self.known.blocks.get(number);
+            if let Some(bytes) = asked.answer(store.get(&hash)) {
+                if bytes.as_ref().is_some_and(|bytes| *bytes != expected) {
+                    return Err(format!("WRONG BYTES: block {number}"));
+                }
+                // what is in quarantine is not there for `has`
+                let has = bytes.is_none() || asked.answer(store.has(&hash)).unwrap_or(true);
+                let fits = match known {
+                    Some(Presence::There) => bytes.is_some() && has,
+                    Some(Presence::Perhaps) => has,
+                    None => bytes.is_none(),
+                };
+                asked.check(fits, || {
+                    format!("block {number} is {bytes:?}, has says {has}, known is {known:?}")
+                });
+            }
+        }
+        if let Some(bindings) = asked.answer(store.bindings("", None, 1000)) {
+            let texts = bindings.iter().map(|(text, binding)| (text, &binding.value));
+            let names = self.texts_once_written(texts)?;
+            asked.check(names == self.known.names, || format!("names are {names:?}"));
+        }
+        if let Some(changes) = asked.answer(store.changes(0, 1000)) {
+            let names = self.texts_once_written(changes.iter().map(|(_, text, value)| (text, value)))?;
+            asked.check(names == self.known.names, || format!("changes are {names:?}"));
+        }
+        if let Some(settings) = asked.answer(store.settings("")) {
+            let settings = self.texts_once_written(settings.iter().map(|(text, value)| (text, value)))?;
+            asked.check(settings == self.known.settings, || format!("settings are {settings:?}"));
+        }
+        Ok(asked)
+    }
+
+    fn texts_once_written<'a>(
+        &self,
+        texts: impl Iterator<Item = (&'a String, &'a Bytes)>,
+    ) -> Checked<BTreeMap<u8, u32>> {
+        let mut numbers = BTreeMap::new();
+        for (text, bytes) in texts {
+            let value = number_of(text, bytes)?;
+            if !self.ever.contains(&(text.clone(), value)) {
+                return Err(format!("WRONG BYTES: {text} has value {value} and never had"));
+            }
+            numbers.insert(suffix(text)?, value);
+        }
+        Ok(numbers)
+    }
+}
+
+impl Asked {
+    fn answer<T, E>(&mut self, answer: Result<T, E>) -> Option<T> {
+        self.errors += u64::from(answer.is_err());
+        answer.ok()
+    }
+
+    fn check(&mut self, fits: bool, words: impl FnOnce() -> String) {
+        if !fits {
+            self.denied.get_or_insert_with(words);
+        }
+    }
+}
+
 fn failed(what: impl Display) -> impl Fn(&dyn Debug) -> String {
     move |error| format!("{what} is answered with {error:?}")
 }

@@ -26,6 +26,8 @@ pub enum Letter {
     Clean,
     /// The process ends, and the store is opened again.
     Kill,
+    /// Everything is asked for.
+    Read,
 }
 
 impl Letter {
@@ -41,9 +43,10 @@ impl Letter {
         Self::Clean,
     ];
 
-    /// What meets errors: opening after a crash too.
-    pub const FAILING: [Self; 9] = [
+    /// What meets errors: opening after a crash and reading too.
+    pub const FAILING: [Self; 10] = [
         Self::Kill,
+        Self::Read,
         Self::Put,
         Self::Bind,
         Self::Delete,
@@ -69,6 +72,7 @@ impl Letter {
             Self::Open => Step::Reopen,
             Self::Rebuild => Step::Rebuild,
             Self::Kill => Step::Kill,
+            Self::Read => Step::Read,
             Self::Clean => Step::Clean { garbage: 0, budget: 1 << 20, steps: 20 },
         }
     }
