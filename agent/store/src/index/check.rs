@@ -101,7 +101,8 @@ impl<F: DiskFile> CheckedFile<F> {
         Ok(data.len() as u64)
     }
 
-    /// Writes the checks that changed, makes everything durable, and says how many bytes it wrote.
+    /// Writes the checks that changed, makes everything durable, and says how many bytes it wrote. After an error redb
+    /// does nothing more with a file that is not opened anew.
     pub(super) fn sync_data(&mut self) -> io::Result<u64> {
         let mut written = 0;
         for (number, group) in (0..).zip(&mut self.groups) {

@@ -175,7 +175,8 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// After a failed write redb answers nothing until it is opened again. True if it is as it was.
+    /// After a failed write redb answers nothing until it is opened again. True if it is as it was. What a failed sync
+    /// dropped does no harm: no page of the last durable commit is in it, and opening writes redb's header anew.
     fn reopen_index(&mut self) -> bool {
         self.index.shut();
         if self.index_incomplete {

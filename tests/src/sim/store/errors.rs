@@ -124,7 +124,11 @@ impl Trial<'_> {
         }
         life.faultless = false;
         life.step(&batch_after())?;
-        cut(&life, Fate::NOTHING, "after another batch")
+        cut(&life, Fate::NOTHING, "after another batch")?;
+        // what the index was opened on again after a failed sync must be on the device too
+        life.disk.forget();
+        life.step(&Step::Checkpoint)?;
+        cut(&life, Fate::NOTHING, "after another checkpoint")
     }
 
     /// The process dies and not the kernel, which shows the next one what a failed sync dropped. That does the step
