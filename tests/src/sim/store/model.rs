@@ -316,8 +316,9 @@ impl Model {
                     Some(Presence::Perhaps) => has,
                     None => bytes.is_none(),
                 };
+                let length = bytes.map(|bytes| bytes.len());
                 asked.check(fits, || {
-                    format!("block {number} is {bytes:?}, has says {has}, known is {known:?}")
+                    format!("block {number} has {length:?} bytes, has says {has}, known is {known:?}")
                 });
             }
         }
