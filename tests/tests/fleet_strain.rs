@@ -80,9 +80,10 @@ fn a_master_on_a_full_device_says_so_and_takes_the_rest_once_there_is_room() {
 }
 
 #[test]
-fn a_hundred_thousand_small_files_reach_the_master_whatever_is_killed_meanwhile() {
+fn a_hundred_thousand_small_files_reach_master_and_leecher_whatever_is_killed_meanwhile() {
     let broker = Mosquitto::start(Config::default());
     let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"\"]");
     fleet.start();
     let bytes = noise(100 * 100_000, "small");
     let files: BTreeMap<String, &[u8]> =
@@ -105,14 +106,21 @@ fn a_hundred_thousand_small_files_reach_the_master_whatever_is_killed_meanwhile(
     for count in (20_000..=100_000).step_by(10_000) {
         wait_for("more of them are there", || (names(&fleet.master) >= count).then_some(()));
     }
+    fleet.leecher.kill();
+    fleet.leecher.start();
+    for count in (10_000..=100_000).step_by(10_000) {
+        wait_for("more of them are fetched", || (names(&fleet.leecher) >= count).then_some(()));
+    }
     fleet.settled();
-    assert_eq!(names(&fleet.master), 100_000);
-    assert_eq!(listing(&fleet.master, ""), listing(&fleet.worker, ""));
+    for node in [&fleet.master, &fleet.leecher] {
+        assert_eq!(names(node), 100_000);
+        assert_eq!(listing(node, ""), listing(&fleet.worker, ""));
+        node.run(["verify"]).expect(0);
+    }
     let mut stream = fleet.master.connect();
     for (number, (name, content)) in (1..).zip(&files) {
         assert!(wire::get(&mut stream, number, name).unwrap().unwrap() == *content, "{name}");
     }
-    fleet.master.run(["verify"]).expect(0);
 }
 
 /// What a range of a sparse file with islands holds.
@@ -129,7 +137,7 @@ fn expected(islands: &BTreeMap<u64, Vec<u8>>, from: u64, length: u64) -> Vec<u8>
 }
 
 #[test]
-fn a_sparse_file_of_five_gib_is_stored_small_and_every_range_of_it_is_right_on_worker_and_master() {
+fn a_sparse_file_of_five_gib_is_stored_small_and_every_range_of_it_is_right_on_every_node() {
     let broker = Mosquitto::start(Config::default());
     let mut fleet = Fleet::new(broker.port());
     fleet.start();
@@ -145,7 +153,8 @@ fn a_sparse_file_of_five_gib_is_stored_small_and_every_range_of_it_is_right_on_w
     let stored = node.json(["put", "sparse"]).remove(0);
     assert_eq!(stored["size"], 5 * GIB);
     fleet.settled();
-    for node in [&fleet.worker, &fleet.master] {
+    fleet.leecher.run(["fetch", "sparse"]).expect(0);
+    for node in [&fleet.worker, &fleet.master, &fleet.leecher] {
         let used = number(&node.status(), "store", "used_bytes");
         assert!(used < 100 << 20, "equal blocks are stored once, but {used} bytes are used");
         for (from, length) in [
