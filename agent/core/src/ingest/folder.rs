@@ -196,12 +196,10 @@ impl Folders {
         if self.awaiting.len() > FILES_NOTED_MAX / 2 {
             return;
         }
-        for watch in 0..self.folders.len() {
-            if std::mem::take(&mut self.folders[watch].crowded) {
-                self.scan_soon(
-                    now,
-                    u8::try_from(watch).expect("the configuration bounds the watched folders"),
-                );
+        let count = u8::try_from(self.folders.len()).expect("the configuration bounds the watched folders");
+        for watch in 0..count {
+            if std::mem::take(&mut self.folders[usize::from(watch)].crowded) {
+                self.scan_soon(now, watch);
             }
         }
     }

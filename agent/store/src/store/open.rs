@@ -132,7 +132,8 @@ fn settle<D: Disk>(
         return Ok(settled);
     }
     if let Err(error) = disk.sync_dir() {
-        settled.failed = Some((newest, format!("syncing the directory failed: {error}")));
+        // no segment behind the checkpoint has been settled yet
+        settled.failed = Some((checkpoint.generation, format!("syncing the directory failed: {error}")));
         return Ok(settled);
     }
     for file in files.iter_mut() {
