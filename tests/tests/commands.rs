@@ -90,13 +90,22 @@ fn every_command_answers_in_json_and_every_failure_is_json_with_its_exit_code() 
     assert_eq!(one(&["status"])["answer"], "status");
     assert_eq!(one(&["verify"])["blocks"], 1);
     assert_eq!(one(&["index", "rebuild"])["names"], 1);
-    assert_eq!(one(&["rm", "a"])["answer"], "removed");
+    let needed = &node.run(["--json", "rm", cid]).expect(2).json()[0];
+    assert!(needed["message"].as_str().unwrap().contains(&format!("a needs {cid}; delete that name first")));
+    assert_eq!(one(&["rm", "name:a"])["answer"], "removed");
+    let erased = one(&["rm", cid]);
+    assert_eq!(
+        (&erased["answer"], &erased["cid"], &erased["blocks"]),
+        (&"erased".into(), &cid.into(), &1.into())
+    );
     for (code, kind, arguments) in [
         (2, "invalid", vec!["get"]),
         (2, "invalid", vec!["put", "a", "--node", "x"]),
         (2, "invalid", vec!["--profile", "fast", "status"]),
         (3, "not_found", vec!["get", "a", "-o", "c"]),
         (3, "not_found", vec!["rm", "a"]),
+        (3, "not_found", vec!["rm", cid]),
+        (3, "not_found", vec!["get", cid, "-o", "c"]),
         (3, "not_found", vec!["put", "nothing"]),
         (2, "invalid", vec!["--node", "other", "status"]),
         (7, "unreachable", vec!["--socket", "/nonexistent/sock", "fetch", "a"]),
@@ -150,6 +159,42 @@ fn what_is_deleted_is_gone_for_good_and_several_names_are_each_tried() {
     assert_eq!(node.names("").len(), 8, "the log knows of the deletion too");
     node.run(["put", "many"]).expect(0);
     assert_eq!(node.names("").len(), 10);
+}
+
+#[test]
+fn what_a_deleted_name_leaves_behind_is_had_by_its_cid_until_that_is_deleted_too() {
+    for is_running in [false, true] {
+        let mut node = Node::new("cam", "worker");
+        let (large, small) = (noise(3_000_000, "large"), noise(100_000, "small"));
+        let both = [&large[..1_500_000], &small[..]].concat();
+        for (name, bytes) in [("large", &large), ("both", &both)] {
+            node.run_with(["put", "--stdin", name], bytes).expect(0);
+        }
+        if is_running {
+            node.start();
+        }
+        let cid = node.json(["ls", "large"])[0]["objects"][0]["cid"].as_str().unwrap().to_owned();
+        let blocks = node.status()["store"]["blocks"].as_u64().unwrap();
+        node.run(["rm", "large"]).expect(0);
+        assert!(node.get(&cid).is_some(), "until then its CID finds it");
+        let deleted = node.run(["rm", &cid]).expect(0).text();
+        let left = node.status()["store"]["blocks"].as_u64().unwrap();
+        let count = blocks - left;
+        assert!((20..blocks - 20).contains(&count), "{count} of {blocks}");
+        assert!(deleted.contains(&format!("deleted {count} blocks of {cid}")), "{deleted}");
+        assert!(node.run(["rm", &cid]).expect(3).stderr.contains("is not here"));
+        if is_running {
+            node.kill();
+            node.start();
+        }
+        node.run(["index", "rebuild"]).expect(0);
+        assert_eq!(node.run(["get", &cid, "-o", "-"]).expect(3).stdout, b"", "the log knows of it");
+        assert_eq!(node.status()["store"]["blocks"], left);
+        assert!(node.get("both").unwrap() == both, "what another object needs stays");
+        node.run(["verify"]).expect(0);
+        node.run_with(["put", "--stdin", "large"], &large).expect(0);
+        assert!(node.get("large").unwrap() == large);
+    }
 }
 
 #[test]

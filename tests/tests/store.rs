@@ -577,6 +577,11 @@ fn a_flipped_bit_in_a_block_is_named_never_served_and_healed_by_a_new_put() {
             text.contains(&format!("damaged block {block}")) && text.contains("incomplete o/004"),
             "{text}"
         );
+        node.run(["rm", "o/004"]).expect(0);
+        let verified = node.run(["verify"]).expect(4).text();
+        assert!(verified.contains("no object needs: `larder rm CID` deletes it"), "{verified}");
+        node.run(["rm", &block]).expect(0);
+        node.run(["verify"]).expect(0);
         node.run_with(["put", "--stdin", "o/004"], &object).expect(0);
         assert!(node.get("o/004").unwrap() == object);
         node.run(["verify"]).expect(0);

@@ -383,8 +383,11 @@ fn a_master_commands_other_nodes_over_mqtt_and_nobody_else_does() {
     let fetched = remote(&["fetch", "shelf/c"]).pop().expect("a fetch has an answer");
     assert_eq!(fetched["object"]["name"], "shelf/c", "{fetched}");
     remote(&["rm", "shelf/c"]);
+    let cid = listed(&fleet.worker, "a").expect("it was put")["cid"].as_str().unwrap_or("").to_owned();
     remote(&["rm", "a"]);
     assert_eq!(fleet.worker.names(""), ["b"]);
+    let erased = remote(&["rm", &cid]).pop().expect("rm of a CID has an answer");
+    assert_eq!((&erased["answer"], &erased["blocks"]), (&"erased".into(), &1.into()));
     fleet.master.run(["--node", "cam", "rm", "a"]).expect(3);
     let unknown = fleet.master.run(["--node", "nobody", "status"]).expect(2);
     assert!(unknown.stderr.contains("[[peer]]"), "{}", unknown.stderr);

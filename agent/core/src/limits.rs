@@ -79,8 +79,8 @@ pub const REQUESTS_PER_CLIENT_MAX: usize = 256;
 /// `Busy`.
 pub const COMMANDS_OPEN_MAX: usize = 64;
 
-/// Verifications that wait for their turn. A further one is answered `Busy`.
-pub const VERIFICATIONS_MAX: usize = 64;
+/// Verifications and erasures that wait for their turn. A further one is answered `Busy`.
+pub const ERRANDS_MAX: usize = 64;
 
 /// Bytes of one frame on the local socket, its header aside.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;

@@ -281,8 +281,8 @@ impl Node {
                 self.power.wake_radio(now, out);
                 self.sync.send_now(now, out);
             }
-            Message::VerifyAll { ticket } => self.keeper.verify_all(ticket, out),
-            Message::VerifyNews { ticket, news } => self.control.verify_news(ticket.number, *news, out),
+            Message::Errand { ticket, errand } => self.keeper.asked(ticket, errand, out),
+            Message::ErrandNews { ticket, news } => self.control.errand_news(ticket.number, *news, out),
         }
     }
 

@@ -71,6 +71,11 @@ pub enum Request {
         /// The name to delete.
         name: Name,
     },
+    /// Delete what is stored here under a CID and no object needs: the block, and what it lists if it is a manifest.
+    Erase {
+        /// The block, or the root.
+        cid: BlockId,
+    },
     /// Ask the master for an object and keep it here.
     Fetch {
         /// Which object.
@@ -107,13 +112,20 @@ impl Request {
     pub fn changes_something(&self) -> bool {
         matches!(
             self,
-            Request::Remove { .. } | Request::Fetch { .. } | Request::IndexRebuild | Request::Profile { .. }
+            Request::Remove { .. }
+                | Request::Erase { .. }
+                | Request::Fetch { .. }
+                | Request::IndexRebuild
+                | Request::Profile { .. }
         )
     }
 
     /// Whether it may take minutes, so that who asked has to hear meanwhile that it is under way.
     pub fn takes_long(&self) -> bool {
-        matches!(self, Request::Fetch { .. } | Request::Verify | Request::IndexRebuild)
+        matches!(
+            self,
+            Request::Erase { .. } | Request::Fetch { .. } | Request::Verify | Request::IndexRebuild
+        )
     }
 
     /// Whether the request may come over MQTT.
@@ -173,6 +185,13 @@ pub enum Response {
     Removed {
         /// The name.
         name: Name,
+    },
+    /// The block is deleted.
+    Erased {
+        /// The block, or the root.
+        cid: BlockId,
+        /// Blocks deleted, itself and below it; what other objects need stays.
+        blocks: u64,
     },
     /// The object is here, on flash.
     Fetched {

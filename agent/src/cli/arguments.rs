@@ -19,6 +19,10 @@ const PUT_NAMES: &str = "A file is stored under its own name, a directory DIR as
     it, like `cp -r`; `.`, `..` and `/` stand for what is in them. Symbolic links inside a directory are not \
     followed but reported, as is everything else that is no readable file; the rest goes on.";
 
+const RM_CIDS: &str = "What a deleted name leaves behind goes when room is wanted; until then its CID still finds it. \
+    `rm CID` deletes that at once, on this node: the block, and what it lists if it is a manifest, as far as no \
+    object needs it. It is refused while an object needs the block itself.";
+
 const NO_NODE: &str = "--node goes with ls, rm, fetch, status, power, verify and index";
 
 /// Keeps data safe on small ARM machines and gets it home.
@@ -82,7 +86,8 @@ pub(super) enum Command {
     Get(Get),
     /// List names
     Ls(List),
-    /// Delete names here and, by sync, where they went; on a leecher its own copy alone
+    /// Delete names here and, by sync, where they went; on a leecher its own copy alone. Or a CID's blocks, here
+    #[command(after_help = RM_CIDS)]
     Rm(Remove),
     /// Ask the master for objects and keep them here
     Fetch(Fetch),
@@ -205,9 +210,9 @@ pub(super) struct List {
 
 #[derive(Debug, Args)]
 pub(super) struct Remove {
-    /// Names
-    #[arg(required = true, value_name = "NAME")]
-    pub(super) names: Vec<Name>,
+    /// Names or CIDs; `name:` or `cid:` before one says which
+    #[arg(required = true, value_name = "TARGET", value_parser = target)]
+    pub(super) targets: Vec<Target>,
 }
 
 #[derive(Debug, Args)]

@@ -188,7 +188,7 @@ async fn ask_over(
         Command::Put(arguments) => put::put(arguments, config, connection, output).await,
         Command::Get(arguments) => get::get(arguments, connection, output).await,
         Command::Ls(arguments) => names::list(arguments, connection, output).await,
-        Command::Rm(arguments) => names::remove(&arguments.names, connection, output).await,
+        Command::Rm(arguments) => names::remove(&arguments.targets, connection, output).await,
         Command::Fetch(arguments) => names::fetch(&arguments.targets, connection, output).await,
         Command::Status => status::status(connection, output).await,
         Command::Power(arguments) => power::power(arguments, connection, output).await,

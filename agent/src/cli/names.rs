@@ -67,18 +67,27 @@ pub(super) async fn list(
 
 /// Runs `rm`.
 pub(super) async fn remove(
-    names: &[Name],
+    targets: &[Target],
     connection: &mut Connection,
     output: &mut Output,
 ) -> Result<Exit, CommandError> {
     let mut exit = Exit::OK;
-    for name in names {
-        match connection.ask(Request::Remove { name: name.clone() }, output).await {
-            Ok(response @ Response::Removed { .. }) => {
+    for target in targets {
+        let request = match target {
+            Target::Name(name) => Request::Remove { name: name.clone() },
+            Target::Cid(cid) => Request::Erase { cid: *cid },
+        };
+        match connection.ask(request, output).await {
+            Ok(response) => {
                 output.answer(&response)?;
-                output.remark(format_args!("deleted {}", name.as_str()))?;
+                if let Response::Removed { name } = response {
+                    output.remark(format_args!("deleted {}", name.as_str()))?;
+                } else if let Response::Erased { cid, blocks } = response {
+                    output.remark(format_args!("deleted {} of {cid}", count(blocks, "block")))?;
+                } else {
+                    return Err(CommandError::Answer("rm"));
+                }
             }
-            Ok(_) => return Err(CommandError::Answer("rm")),
             Err(error @ CommandError::Failed(_)) => exit = exit.or(output.problem(&error)),
             Err(error) => return Err(error),
         }

@@ -40,7 +40,11 @@ pub(super) async fn verify(connection: &mut Connection, output: &mut Output) -> 
         output.remark(format_args!("{read} read, {size}, all whole"))?;
         return Ok(Exit::OK);
     }
-    let way = "put or fetch these objects again to heal them";
+    let way = if incomplete.is_empty() {
+        "what no object needs: `larder rm CID` deletes it"
+    } else {
+        "put or fetch these objects again to heal them"
+    };
     let is_cut = damaged.len().max(incomplete.len()) >= VERIFY_LISTED_MAX;
     let more = if is_cut { ", perhaps more" } else { "" };
     output.remark(format_args!("{read} read, {size}, {} damaged{more}; {way}", damaged.len()))?;

@@ -435,6 +435,10 @@ impl StoreKeeper {
                 store.clean_mark(&hashes).map_err(of_maintain)?;
                 Answer::Done
             }
+            Question::CleanDelete(ids) => {
+                let hashes: Vec<[u8; 32]> = ids.into_iter().map(|id| id.0).collect();
+                Answer::Deleted(store.clean_delete(&hashes).map_err(of_maintain)? as u64)
+            }
             Question::CleanStep(bytes) => {
                 let step = store.clean_step(bytes).map_err(of_maintain)?;
                 Answer::Cleaned { done: step.done, bytes_freed: step.bytes_freed }

@@ -18,8 +18,8 @@ use crate::binding::{Binding, Content, Meta, Stored};
 use crate::id::{BlockId, NodeName};
 use crate::limits::{CLIENTS_MAX, LIST_PAGE, MESSAGE_BYTES_MAX};
 use crate::message::{
-    Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effect, Effects, FetchDone, Haste, Message,
-    Question, Ticket,
+    Actor, Answer, Bound, Caller, Change, ChangeDone, ClientId, Effect, Effects, Errand, FetchDone, Haste,
+    Message, Question, Ticket,
 };
 use crate::name::Name;
 use crate::power::report::{PowerAsk, PowerReport};
@@ -69,7 +69,7 @@ enum Purpose {
     Fetched(Origin, Name),
     Numbers(Origin),
     Rebuild(Origin),
-    Verify(Origin),
+    Errand(Origin),
     Power(Origin),
 }
 
@@ -260,12 +260,15 @@ impl Control {
             (Request::Profile { profile, seconds }, _) => {
                 self.ask_power(origin, PowerAsk::Set { profile, seconds }, out);
             }
-            (Request::Verify, _) => {
-                let ticket = self.ticket(Purpose::Verify(origin));
-                out.tell(Message::VerifyAll { ticket });
-            }
+            (Request::Verify, _) => self.send_on_errand(origin, Errand::Verify, out),
+            (Request::Erase { cid }, _) => self.send_on_errand(origin, Errand::Erase(cid), out),
             (Request::IndexRebuild, _) => self.ask(Purpose::Rebuild(origin), Question::Rebuild, out),
         }
+    }
+
+    fn send_on_errand(&mut self, origin: Origin, errand: Errand, out: &mut Effects) {
+        let ticket = self.ticket(Purpose::Errand(origin));
+        out.tell(Message::Errand { ticket, errand });
     }
 
     fn ask_power(&mut self, origin: Origin, ask: PowerAsk, out: &mut Effects) {
@@ -480,7 +483,7 @@ impl Control {
                 | Purpose::Removed(..)
                 | Purpose::FetchForGet(_)
                 | Purpose::Fetch(_)
-                | Purpose::Verify(_)
+                | Purpose::Errand(_)
                 | Purpose::Power(_),
             )
             | None => {}
@@ -598,9 +601,9 @@ impl Control {
         }
     }
 
-    /// News of a verification.
-    pub fn verify_news(&mut self, number: u32, news: Response, out: &mut Effects) {
-        let Some(Purpose::Verify(origin)) = self.asked.get(&number) else { return };
+    /// News of what the Keeper was asked to do.
+    pub fn errand_news(&mut self, number: u32, news: Response, out: &mut Effects) {
+        let Some(Purpose::Errand(origin)) = self.asked.get(&number) else { return };
         let origin = origin.clone();
         if news.is_last() {
             self.asked.remove(&number);

@@ -4,22 +4,27 @@
 //! out of its worst segments. It runs when the store fills past the role's watermark, and at the role's
 //! period if anything was written. Where the role evicts, the oldest names are dropped first, never one
 //! that upstream has not acknowledged. Verifying reads every block and then asks for each name whether all
-//! its blocks are there. A step that fails ends the task; the next trigger begins anew.
+//! its blocks are there. Erasing deletes what lies under a CID and is not marked, then cleans. A step that fails
+//! ends the task; the next trigger begins anew.
 
+mod erase;
 mod scrub;
 mod tour;
 mod verify;
 
 use crate::binding::{Content, Stored};
 use crate::id::BlockId;
-use crate::limits::VERIFICATIONS_MAX;
-use crate::message::{Actor, Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question, Ticket};
+use crate::limits::ERRANDS_MAX;
+use crate::message::{
+    Actor, Answer, Bound, Change, ChangeDone, Effects, Errand, Haste, Message, Question, Ticket,
+};
 use crate::name::Name;
 use crate::note::Note;
 use crate::request::{Failure, FailureKind, Response, ScrubNumbers, StoreNumbers};
 use crate::role::{Evict, Role};
 use crate::settings::Settings;
 use crate::time::{Deadline, Time};
+use erase::{Erasing, Next};
 use scrub::Scrub;
 use std::collections::VecDeque;
 use tour::{Tour, TourStep};
@@ -55,6 +60,7 @@ enum Task {
         freed: u64,
     },
     Verifying(Verifying),
+    Erasing(Erasing),
 }
 
 /// The actor.
@@ -73,10 +79,12 @@ pub struct Keeper {
     scrub: Scrub,
     /// Blocks to be marked.
     marks: Vec<BlockId>,
+    /// For what is marked, if not for cleaning alone.
+    erasing: Option<Erasing>,
     /// The write that remembers the end of a verification.
     remembering: Option<u32>,
     next_ticket: u32,
-    waiting: VecDeque<Ticket>,
+    waiting: VecDeque<(Ticket, Errand)>,
     /// Bytes written since the store's numbers were looked at, and whether any since the last cleaning.
     grown: u64,
     dirty: bool,
@@ -101,6 +109,7 @@ impl Keeper {
             task: Task::Idle,
             scrub: Scrub::default(),
             marks: Vec::new(),
+            erasing: None,
             remembering: None,
             next_ticket: 0,
             waiting: VecDeque::new(),
@@ -155,14 +164,13 @@ impl Keeper {
         self.delivered = seq;
     }
 
-    /// Verifies everything for this caller, after those that asked before.
-    pub fn verify_all(&mut self, ticket: Ticket, out: &mut Effects) {
-        if self.waiting.len() >= VERIFICATIONS_MAX {
-            let why = format!("{VERIFICATIONS_MAX} verifications wait already; try again");
-            let news = Box::new(Response::Error(Failure::new(FailureKind::Busy, why)));
-            return out.tell(Message::VerifyNews { ticket, news });
+    /// Does this for a caller, after those that asked before.
+    pub fn asked(&mut self, ticket: Ticket, errand: Errand, out: &mut Effects) {
+        if self.waiting.len() >= ERRANDS_MAX {
+            let why = format!("{ERRANDS_MAX} verifications and erasures wait already; try again");
+            return tell(ticket, Response::Error(Failure::new(FailureKind::Busy, why)), out);
         }
-        self.waiting.push_back(ticket);
+        self.waiting.push_back((ticket, errand));
         self.next_task(out);
     }
 
@@ -222,10 +230,17 @@ impl Keeper {
         if !matches!(self.task, Task::Idle) {
             return;
         }
-        if let Some(ticket) = self.waiting.pop_front() {
-            self.scrub.drop_for_another();
-            self.task = Task::Verifying(Verifying::new(Some(ticket)));
-            self.ask(Question::Numbers, out);
+        match self.waiting.pop_front() {
+            Some((ticket, Errand::Verify)) => {
+                self.scrub.drop_for_another();
+                self.task = Task::Verifying(Verifying::new(Some(ticket)));
+                self.ask(Question::Numbers, out);
+            }
+            Some((ticket, Errand::Erase(id))) => {
+                self.task = Task::Erasing(Erasing::new(ticket, id));
+                self.ask(Question::Read(id), out);
+            }
+            None => {}
         }
     }
 
@@ -248,6 +263,7 @@ impl Keeper {
                 Task::Idle
             }
             (Task::Verifying(verifying), answer) => self.verify_on(now, verifying, answer, out),
+            (Task::Erasing(erasing), answer) => self.erase_on(erasing, answer, out),
             // What can be fetched again may go with its damaged manifest; elsewhere its blocks are kept, and
             // with them everything, until the object is put again or deleted.
             (Task::Marking(mut tour), Answer::Failed(failure))
@@ -288,6 +304,15 @@ impl Keeper {
 
     fn fail(&mut self, failure: &Failure, out: &mut Effects) -> Task {
         out.note(Note::Store { what: failure.message.clone() });
+        self.end_erasing(failure.clone(), out)
+    }
+
+    /// Ends what was begun, and tells whoever asked for it.
+    fn end_erasing(&mut self, failure: Failure, out: &mut Effects) -> Task {
+        if let Some(erasing) = self.erasing.take() {
+            self.dirty = true;
+            tell(erasing.ticket, Response::Error(failure), out);
+        }
         self.ask(Question::CleanAbort, out);
         Task::Idle
     }
@@ -385,13 +410,22 @@ impl Keeper {
     fn mark_on(&mut self, mut tour: Tour, out: &mut Effects) -> Task {
         while self.marks.len() < MARKS_STEP {
             match tour.next() {
-                TourStep::Ids(ids) => self.marks.extend(ids),
+                TourStep::Ids(ids) => {
+                    let refusal = self.erasing.as_ref().and_then(|it| it.refusal(&ids, tour.object()));
+                    if let Some(failure) = refusal {
+                        return self.end_erasing(failure, out);
+                    }
+                    self.marks.extend(ids);
+                }
                 TourStep::Object { .. } => {}
                 TourStep::Ask(question) => {
                     self.ask(question, out);
                     return Task::Marking(tour);
                 }
                 TourStep::Done if self.marks.is_empty() => {
+                    if let Some(erasing) = self.erasing.take() {
+                        return self.erase_next(erasing, out);
+                    }
                     self.ask(Question::CleanStep(self.step_bytes), out);
                     return Task::Moving { freed: 0 };
                 }
@@ -420,7 +454,7 @@ impl Keeper {
             return self.verify_failed(now, &verifying, failure, out);
         }
         if let Some(ticket) = verifying.ticket.filter(|_| is_step) {
-            out.tell(Message::VerifyNews { ticket, news: Box::new(verifying.progress()) });
+            tell(ticket, verifying.progress(), out);
         }
         if verifying.ticket.is_none() && self.scrub.is_tired(&verifying) {
             self.scrub.set_aside(now, verifying);
@@ -447,9 +481,7 @@ impl Keeper {
         let change = Change::Set { key: scrub::SETTING.to_owned(), value };
         out.tell(Message::Write { ticket, change, haste: Haste::Patient });
         match verifying.ticket {
-            Some(ticket) => {
-                out.tell(Message::VerifyNews { ticket, news: Box::new(verifying.report()) });
-            }
+            Some(ticket) => tell(ticket, verifying.report(), out),
             None => out.note(Note::Scrubbed {
                 blocks: verifying.blocks,
                 damaged: verifying.damaged.into_iter().collect(),
@@ -467,15 +499,42 @@ impl Keeper {
         out: &mut Effects,
     ) -> Task {
         match verifying.ticket {
-            Some(ticket) => {
-                out.tell(Message::VerifyNews { ticket, news: Box::new(Response::Error(failure)) });
-            }
+            Some(ticket) => tell(ticket, Response::Error(failure), out),
             None => {
                 self.scrub.failed(now);
                 out.note(Note::Store { what: format!("the scrub ended early: {failure}") });
             }
         }
         Task::Idle
+    }
+
+    fn erase_on(&mut self, mut erasing: Erasing, answer: Answer, out: &mut Effects) -> Task {
+        match erasing.supply(answer) {
+            Ok(true) => self.erase_next(erasing, out),
+            Ok(false) => {
+                self.erasing = Some(erasing);
+                self.begin(out)
+            }
+            Err(failure) => {
+                self.erasing = Some(erasing);
+                self.end_erasing(failure, out)
+            }
+        }
+    }
+
+    fn erase_next(&mut self, mut erasing: Erasing, out: &mut Effects) -> Task {
+        match erasing.next() {
+            Next::Ask(question) => {
+                self.ask(question, out);
+                Task::Erasing(erasing)
+            }
+            Next::Done(report) => {
+                tell(erasing.ticket, report, out);
+                // The marks are there, and room is what whoever erases wants.
+                self.ask(Question::CleanStep(self.step_bytes), out);
+                Task::Moving { freed: 0 }
+            }
+        }
     }
 
     /// What was verified, for `status`.
@@ -493,4 +552,8 @@ impl Keeper {
         self.next_ticket = self.next_ticket.wrapping_add(1);
         Ticket { actor: Actor::Keeper, number: self.next_ticket }
     }
+}
+
+fn tell(ticket: Ticket, news: Response, out: &mut Effects) {
+    out.tell(Message::ErrandNews { ticket, news: Box::new(news) });
 }

@@ -13,7 +13,7 @@ pub use work::{
     Question,
 };
 
-use crate::id::NodeName;
+use crate::id::{BlockId, NodeName};
 use crate::ingest::cutter::{Cut, Cutter, StreamId};
 use crate::name::Name;
 use crate::note::Note;
@@ -431,18 +431,29 @@ pub enum Message {
     },
     /// To Sync and Power: what waits for the radio shall not wait longer.
     SendNow,
-    /// To Keeper: verify everything for this caller.
-    VerifyAll {
+    /// To Keeper: do this for a caller.
+    Errand {
         /// Whom to tell.
         ticket: Ticket,
+        /// What.
+        errand: Errand,
     },
-    /// To the asker of `VerifyAll`.
-    VerifyNews {
+    /// To the asker of `Errand`.
+    ErrandNews {
         /// As asked.
         ticket: Ticket,
         /// Progress, or the result, or a failure.
         news: Box<Response>,
     },
+}
+
+/// What the Keeper is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Read every block and check it.
+    Verify,
+    /// Delete the block of this name, and what lies below it, as far as no object needs them.
+    Erase(BlockId),
 }
 
 /// What came of a fetch.

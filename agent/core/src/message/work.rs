@@ -155,6 +155,8 @@ pub enum Question {
     CleanBegin,
     /// These are alive.
     CleanMark(Vec<BlockId>),
+    /// Delete those of these that are not marked.
+    CleanDelete(Vec<BlockId>),
     /// Move live records out of a bad segment, about this many bytes.
     CleanStep(u64),
     /// Forget the marks.
@@ -210,6 +212,8 @@ pub enum Answer {
     Numbers(Box<StoreNumbers>),
     /// To `CleanBegin`, `CleanMark`, `CleanAbort`, `Checkpoint`.
     Done,
+    /// To `CleanDelete`: how many.
+    Deleted(u64),
     /// To `CleanStep`.
     Cleaned {
         /// Nothing is left to move.

@@ -7,7 +7,7 @@ use crate::transfer::noise;
 use bytes::Bytes;
 use larder_core::control::remote::Envelope;
 use larder_core::id::NodeName;
-use larder_core::limits::{COMMAND_SKEW_MS, COMMANDS_OPEN_MAX, VERIFICATIONS_MAX};
+use larder_core::limits::{COMMAND_SKEW_MS, COMMANDS_OPEN_MAX, ERRANDS_MAX};
 use larder_core::message::Channel;
 use larder_core::request::{FailureKind, Request, Response};
 use larder_core::seal::Between;
@@ -190,7 +190,7 @@ fn a_verification_of_minutes_is_answered_to_another_node() {
 fn more_verifications_than_may_wait_are_refused() {
     let (mut world, [_, w1, ..]) = World::fleet(10);
     world.put_now(w1, "a", noise(1, 1_000));
-    let calls: Vec<_> = (0..VERIFICATIONS_MAX + 9).map(|_| world.ask(w1, Request::Verify)).collect();
+    let calls: Vec<_> = (0..ERRANDS_MAX + 9).map(|_| world.ask(w1, Request::Verify)).collect();
     let mut answers = calls.into_iter().map(|call| world.wait(call));
     let busy = answers
         .by_ref()

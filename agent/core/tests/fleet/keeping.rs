@@ -3,11 +3,13 @@
 use crate::sim::World;
 use crate::sim::setup::{below_settings, master_settings};
 use crate::transfer::{are_alike, by_name, is_whole, noise};
+use larder_core::id::BlockId;
 use larder_core::note::Note;
 use larder_core::object::manifest::Manifest;
-use larder_core::request::{FailureKind, Request, Response};
+use larder_core::request::{FailureKind, Request, Response, Target};
 use larder_core::role::{Evict, Role};
 use larder_core::settings::BatchSettings;
+use std::collections::BTreeSet;
 
 #[test]
 fn verify_names_damaged_blocks_and_incomplete_objects() {
@@ -154,6 +156,118 @@ fn an_unreadable_manifest_stops_cleaning_names_its_object_and_goes_with_it() {
     world.request(worker, Request::Remove { name: "torn".parse().unwrap() });
     world.run_until(60_000, "both are cleaned away", |world| world.machines[worker].engine.cleaned > cleaned);
     assert!(world.get(worker, by_name("rest")) == Some(noise(2, 2 << 20)));
+}
+
+fn blocks_of(world: &World, node: usize, root: BlockId) -> BTreeSet<BlockId> {
+    let blocks = &world.machines[node].engine.blocks;
+    let mut found = BTreeSet::from([root]);
+    if let Ok(manifest) = Manifest::decode(&blocks[&root]) {
+        found.extend(manifest.children().iter().flat_map(|child| blocks_of(world, node, child.id)));
+    }
+    found
+}
+
+#[test]
+fn an_erasure_takes_what_lies_under_a_cid_and_no_object_needs() {
+    let (mut world, _, worker) = World::pair(8);
+    let (big, other) = (noise(1, 100 << 20), noise(2, 4 << 20));
+    let shared = [&big[..3 << 20], &other[..]].concat();
+    world.put_now(worker, "big", big.clone());
+    world.put_now(worker, "shared", shared.clone());
+    let root = world.machines[worker].engine.table()["big"];
+    let (all, needed) = (
+        blocks_of(&world, worker, root),
+        blocks_of(&world, worker, world.machines[worker].engine.table()["shared"]),
+    );
+    let garbage = all.difference(&needed).count() as u64;
+    assert!(garbage > 2_048 && garbage < all.len() as u64 - 20, "{garbage} of {}: several pages", all.len());
+    world.request(worker, Request::Remove { name: "big".parse().unwrap() });
+    assert!(world.get(worker, Target::Cid(root)).is_some(), "until then its CID finds it");
+    let erased = world.request(worker, Request::Erase { cid: root });
+    assert_eq!(erased, Response::Erased { cid: root, blocks: garbage });
+    assert!(blocks_of(&world, worker, needed.first().copied().unwrap()).len() == 1);
+    assert!(world.get(worker, by_name("shared")) == Some(shared));
+    let again = world.request(worker, Request::Erase { cid: root });
+    assert!(matches!(&again, Response::Error(why) if why.kind == FailureKind::NotFound), "{again:?}");
+    world.put_now(worker, "big", big.clone());
+    assert!(world.get(worker, by_name("big")) == Some(big), "it can be put again");
+}
+
+#[test]
+fn an_erasure_of_what_an_object_needs_is_refused_and_names_it() {
+    let (mut world, _, worker) = cleaning(9);
+    world.put_now(worker, "junk", noise(0, 300_000));
+    world.put_now(worker, "big", noise(1, 2 << 20));
+    let root = world.machines[worker].engine.table()["big"];
+    let leaf = *blocks_of(&world, worker, root).iter().find(|id| **id != root).unwrap();
+    let before = world.machines[worker].engine.blocks.len();
+    for cid in [root, leaf] {
+        let refused = world.request(worker, Request::Erase { cid });
+        let Response::Error(why) = &refused else { panic!("{refused:?}") };
+        assert_eq!(why.kind, FailureKind::Invalid);
+        assert!(why.message.contains(&format!("big needs {cid}; delete that name first")), "{why}");
+    }
+    assert_eq!(world.machines[worker].engine.blocks.len(), before);
+    let root = world.machines[worker].engine.table()["junk"];
+    world.request(worker, Request::Remove { name: "junk".parse().unwrap() });
+    assert!(matches!(
+        world.request(worker, Request::Erase { cid: root }),
+        Response::Erased { blocks: 2.., .. }
+    ));
+    world.run_until(60_000, "cleaning goes on", |world| {
+        world.machines[worker].engine.blocks.len()
+            == blocks_of(world, worker, world.machines[worker].engine.table()["big"]).len()
+    });
+}
+
+#[test]
+fn what_is_damaged_and_needed_by_nothing_can_be_erased() {
+    let (mut world, _, worker) = World::pair(10);
+    world.put_now(worker, "big", noise(1, 2 << 20));
+    let root = world.machines[worker].engine.table()["big"];
+    world.request(worker, Request::Remove { name: "big".parse().unwrap() });
+    world.machines[worker].engine.damaged.insert(root);
+    let erased = world.request(worker, Request::Erase { cid: root });
+    assert_eq!(erased, Response::Erased { cid: root, blocks: 1 }, "what it lists is not known");
+    assert!(world.machines[worker].engine.damaged.is_empty());
+}
+
+#[test]
+fn erasures_take_nothing_of_what_is_under_way() {
+    for seed in 0..3 {
+        let (mut world, master, worker) = cleaning(200 + seed);
+        world.net.faults.delay_ms_max = 60;
+        world.machines[worker].job_ms_max = 30;
+        let big = noise(seed, 20 << 20);
+        let call = world.put_as(worker, 9, "big", big.clone());
+        let (mut busy, mut asked) = (0, Vec::new());
+        for index in 0..30 {
+            let last = world.machines[worker].engine.table().get("junk").copied();
+            world.put_now(worker, "junk", noise(1_000 + index, 30_000));
+            asked.extend(last.map(|cid| world.ask(worker, Request::Erase { cid })));
+            for node in [worker, master] {
+                // any block that is there, of what is put, on its way up, or nobody's
+                let ids: Vec<BlockId> = world.machines[node].engine.blocks.keys().copied().collect();
+                if let Some(cid) = ids.get((index as usize * 7919) % ids.len().max(1)) {
+                    asked.push(world.ask(node, Request::Erase { cid: *cid }));
+                }
+            }
+            world.run_ms(200);
+        }
+        assert!(matches!(world.wait(call), Response::Stored { .. }));
+        for call in asked {
+            match world.wait(call) {
+                Response::Error(why) if why.kind == FailureKind::Busy => busy += 1,
+                Response::Erased { .. } | Response::Error(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(busy > 0, "seed {seed}: nothing was under way");
+        assert!(is_whole(&world, worker), "seed {seed}: erased while it was put");
+        world.run_until(1_200_000, "the master has it", |world| are_alike(world, master, worker));
+        assert!(world.get(master, by_name("big")) == Some(big));
+        assert!(world.machines[worker].engine.erased > 0, "seed {seed}");
+    }
 }
 
 #[test]

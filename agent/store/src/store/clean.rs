@@ -6,7 +6,7 @@
 //! only when an index that knows the new places is durable is the old file freed, so a crash at any point
 //! leaves at least one copy. A segment with bytes that are no records is left alone.
 
-use super::commit::Purpose;
+use super::commit::{Op, Purpose};
 use super::names::read_error;
 use super::{Store, VerifyPosition};
 use crate::Hash;
@@ -19,7 +19,7 @@ use crate::index::{Entry, IndexError, Place};
 use crate::limits::{CLEAN_LIVE_PERCENT_MAX, MARKS_DECIBITS, MOVE_BYTES, PAGE_BYTES, WALK_ENTRIES};
 use crate::scan::{Found, Reader};
 use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Keys the smallest filter of marks is sized for (88 kB).
 const MARKS_MIN: u64 = 65_536;
@@ -92,6 +92,24 @@ impl<D: Disk> Store<D> {
         self.under_way()?;
         self.note_used(hashes);
         Ok(())
+    }
+
+    /// Deletes those of these blocks that are not marked, as one batch; how many. All that is to be marked has to be.
+    ///
+    /// # Errors
+    /// No cleaning is under way, or those of [`Store::commit`].
+    pub fn clean_delete(&mut self, hashes: &[Hash]) -> Result<usize, MaintainError> {
+        self.under_way()?;
+        let mut garbage = BTreeSet::new();
+        for hash in hashes {
+            let place = self.asked(|store| store.find_block(hash)).map_err(index_error)?;
+            if place.is_some_and(|place| !self.is_marked(hash, self.is_new(&place))) {
+                garbage.insert(*hash);
+            }
+        }
+        let deleted = garbage.len();
+        self.commit(garbage.into_iter().map(|hash| Op::Delete { hash }).collect())?;
+        Ok(deleted)
     }
 
     /// Ends a cleaning early. What was moved stays moved.

@@ -112,6 +112,34 @@ fn what_is_written_or_found_present_meanwhile_stays() {
 }
 
 #[test]
+fn what_is_deleted_by_request_is_what_was_neither_marked_nor_written_since() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(directory.path());
+    store.commit(puts(0..30, 4000)).unwrap();
+    let hashes: Vec<Hash> = (0..60).map(|number| hash(&content(number, 4000))).collect();
+    assert!(matches!(store.clean_delete(&hashes), Err(MaintainError::NotCleaning)));
+    store.clean_begin();
+    store.clean_mark(&hashes[..10]).unwrap();
+    store.commit(puts(30..40, 4000)).unwrap();
+    store.commit(puts(10..12, 4000)).unwrap(); // found present
+    assert!(store.has(&hashes[12]).unwrap(), "somebody relies on the answer");
+    let syncs = store.status().batches;
+    let twice: Vec<Hash> = hashes.iter().chain(&hashes).copied().collect();
+    assert_eq!(store.clean_delete(&twice).unwrap(), 30 - 13);
+    assert_eq!(store.status().batches, syncs + 1);
+    assert_eq!(store.clean_delete(&hashes).unwrap(), 0);
+    let there = (0..13).chain(30..40);
+    for _ in 0..2 {
+        for (number, hash) in hashes.iter().enumerate() {
+            assert_eq!(store.has(hash).unwrap(), there.clone().any(|here| here == number), "{number}");
+        }
+        drop(store);
+        rebuild_index(disk(directory.path()), options()).unwrap();
+        (store, _) = open(directory.path());
+    }
+}
+
+#[test]
 fn deletions_are_not_forgotten_while_what_they_delete_is_on_disk() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, _) = open(directory.path());

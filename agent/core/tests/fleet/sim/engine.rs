@@ -33,6 +33,8 @@ pub(crate) struct Engine {
     pub(crate) commits: u64,
     /// Blocks a cleaning has removed.
     pub(crate) cleaned: u64,
+    /// Blocks that were deleted by request.
+    pub(crate) erased: u64,
     /// The next so many commits fail.
     pub(crate) failing_commits: u32,
     /// The next so many questions for settings fail.
@@ -210,9 +212,11 @@ impl Engine {
                 Answer::Settings(found.map(|(key, value)| (key.clone(), value.clone())).collect())
             }
             Question::Numbers => Answer::Numbers(Box::new(self.numbers())),
-            Question::CleanBegin | Question::CleanMark(_) | Question::CleanStep(_) | Question::CleanAbort => {
-                self.clean(question)
-            }
+            Question::CleanBegin
+            | Question::CleanMark(_)
+            | Question::CleanDelete(_)
+            | Question::CleanStep(_)
+            | Question::CleanAbort => self.clean(question),
             Question::Verify { position, bytes } => self.verify(position, bytes),
             Question::Rebuild => {
                 Answer::Rebuilt { blocks: self.blocks.len() as u64, names: self.names.len() as u64 }
@@ -225,6 +229,7 @@ impl Engine {
         match question {
             Question::CleanBegin => self.marks = Some(BTreeSet::new()),
             Question::CleanMark(ids) => self.mark(&ids),
+            Question::CleanDelete(ids) => return self.clean_delete(ids),
             Question::CleanStep(bytes) => return self.clean_step(bytes),
             _ => self.marks = None,
         }
@@ -276,21 +281,40 @@ impl Engine {
         }
     }
 
+    fn clean_delete(&mut self, ids: Vec<BlockId>) -> Answer {
+        let Some(marks) = &self.marks else {
+            return Answer::Failed(Failure::new(FailureKind::Invalid, "no cleaning was begun"));
+        };
+        let is_garbage = |id: &BlockId| self.blocks.contains_key(id) && !marks.contains(id);
+        let dead: BTreeSet<BlockId> = ids.into_iter().filter(is_garbage).collect();
+        let deleted = dead.len() as u64;
+        self.erased += deleted;
+        dead.into_iter().for_each(|id| {
+            self.forget(id);
+        });
+        Answer::Deleted(deleted)
+    }
+
+    fn forget(&mut self, id: BlockId) -> u64 {
+        let bytes = self.blocks.remove(&id).expect("it is here").len() as u64;
+        self.damaged.remove(&id);
+        self.used_bytes -= bytes;
+        bytes
+    }
+
     fn clean_step(&mut self, bytes: u64) -> Answer {
         let Some(marks) = &self.marks else {
             return Answer::Failed(Failure::new(FailureKind::Invalid, "no cleaning was begun"));
         };
         let mut freed = 0;
         let dead: Vec<BlockId> = self.blocks.keys().filter(|id| !marks.contains(*id)).copied().collect();
-        for id in &dead {
+        for id in dead {
             if freed >= bytes {
                 return Answer::Cleaned { done: false, bytes_freed: freed };
             }
-            freed += self.blocks.remove(id).expect("listed above").len() as u64;
-            self.damaged.remove(id);
+            freed += self.forget(id);
             self.cleaned += 1;
         }
-        self.used_bytes -= freed;
         self.marks = None;
         Answer::Cleaned { done: true, bytes_freed: freed }
     }
