@@ -68,6 +68,12 @@ pub trait Disk: Send + Sync + 'static {
 pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Fills `buffer` from `offset`. A file that ends before is `ErrorKind::UnexpectedEof`.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// `length` bytes from `offset`; as [`DiskFile::read_at`], without filling memory before.
+    fn read_new(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.read_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
     /// Writes all buffers one after the other from `offset`, in as few calls as the system allows.
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Cuts or extends the file; an extension reads as zeros.

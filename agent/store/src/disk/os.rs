@@ -5,6 +5,7 @@
 //! is begun to be written out before all of it is handed over, so that the device works while the kernel copies.
 
 use super::{Disk, DiskFile, Listed, OpenMode, Space};
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -246,6 +247,21 @@ impl DiskFile for OsFile {
         Ok(())
     }
 
+    fn read_new(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(&self.file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bytes.truncate(length);
+        self.counters.bytes_read.fetch_add(length as u64, Relaxed);
+        Ok(bytes)
+    }
+
     fn write_gathered(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let end = offset + buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
         if end - offset <= PIECE_BYTES && buffers.len() <= BUFFERS_PER_CALL {
@@ -309,6 +325,8 @@ mod tests {
         let mut read = [9; 5];
         file.read_at(&mut read, FAR).unwrap();
         assert_eq!(&read, b"far\0\0");
+        assert_eq!(file.read_new(5, FAR).unwrap(), read);
+        assert_eq!(file.read_new(9, FAR).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(file.bytes_on_disk().unwrap() < 1 << 20, "what was not written takes no room");
         file.set_len(FAR + 1).unwrap();
         assert_eq!(file.len().unwrap(), FAR + 1);

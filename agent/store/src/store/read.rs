@@ -68,7 +68,9 @@ impl<D: Disk> Store<D> {
         let length = place.length as usize;
         let Some(room) = room.get_mut(..length) else { return Ok(ReadTo::TooLong) };
         let check = if self.is_quarantined(hash) { Check::Here } else { check };
-        self.read_place(room, hash, &place, check)?;
+        let read = self.segments.reader(place.segment);
+        let read = read.and_then(|file| file.read_at(room, value_offset(&place))).map(|()| room);
+        self.judge(hash, &place, check, read)?;
         Ok(ReadTo::Bytes(length))
     }
 
@@ -126,31 +128,32 @@ impl<D: Disk> Store<D> {
 
     /// Reads a block from its segment and checks it.
     pub(super) fn read_checked(&mut self, hash: &Hash, place: &Place) -> Result<Bytes, ReadError> {
-        let mut bytes = vec![0; (place.length as usize).min(VALUE_BYTES_MAX)];
-        self.read_place(&mut bytes, hash, place, Check::Here)?;
-        Ok(bytes.into())
+        // No block is longer, whatever a place says.
+        let length = (place.length as usize).min(VALUE_BYTES_MAX);
+        let read = self.segments.reader(place.segment);
+        let read = read.and_then(|file| file.read_new(length, value_offset(place)));
+        self.judge(hash, place, Check::Here, read).map(Bytes::from)
     }
 
-    /// Fills `bytes` with the block of the record at a place.
-    fn read_place(
+    /// What is to be said of the bytes that were read from a place.
+    fn judge<B: AsRef<[u8]>>(
         &mut self,
-        bytes: &mut [u8],
         hash: &Hash,
         place: &Place,
         check: Check,
-    ) -> Result<(), ReadError> {
-        let read = self.read_value(bytes, place);
+        read: io::Result<B>,
+    ) -> Result<B, ReadError> {
         match read {
-            Ok(()) if check == Check::ByReceiver => Ok(()),
-            Ok(()) if blake3::hash(bytes).as_bytes() == hash => {
+            Ok(bytes) if check == Check::ByReceiver => Ok(bytes),
+            Ok(bytes) if blake3::hash(bytes.as_ref()).as_bytes() == hash => {
                 // A device that failed once may read again what is whole.
                 self.release(hash);
-                Ok(())
+                Ok(bytes)
             }
             Err(source) if says_nothing_of_the_file(&source) => {
                 Err(ReadError::Io { file: segment_name(place.segment), source })
             }
-            Ok(()) | Err(_) => {
+            Ok(_) | Err(_) => {
                 self.counters.blocks_found_damaged += u64::from(!self.is_quarantined(hash));
                 self.quarantine(hash);
                 Err(damaged(hash, place))
@@ -170,15 +173,11 @@ impl<D: Disk> Store<D> {
         }
         self.read_checked(&hash, place)
     }
+}
 
-    fn read_value(&mut self, bytes: &mut [u8], place: &Place) -> io::Result<()> {
-        // No block is as long as such a place says.
-        if place.length as usize != bytes.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let offset = u64::from(place.offset) + (RECORD_HEADER_BYTES + size_of::<Hash>()) as u64;
-        self.segments.reader(place.segment)?.read_at(bytes, offset)
-    }
+/// Where the bytes of the record at a place begin.
+fn value_offset(place: &Place) -> u64 {
+    u64::from(place.offset) + (RECORD_HEADER_BYTES + size_of::<Hash>()) as u64
 }
 
 fn damaged(hash: &Hash, place: &Place) -> ReadError {
