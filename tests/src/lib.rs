@@ -3,9 +3,11 @@
 pub mod broker;
 
 pub mod fleet;
+pub mod intake;
 pub mod mount;
 pub mod node;
 pub mod powercut;
 pub mod sim;
+pub mod store;
 pub mod terminal;
 pub mod wire;

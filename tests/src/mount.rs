@@ -1,5 +1,7 @@
 //! File systems for one test: small ones, and read-only ones.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,6 +28,20 @@ impl Drop for Mount {
         let ended = Command::new("umount").arg("-l").arg(&self.0).status();
         if !ended.is_ok_and(|status| status.success()) {
             eprintln!("{} stays mounted", self.0.display());
+        }
+    }
+}
+
+/// Takes every byte that is left where a file is to be.
+///
+/// # Panics
+/// When it can not be made.
+pub fn fill_device(path: &Path) {
+    let file = File::create(path).expect("the folder is writable");
+    let mut at = 0;
+    for piece in [1 << 20, 4096] {
+        while let Ok(written) = file.write_at(&vec![1; piece], at) {
+            at += written as u64;
         }
     }
 }

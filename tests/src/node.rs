@@ -4,11 +4,12 @@
 //! is ended by its own id, at the latest when the [`Node`] is dropped. Nothing of the machine's own Larder is
 //! touched: each node has its own environment. Fails by panic with what the program said.
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use tempfile::TempDir;
 
 /// How long anything may take that is waited for; far more than it takes.
 pub const SOON: Duration = Duration::from_secs(120);
+/// A user to whom nothing belongs, and its group.
+const NOBODY: u32 = 65_534;
 /// Between the first two looks at something, and the longest between any: a look costs what is looked at its share
 /// of the machine.
 const POLL: Duration = Duration::from_millis(10);
@@ -117,6 +120,14 @@ impl Said {
     fn of(output: Output) -> Said {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         Said { code: code(output.status), stdout: output.stdout, stderr }
+    }
+
+    /// What a command said that runs beside the test with pipes, once it has ended.
+    ///
+    /// # Panics
+    /// When it can not be waited for.
+    pub fn at_end_of(child: Child) -> Said {
+        Said::of(child.wait_with_output().expect("our own child can be waited for"))
     }
 
     /// Standard output as text.
@@ -297,6 +308,51 @@ impl Node {
         }
         // `init` asks for its place by the flag
         command.arg("--config").arg(self.config());
+    }
+
+    /// A `larder` in its folder, for users who may not have that of the build.
+    pub fn program_for_all(&self) -> PathBuf {
+        let program = self.path("larder");
+        // not by this process: what another test starts meanwhile would inherit the file open for writing, and so busy
+        let copied = Command::new("cp").arg(larder_bin()).arg(&program).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the folder is writable");
+        program
+    }
+
+    /// A command that permissions of files bind: root, whom they do not, has somebody else run it, to whom these paths
+    /// below the folder are given.
+    pub fn command_as_nobody<A: AsRef<OsStr>>(
+        &self,
+        own: &[&str],
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
+        if !geteuid().is_root() {
+            return self.command(arguments);
+        }
+        let program = self.program_for_all();
+        for path in own {
+            chown(self.path(path), Some(NOBODY), Some(NOBODY)).expect("root may give away what is there");
+        }
+        let mut command = Command::new("setpriv");
+        self.prepare(&mut command);
+        command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"]);
+        command.arg(program).args(arguments);
+        command
+    }
+
+    /// Runs [`Node::command_as_nobody`] to its end.
+    pub fn run_as_nobody<A: AsRef<OsStr>>(
+        &self,
+        own: &[&str],
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Said {
+        Said::of(self.command_as_nobody(own, arguments).output().expect("larder can be started"))
+    }
+
+    /// Starts a command with pipes for what it says.
+    pub fn spawn<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Child {
+        let mut command = self.command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("larder can be started")
     }
 
     /// Runs a command to its end.

@@ -615,7 +615,7 @@ fn ordinary<'a>(node: &'a Node, folders: &[&str]) -> Option<impl Fn(&[&str]) -> 
         }
     }
     if is_root {
-        fs::copy(larder_bin(), node.path("larder")).unwrap();
+        node.program_for_all();
         fs::set_permissions(node.folder(), fs::Permissions::from_mode(0o755)).unwrap();
     }
     let home = node.path(folders[0]);

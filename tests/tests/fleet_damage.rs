@@ -7,6 +7,7 @@ use larder_core::role::Role;
 use larder_tests::broker::{Config, Mosquitto, Proxy};
 use larder_tests::fleet::{Contents, Fleet, number, put};
 use larder_tests::node::{Node, noise, wait_for};
+use larder_tests::store::segments;
 use larder_tests::wire;
 use serde_json::json;
 use std::fs::{self, File, OpenOptions};
@@ -62,14 +63,6 @@ const HARMS: [(&str, Harm, &str); 6] = [
 
 fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
-}
-
-fn segments(store: &Path) -> Vec<PathBuf> {
-    let files = fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
-    let is_segment = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("segment-");
-    let mut segments: Vec<PathBuf> = files.filter(is_segment).collect();
-    segments.sort();
-    segments
 }
 
 /// The newest segment, and where the last batch in it ends: with a commit record of 56 bytes.

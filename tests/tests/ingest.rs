@@ -2,23 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
-use larder_tests::node::{Node, Said, larder_bin, noise, wait_for};
+use larder_tests::intake::{assert_names_refused, half_way, long, refused_names, smuggle, wait_read};
+use larder_tests::node::{Node, Said, noise, wait_for};
 use larder_tests::wire;
-use rustix::process::{Signal, geteuid};
+use rustix::process::Signal;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
-
-const NOBODY: u32 = 65_534;
 
 fn worker() -> Node {
     Node::new("cam", "worker")
@@ -41,36 +39,6 @@ fn write(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-fn spawn(node: &Node, arguments: &[&str]) -> Child {
-    let mut command = node.command(arguments);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-fn said(child: Child) -> Said {
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    Said { code: larder_tests::node::code(output.status), stdout: output.stdout, stderr }
-}
-
-/// Waits until a process has read so much.
-fn wait_read(child: &Child, bytes: u64) {
-    let io = format!("/proc/{}/io", child.id());
-    wait_for("the command reads", || {
-        let text = fs::read_to_string(&io).unwrap();
-        let read = text.lines().find_map(|line| line.strip_prefix("rchar: "))?.parse::<u64>().ok()?;
-        (read >= bytes).then_some(())
-    });
-}
-
-/// A put of a large file that stands still in its middle: the agent is stopped and takes no more.
-fn half_way(node: &Node, file: &str, length: usize) -> Child {
-    fs::write(node.path(file), noise(length, file)).unwrap();
-    node.signal(Signal::STOP);
-    let child = spawn(node, &["put", file]);
-    wait_read(&child, 256 << 10);
-    child
-}
-
 #[test]
 fn many_unchanged_files_put_by_several_commands_at_once_come_to_an_end() {
     let node = running();
@@ -78,7 +46,7 @@ fn many_unchanged_files_put_by_several_commands_at_once_come_to_an_end() {
         write(&node.path(format!("empty/{index}")), b"");
     }
     node.run(["put", "empty", "--quiet"]).expect(0);
-    let mut puts: Vec<Child> = (0..3).map(|_| spawn(&node, &["put", "empty", "--quiet"])).collect();
+    let mut puts: Vec<Child> = (0..3).map(|_| node.spawn(["put", "empty", "--quiet"])).collect();
     for put in &mut puts {
         let status = wait_for("the put ends", || put.try_wait().unwrap());
         assert!(status.success(), "{status}");
@@ -97,30 +65,11 @@ fn a_file_that_may_not_be_read_is_named_and_the_others_are_stored() {
     write(&node.path("in/one"), b"one");
     write(&node.path("in/two"), b"two");
     fs::set_permissions(node.path("in/one"), fs::Permissions::from_mode(0o000)).unwrap();
-    let as_user = |node: &Node, arguments: &[&str]| {
-        if !geteuid().is_root() {
-            return node.command(arguments);
-        }
-        // root may read everything: all of this is done as somebody else
-        let mut command = Command::new("setpriv");
-        node.prepare(&mut command);
-        command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"]);
-        command.arg(node.path("larder")).args(arguments);
-        command
-    };
-    if geteuid().is_root() {
-        fs::copy(larder_bin(), node.path("larder")).unwrap();
-        for path in ["", "larder.toml", "node.key", "data", "data/a", "data/b", "data/c", "in", "in/one"] {
-            chown(node.path(path), Some(NOBODY), Some(NOBODY)).unwrap();
-        }
-    }
-    let run = |node: &Node, arguments: &[&str]| {
-        said(as_user(node, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    };
-    let put = run(&node, &["put", "data"]).expect(6);
+    let own = ["", "larder.toml", "node.key", "data", "data/a", "data/b", "data/c", "in", "in/one"];
+    let put = node.run_as_nobody(&own, ["put", "data"]).expect(6);
     assert!(put.stderr.contains("data/b cannot be read: Permission denied"), "{}", put.stderr);
     assert!(put.text().contains("stored 2 objects"), "{}", put.text());
-    let mut agent = as_user(&node, &["run"]);
+    let mut agent = node.command_as_nobody(&[], ["run"]);
     node.launch(&mut agent).unwrap();
     node.wait_status("the readable file is taken", |status| {
         let problem = status["ingest"]["last_problem"].as_str()?;
@@ -149,7 +98,7 @@ fn a_file_that_grows_while_it_is_read_is_read_again_and_stored_whole() {
     let more = noise(1 << 20, "more");
     OpenOptions::new().append(true).open(node.path("grows")).unwrap().write_all(&more).unwrap();
     node.signal(Signal::CONT);
-    said(child).expect(0);
+    Said::at_end_of(child).expect(0);
     assert!(node.get("grows").unwrap() == fs::read(node.path("grows")).unwrap());
 }
 
@@ -159,7 +108,7 @@ fn a_file_that_shrinks_while_it_is_read_is_read_again_and_stored_whole() {
     let child = half_way(&node, "shrinks", 24 << 20);
     OpenOptions::new().write(true).open(node.path("shrinks")).unwrap().set_len(3 << 20).unwrap();
     node.signal(Signal::CONT);
-    said(child).expect(0);
+    Said::at_end_of(child).expect(0);
     assert!(node.get("shrinks").unwrap() == fs::read(node.path("shrinks")).unwrap());
 }
 
@@ -179,7 +128,7 @@ fn a_file_that_never_stops_growing_is_refused_and_what_was_there_before_stays() 
             }
         });
         node.signal(Signal::CONT);
-        let put = said(child);
+        let put = Said::at_end_of(child);
         is_over.store(true, Ordering::Relaxed);
         put.expect(8)
     });
@@ -195,7 +144,7 @@ fn a_file_that_vanishes_while_it_is_read_leaves_what_was_there_before() {
     let child = half_way(&node, "gone", 24 << 20);
     fs::remove_file(node.path("gone")).unwrap();
     node.signal(Signal::CONT);
-    let put = said(child).expect(3);
+    let put = Said::at_end_of(child).expect(3);
     assert!(put.stderr.contains("gone vanished while it was read"), "{}", put.stderr);
     assert_eq!(node.get("gone").unwrap(), b"before");
     assert_eq!(node.run(["verify"]).expect(0).code, 0);
@@ -235,31 +184,6 @@ fn what_is_no_file_is_skipped_and_the_store_is_never_put_into_itself() {
     let put = node.run(["put", "."]).expect(1);
     assert!(put.stderr.contains("store is skipped: it is the store itself"), "{}", put.stderr);
     assert!(node.names("").iter().all(|name| !name.starts_with("store")), "{:?}", node.names(""));
-}
-
-fn long(bytes: usize) -> String {
-    let part = "p".repeat(200);
-    let mut name = vec![part; bytes / 201].join("/");
-    name.push('/');
-    name.push_str(&"q".repeat(bytes - name.len()));
-    name
-}
-
-fn refused_names() -> Vec<(String, &'static str)> {
-    vec![
-        ("../up".into(), "could leave the directory"),
-        ("a/../b".into(), "could leave the directory"),
-        ("..".into(), "could leave the directory"),
-        ("a/./b".into(), "could leave the directory"),
-        ("/etc/passwd".into(), "is absolute"),
-        ("a//b".into(), "empty part"),
-        ("a/".into(), "ends with `/`"),
-        ("a\nb".into(), "control character"),
-        ("a\x1b[2Jb".into(), "control character"),
-        ("a\u{85}b".into(), "control character"),
-        (String::new(), "empty"),
-        (long(1025), "at most 1024 bytes"),
-    ]
 }
 
 #[test]
@@ -311,37 +235,8 @@ fn files_with_names_no_object_may_have_are_skipped_and_named() {
 #[test]
 fn names_of_every_refused_kind_are_refused_by_the_socket_too_nul_included() {
     let node = running();
-    let mut stream = node.connect();
-    let mut names = refused_names();
-    names.push(("a\0b".into(), "control character"));
-    for (number, (name, _)) in (1..).zip(&names) {
-        wire::put(&mut stream, number, name, b"x").unwrap();
-    }
-    wire::ask(&mut stream, 1000, &json!({"do": "status"})).unwrap();
-    let mut answers = BTreeMap::new();
-    loop {
-        let (number, answer) = wire::answer(&mut stream).unwrap();
-        if number == 1000 {
-            break;
-        }
-        answers.entry(number).or_insert(answer);
-    }
-    for (number, (_, why)) in (1..).zip(names) {
-        let refused = &answers[&number];
-        assert_eq!((&refused["answer"], &refused["kind"]), (&json!("error"), &json!("invalid")), "{why}");
-        assert!(refused["message"].as_str().unwrap().contains(why), "{refused}");
-    }
+    assert_names_refused(&node);
     assert!(node.names("").is_empty());
-}
-
-/// Binds the object of `good` under names that no command lets in, as a damaged or hostile store would have it.
-fn smuggle(node: &Node, good: &str, names: impl IntoIterator<Item = String>) {
-    let disk = larder_store::OsDisk::new(node.store()).unwrap();
-    let (mut store, _) = larder_store::Store::open(disk, larder_store::Options::default()).unwrap();
-    let value = store.binding(good).unwrap().unwrap().value;
-    let bind = |name| larder_store::Op::Bind { name, value: value.clone() };
-    store.commit(names.into_iter().map(bind).collect()).unwrap();
-    store.close().unwrap();
 }
 
 #[test]
@@ -587,7 +482,7 @@ fn clients_that_go_or_are_killed_while_their_objects_are_hashed_leave_nothing_an
     }
     fs::write(node.path("killed"), noise(96 << 20, "killed")).unwrap();
     for round in 1..=8 {
-        let mut child = spawn(&node, &["put", "killed"]);
+        let mut child = node.spawn(["put", "killed"]);
         wait_read(&child, round << 20);
         child.kill().unwrap();
         child.wait().unwrap();

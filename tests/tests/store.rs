@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
 use larder_store::{Disk, DiskFile, OpenMode, Options, OsDisk, Store};
-use larder_tests::mount::Mount;
+use larder_tests::mount::{Mount, fill_device};
 use larder_tests::node::{Node, noise, skip, wait_for};
+use larder_tests::store::{copy, raise_version, segments};
 use larder_tests::wire;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process};
 use serde_json::json;
@@ -41,14 +42,6 @@ fn notes(node: &Node) -> String {
     node.status()["store"]["notes"].to_string()
 }
 
-fn segments(store: &Path) -> Vec<PathBuf> {
-    let files = fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<PathBuf> =
-        files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("segment-")).collect();
-    files.sort();
-    files
-}
-
 #[test]
 fn a_store_that_cannot_be_written_is_refused_with_the_way_out() {
     let mut node = Node::new("cam", "worker");
@@ -70,17 +63,6 @@ fn a_store_that_cannot_be_written_is_refused_with_the_way_out() {
     drop(mount);
     node.start();
     all_whole(&node, 3);
-}
-
-/// Takes every byte that is left.
-fn fill_device(path: &Path) {
-    let file = File::create(path).unwrap();
-    let mut at = 0;
-    for piece in [1 << 20, 4096] {
-        while let Ok(written) = file.write_at(&vec![1; piece], at) {
-            at += written as u64;
-        }
-    }
 }
 
 #[test]
@@ -176,23 +158,6 @@ fn the_quota_is_a_hard_limit_and_deleting_makes_room() {
         assert!(node.get(name).unwrap() == noise(2_000_000, name), "{name}");
     }
     node.run(["verify"]).expect(0);
-}
-
-/// CRC32C, bit by bit.
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
-    })
-}
-
-/// Raises the format version in a header whose check stands at `check`.
-fn raise_version(path: &Path, check: usize) {
-    let mut bytes = fs::read(path).unwrap();
-    assert_eq!(bytes[check..check + 4], crc32c(&bytes[..check]).to_le_bytes(), "docs/format.md");
-    bytes[8] = 3;
-    let sum = crc32c(&bytes[..check]);
-    bytes[check..check + 4].copy_from_slice(&sum.to_le_bytes());
-    fs::write(path, bytes).unwrap();
 }
 
 #[test]
@@ -306,15 +271,6 @@ fn a_store_of_nothing_but_its_segments_has_lost_nothing() {
 fn open(store: &Path) -> Store<OsDisk> {
     let options = Options { segment_bytes: 1 << 20, cache_bytes: 0, ..Options::default() };
     Store::open(OsDisk::new(store).unwrap(), options).unwrap().0
-}
-
-fn copy(from: &Path, to: &Path) {
-    let _there_was_one = fs::remove_dir_all(to).is_ok();
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
 }
 
 /// Two stores as a kill leaves them: before and after one more put of `last`; and how many batches that took,
