@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
-use larder_store::{Disk, DiskFile, OpenMode, Options, OsDisk, Store};
+use larder_store::{Disk, DiskFile, OpenMode, OsDisk};
 use larder_tests::mount::{Mount, fill_device};
 use larder_tests::node::{Node, noise, skip, wait_for};
 use larder_tests::store::{copy, raise_version, segments};
@@ -265,99 +265,6 @@ fn a_store_of_nothing_but_its_segments_has_lost_nothing() {
     node.start();
     all_whole(&node, 12);
     node.run(["verify"]).expect(0);
-}
-
-/// What one cut of the log leaves to see, without an agent.
-fn open(store: &Path) -> Store<OsDisk> {
-    let options = Options { segment_bytes: 1 << 20, cache_bytes: 0, ..Options::default() };
-    Store::open(OsDisk::new(store).unwrap(), options).unwrap().0
-}
-
-/// Two stores as a kill leaves them: before and after one more put of `last`; and how many batches that took,
-/// since a block may go before its name.
-fn before_and_after(node: &mut Node, last: &[u8]) -> (PathBuf, PathBuf, u64) {
-    node.set("storage", "limit", "\"64 MB\"");
-    node.set("storage", "segment", "\"1 MiB\"");
-    node.start();
-    fill(node, 4);
-    node.kill();
-    copy(&node.store(), &node.path("before"));
-    node.start();
-    node.run_with(["put", "--stdin", "last"], last).expect(0);
-    let batches = node.status()["store"]["batches"].as_u64().unwrap();
-    node.kill();
-    copy(&node.store(), &node.path("after"));
-    (node.path("before"), node.path("after"), batches)
-}
-
-/// The newest segment and where what was written to it between the two begins and ends.
-fn last_write(before: &Path, after: &Path) -> (PathBuf, usize, usize) {
-    let newest = segments(after).pop().unwrap();
-    let name = newest.file_name().unwrap();
-    let (old, new) = (fs::read(before.join(name)).unwrap(), fs::read(&newest).unwrap());
-    let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
-    let from = end(&old).next_multiple_of(4096);
-    assert!(new[..from.min(old.len())] == old[..from.min(old.len())]);
-    // the last bytes of a commit are zeros themselves
-    (PathBuf::from(name), from, end(&new))
-}
-
-#[test]
-fn a_log_torn_at_any_byte_of_its_last_batch_opens_with_everything_before_it() {
-    let mut node = Node::new("cam", "worker");
-    let last = noise(700, "last");
-    let (before, after, batches) = before_and_after(&mut node, &last);
-    let (segment, from, end) = last_write(&before, &after);
-    assert!(from < end && end - from < 8192, "{from}..{end}");
-    let whole = fs::read(after.join(&segment)).unwrap();
-    // thousands of syncs: in memory, if there is a place for it
-    let memory = Path::new("/dev/shm");
-    let memory = if memory.is_dir() { memory } else { node.folder() };
-    let memory = tempfile::tempdir_in(memory).unwrap();
-    let torn = memory.path().join("torn");
-    let mut seen = [0, 0];
-    for cut in from..=end + 16 {
-        copy(&after, &torn);
-        let mut bytes = whole.clone();
-        // cut off, or zeros as a file system leaves them that had grown the file already
-        if cut % 2 == 0 {
-            bytes.truncate(cut);
-        } else {
-            bytes[cut..].fill(0);
-        }
-        fs::write(torn.join(&segment), bytes).unwrap();
-        let mut store = open(&torn);
-        for index in 0..4 {
-            assert!(
-                store.binding(&format!("o/{index:03}")).unwrap().is_some(),
-                "cut at {cut}: object {index}"
-            );
-        }
-        let is_there = store.binding("last").unwrap().is_some();
-        let block = store.get(blake3::hash(&last).as_bytes()).unwrap();
-        assert!(!is_there || block.is_some(), "cut at {cut}: a name without its block");
-        assert!(batches > 1 || is_there == block.is_some(), "cut at {cut}: half of a batch");
-        assert!(block.is_none_or(|block| block == last), "cut at {cut}: wrong bytes");
-        seen[usize::from(is_there)] += 1;
-        store.close().unwrap();
-    }
-    assert!(seen[0] > 700 && seen[1] >= 1, "{seen:?}");
-    for cut in (from..end).step_by((end - from) / 8) {
-        copy(&after, &node.store());
-        OpenOptions::new()
-            .write(true)
-            .open(node.store().join(&segment))
-            .unwrap()
-            .set_len(cut as u64)
-            .unwrap();
-        node.start();
-        all_whole(&node, 4);
-        assert_eq!(node.run(["get", "last", "-o", "-"]).code, 3, "cut at {cut}");
-        node.run_with(["put", "--stdin", "last"], &last).expect(0);
-        node.run(["verify"]).expect(0);
-        node.kill();
-        assert!(node.get("last").unwrap() == last, "cut at {cut}");
-    }
 }
 
 /// Flips one bit.
