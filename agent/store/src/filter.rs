@@ -27,15 +27,20 @@ pub(crate) fn probe(level: Level, hash: &[u8]) -> Probe {
 impl Filter {
     /// Sized for `keys` keys at so many tenths of a bit each.
     pub(crate) fn sized_for(keys: u64, decibits_per_key: u32) -> Self {
-        Self { blocks: vec![[0; 8]; blocks_for(keys, decibits_per_key)] }
+        Self { blocks: vec![Block::default(); blocks_for(keys, decibits_per_key)] }
     }
 
     pub(crate) fn with_blocks(blocks: usize) -> Self {
-        Self { blocks: vec![[0; 8]; blocks] }
+        Self { blocks: vec![Block::default(); blocks] }
     }
 
     pub(crate) fn insert(&mut self, probe: &Probe) {
         probe.add_to(&mut self.blocks);
+    }
+
+    /// Has the processor fetch what [`Filter::contains`] will look at.
+    pub(crate) fn fetch(&self, probe: &Probe) {
+        probe.fetch(&self.blocks);
     }
 
     pub(crate) fn contains(&self, probe: &Probe) -> bool {
@@ -62,7 +67,7 @@ impl Filter {
     /// A row: its blocks.
     pub(crate) fn encode_row(&self, row: usize) -> Vec<u8> {
         let blocks = &self.blocks[self.blocks_of(row)];
-        blocks.iter().flatten().flat_map(|lane| lane.to_le_bytes()).collect()
+        blocks.iter().flat_map(|block| block.0).flat_map(u32::to_le_bytes).collect()
     }
 
     /// Takes a saved row in; false if it is none.
@@ -72,7 +77,7 @@ impl Filter {
             return false;
         }
         for (block, saved) in self.blocks[range].iter_mut().zip(bytes.chunks_exact(BLOCK_BYTES)) {
-            *block = std::array::from_fn(|lane| u32_at(saved, lane * 4));
+            *block = Block(std::array::from_fn(|lane| u32_at(saved, lane * 4)));
         }
         true
     }

@@ -68,7 +68,7 @@ fn hashing(bench: &Bench, work: &str, lengths: &[usize]) {
 fn filter(bench: &Bench) {
     let keys: Vec<u64> = (0..2 * KEYS as u64).map(mixed).collect();
     let (inside, outside) = keys.split_at(KEYS);
-    let mut blocks: Vec<Block> = vec![[0; 8]; blocks_for(KEYS as u64, 108)];
+    let mut blocks: Vec<Block> = vec![Block::default(); blocks_for(KEYS as u64, 108)];
     bench.compare("filter, insert", "key", KEYS, |level| {
         black_box(inside).iter().for_each(|&key| Probe::of(level, key).add_to(&mut blocks));
     });

@@ -14,15 +14,25 @@ use crate::isa::neon::Neon;
 use crate::isa::{avx2::Avx2, avx512::Avx512};
 use crate::level::Isa;
 
-/// One block: eight lanes of 32 bits, one bit of each lane is set per key.
-pub type Block = [u32; 8];
+/// One block: eight lanes of 32 bits, one bit of each lane is set per key. It lies in one line of a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(32))]
+pub struct Block(pub [u32; 8]);
 
 /// Bytes of one block.
 pub const BLOCK_BYTES: usize = 32;
 
 /// Odd multipliers that pick a bit in each lane; the constants of the Parquet specification.
-pub(crate) const SALTS: Block =
-    [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
+pub(crate) const SALTS: Block = Block([
+    0x47b6_137b,
+    0x4497_4d91,
+    0x8824_ad5b,
+    0xa2b7_289d,
+    0x7054_95c7,
+    0x2df1_424b,
+    0x9efc_4947,
+    0x5c6b_fb31,
+]);
 
 /// How many blocks a filter for `keys` keys needs at this many tenths of a bit per key; at least one, at most
 /// `u32::MAX`. 108 give at most 1 % false positives, 170 about 0.1 %.
@@ -48,7 +58,7 @@ pub struct Probe {
 /// The key's bits in its block, ready, or where vectors make them faster than they are read, what makes them.
 #[derive(Clone, Copy, Debug)]
 enum Bits {
-    Ready(Block),
+    Ready([u32; 8]),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2, u32),
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -61,7 +71,7 @@ impl Probe {
     pub fn of(level: Level, key: u64) -> Probe {
         let low = key as u32;
         let bits = match level.0 {
-            Isa::Portable => Bits::Ready(SALTS.map(|salt| 1 << (low.wrapping_mul(salt) >> 27))),
+            Isa::Portable => Bits::Ready(SALTS.0.map(|salt| 1 << (low.wrapping_mul(salt) >> 27))),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(isa) | Isa::Avx512(Avx512(isa)) => Bits::Avx2(isa, low),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -76,7 +86,7 @@ impl Probe {
         let number = self.block_number(blocks.len());
         let Some(block) = blocks.get_mut(number) else { return };
         match &self.bits {
-            Bits::Ready(bits) => block.iter_mut().zip(bits).for_each(|(lane, bit)| *lane |= bit),
+            Bits::Ready(bits) => block.0.iter_mut().zip(bits).for_each(|(lane, bit)| *lane |= bit),
             #[cfg(target_arch = "x86_64")]
             Bits::Avx2(isa, low) => isa.set_bits(block, *low),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -90,12 +100,21 @@ impl Probe {
         let Some(block) = blocks.get(self.block_number(blocks.len())) else { return false };
         match &self.bits {
             Bits::Ready(bits) => {
-                block.iter().zip(bits).fold(0, |missing, (lane, bit)| missing | (bit & !lane)) == 0
+                block.0.iter().zip(bits).fold(0, |missing, (lane, bit)| missing | (bit & !lane)) == 0
             }
             #[cfg(target_arch = "x86_64")]
             Bits::Avx2(isa, low) => isa.has_bits(block, *low),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Bits::Neon(isa, low) => isa.has_bits(block, *low),
+        }
+    }
+
+    /// Has the processor fetch the block that [`Probe::is_in`] will look at, and waits for nothing: several keys'
+    /// blocks are then on their way at once.
+    #[inline]
+    pub fn fetch(&self, blocks: &[Block]) {
+        if let Some(block) = blocks.get(self.block_number(blocks.len())) {
+            crate::isa::fetch(block);
         }
     }
 
@@ -133,7 +152,7 @@ mod tests {
     fn false_positives_stay_below_the_stated_rate() {
         // `most` in a hundred thousand
         for (keys, decibits, most) in [(1_000_u64, 108, 1_000), (65_536, 170, 125), (300_000, 108, 1_000)] {
-            let mut blocks = vec![[0; 8]; blocks_for(keys, decibits)];
+            let mut blocks = vec![Block::default(); blocks_for(keys, decibits)];
             (1..=keys).for_each(|number| insert(&mut blocks, mixed(number)));
             let probes = 400_000_u64;
             let wrong = (1..=probes).filter(|n| contains(&blocks, mixed(n + 1_000_000_000))).count() as u64;
@@ -164,16 +183,16 @@ mod tests {
 
     #[test]
     fn bits_stay_where_the_parquet_layout_puts_them() {
-        let mut blocks = vec![[0_u32; 8]; 4];
+        let mut blocks = [Block::default(); 4];
         insert(&mut blocks, 0x8000_0000_0000_0001);
-        assert_eq!(blocks[2], SALTS.map(|salt| 1 << (salt >> 27)));
-        assert_eq!([blocks[0], blocks[1], blocks[3]], [[0; 8]; 3]);
+        assert_eq!(blocks[2].0, SALTS.0.map(|salt| 1 << (salt >> 27)));
+        assert_eq!([blocks[0], blocks[1], blocks[3]], [Block::default(); 3]);
     }
 
     proptest! {
         #[test]
         fn every_inserted_key_is_found(keys in prop::collection::vec(any::<u64>(), 0..200), size in 1_usize..40) {
-            let mut blocks = vec![[0; 8]; size];
+            let mut blocks = vec![Block::default(); size];
             keys.iter().for_each(|key| insert(&mut blocks, *key));
             prop_assert!(keys.iter().all(|key| contains(&blocks, *key)));
         }
@@ -187,7 +206,7 @@ mod tests {
     }
 
     fn filled<'a>(keys: &BTreeSet<u64>, order: impl Iterator<Item = &'a u64>) -> Vec<Block> {
-        let mut blocks = vec![[0; 8]; blocks_for(keys.len() as u64, 108)];
+        let mut blocks = vec![Block::default(); blocks_for(keys.len() as u64, 108)];
         order.for_each(|key| insert(&mut blocks, *key));
         blocks
     }

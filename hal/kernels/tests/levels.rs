@@ -68,7 +68,7 @@ proptest! {
         size in 0_usize..20,
     ) {
         let filled = |level| {
-            let mut blocks: Vec<Block> = vec![[0; 8]; size];
+            let mut blocks: Vec<Block> = vec![Block::default(); size];
             keys.iter().for_each(|&key| Probe::of(level, key).add_to(&mut blocks));
             blocks
         };

@@ -7,6 +7,7 @@
 //! file) and one page of answers. A panic inside redb is an error here, not the end of the process.
 
 mod backend;
+mod blocks;
 mod check;
 mod cursor;
 mod merge;
@@ -206,7 +207,7 @@ impl<D: Disk> Index<D> {
         self.commit(Durability::Immediate, |index, transaction| {
             if let Some(table) = update.table {
                 if !table.blocks().is_empty() {
-                    index.runs.flush(&table.sorted_blocks(), transaction)?;
+                    index.runs.flush(table.blocks().sorted(), transaction)?;
                     index.keep_runs(transaction)?;
                 }
                 texts::write_texts(transaction, table)?;

@@ -84,6 +84,9 @@ impl Runs {
         unknown: &mut [bool],
     ) {
         for run in &self.newest_first {
+            let still_unknown =
+                || probes.clone().zip(&*unknown).filter_map(|(probe, unknown)| probe.filter(|_| *unknown));
+            still_unknown().for_each(|probe| run.filter.fetch(probe));
             for (probe, unknown) in probes.clone().zip(unknown.iter_mut()) {
                 *unknown &= !probe.is_some_and(|probe| run.filter.contains(probe));
             }
@@ -109,9 +112,9 @@ impl Runs {
 
     /// Makes the blocks of a memory table the newest run. The word that a key is gone is left out if no older
     /// run may know it.
-    pub(super) fn flush(
+    pub(super) fn flush<'a>(
         &mut self,
-        blocks: &[(Prefix, Option<Place>)],
+        blocks: impl ExactSizeIterator<Item = (&'a Prefix, &'a Option<Place>)>,
         out: &WriteTransaction,
     ) -> Result<(), redb::Error> {
         let mut run = self.begin(blocks.len() as u64);

@@ -1,9 +1,10 @@
 //! The memory table: what the index will learn at the next checkpoint.
 //!
-//! Duty: hold the newest word about each key since the last checkpoint. Blocks wait unsorted, since each commit
-//! puts some in and only a checkpoint needs their order. Its owner checkpoints before it outgrows its bound; the
+//! Duty: hold the newest word about each key since the last checkpoint. Blocks wait unsorted ([`Blocks`]), since each
+//! commit puts some in and only a checkpoint needs their order. Its owner checkpoints before it outgrows its bound; the
 //! table itself refuses nothing.
 
+use super::blocks::Blocks;
 use crate::Hash;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -90,7 +91,7 @@ impl Hasher for Head {
 /// None as a value says that the key is gone.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    blocks: ByPrefix<Option<Place>>,
+    blocks: Blocks,
     names: Texts,
     changes: BTreeMap<u64, String>,
     settings: Texts,
@@ -120,20 +121,13 @@ impl Table {
         self.text_bytes = 0;
     }
 
-    pub(crate) fn blocks(&self) -> &ByPrefix<Option<Place>> {
+    pub(crate) fn blocks(&self) -> &Blocks {
         &self.blocks
-    }
-
-    pub(crate) fn sorted_blocks(&self) -> Vec<(Prefix, Option<Place>)> {
-        let mut sorted: Vec<_> = self.blocks.iter().map(|(prefix, place)| (*prefix, *place)).collect();
-        // numbers are compared faster than bytes, and hardly ever are two alike
-        sorted.sort_unstable_by_key(|(prefix, _)| (head(prefix), *prefix));
-        sorted
     }
 
     /// What the table says of a block, if it says anything.
     pub(crate) fn block(&self, prefix: &Prefix) -> Option<Option<Place>> {
-        self.blocks.get(prefix).copied()
+        self.blocks.get(prefix)
     }
 
     pub(crate) fn names(&self) -> &Texts {
@@ -144,8 +138,14 @@ impl Table {
         &self.settings
     }
 
+    /// Takes in a block of which the table says nothing; `false`, and nothing is done, if it does.
+    #[inline]
+    pub(crate) fn put_new_block(&mut self, hash: &Hash, place: Place) -> bool {
+        self.blocks.insert_new(&prefix_of(hash), Some(place))
+    }
+
     /// What the table said before, if it said anything.
-    pub(crate) fn put_block(&mut self, prefix: Prefix, place: Option<Place>) -> Option<Option<Place>> {
+    pub(crate) fn put_block(&mut self, prefix: &Prefix, place: Option<Place>) -> Option<Option<Place>> {
         self.blocks.insert(prefix, place)
     }
 
@@ -165,9 +165,8 @@ impl Table {
 
     #[cfg(planted)]
     pub(crate) fn forget_newest_segment(&mut self) {
-        let newest = self.blocks.values().flatten().map(|place| place.segment).max();
-        if newest.is_some() && crate::planted::is(crate::planted::Bug::ForgottenSegment) {
-            self.blocks.retain(|_, place| place.map(|place| place.segment) != newest);
+        if crate::planted::is(crate::planted::Bug::ForgottenSegment) {
+            self.blocks.forget_newest_segment();
         }
     }
 

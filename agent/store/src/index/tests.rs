@@ -50,7 +50,7 @@ fn flush(index: &mut Index<OsDisk>, model: &mut Model, keys: &[(u16, bool)], ver
         let prefix = prefix(*number);
         let place = Place { segment: version, offset: u32::from(*number) * 8, length: 9 };
         let place = there.then_some(place);
-        table.put_block(prefix, place);
+        table.put_block(&prefix, place);
         match place {
             Some(place) => drop(model.insert(prefix, place)),
             None => drop(model.remove(&prefix)),

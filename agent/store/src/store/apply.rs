@@ -50,7 +50,7 @@ impl<D: Disk> Store<D> {
     fn apply_block(&mut self, hash: &Hash, place: Place, unknown_at: UnknownAt) -> Result<(), IndexError> {
         let indexed =
             if unknown_at == Some(self.counters.checkpoints) { None } else { self.find_block(hash)? };
-        let old = self.table.put_block(prefix_of(hash), Some(place)).unwrap_or(indexed);
+        let old = self.table.put_block(&prefix_of(hash), Some(place)).unwrap_or(indexed);
         match old {
             Some(old) if old == place => return Ok(()),
             Some(old) => self.account(32, &old, false),
@@ -74,7 +74,7 @@ impl<D: Disk> Store<D> {
     pub(super) fn forget_block(&mut self, hash: &Hash, old: &Place) {
         self.account(32, old, false);
         self.blocks = self.blocks.saturating_sub(1);
-        self.table.put_block(prefix_of(hash), None);
+        self.table.put_block(&prefix_of(hash), None);
         self.cache.remove(hash);
         self.release(hash);
     }
@@ -131,8 +131,11 @@ impl<D: Disk> Store<D> {
 
     /// Keeps the live bytes of a segment. They are an estimate for choosing what to clean, no more.
     fn account(&mut self, key_length: usize, place: &Place, live: bool) {
-        let bytes = record_bytes(key_length, place.length as usize);
-        if let Some(segment) = self.segments.get_mut(place.segment) {
+        self.account_bytes(place.segment, record_bytes(key_length, place.length as usize), live);
+    }
+
+    pub(super) fn account_bytes(&mut self, segment: u32, bytes: u64, live: bool) {
+        if let Some(segment) = self.segments.get_mut(segment) {
             let old = segment.row.live;
             segment.row.live = if live { old.saturating_add(bytes) } else { old.saturating_sub(bytes) };
             segment.changed = true;

@@ -10,7 +10,7 @@ use crate::batch::{Encoded, Key, Record, encode, padded_length};
 use crate::disk::Disk;
 use crate::error::{CommitError, MaintainError, is_full};
 use crate::filter::probe;
-use crate::format::Kind;
+use crate::format::{Kind, record_bytes};
 use crate::index::{ByPrefix, IndexError, Place, Prefix, prefix_of};
 use crate::limits::{
     BATCH_OPS_MAX, INDEX_BYTES_PER_BLOCK, KEY_BYTES_MAX, PAGE_BYTES, TABLE_BYTES_MAX, VALUE_BYTES_MAX,
@@ -190,15 +190,36 @@ impl<D: Disk> Store<D> {
         self.counters.batches += 1;
         self.counters.log_bytes_written += encoded.length;
         self.log_since_checkpoint += encoded.length;
-        for (record, offset) in records.iter().zip(&encoded.offsets) {
+        self.apply_all(records, &encoded.offsets, (segment, start), unknown_at)?;
+        Ok(encoded.length)
+    }
+
+    /// Applies records that lie at these offsets behind a place in a segment.
+    fn apply_all(
+        &mut self,
+        records: &[Record],
+        offsets: &[u64],
+        (segment, start): (u32, u64),
+        unknown_at: UnknownAt,
+    ) -> Result<(), CommitError> {
+        let is_unknown = unknown_at == Some(self.counters.checkpoints);
+        let mut new_bytes = 0;
+        for (record, offset) in records.iter().zip(offsets) {
             let place = Place {
                 segment,
                 offset: u32::try_from(start + offset).unwrap_or(u32::MAX),
                 length: u32::try_from(record.value.len()).unwrap_or(u32::MAX),
             };
-            self.asked(|store| store.apply(record, place, unknown_at)).map_err(index_error)?;
+            match (&record.key, record.kind) {
+                (Key::Hash(hash), Kind::Block) if is_unknown && self.table.put_new_block(hash, place) => {
+                    new_bytes += record_bytes(hash.len(), record.value.len());
+                    self.blocks += 1;
+                }
+                _ => self.asked(|store| store.apply(record, place, unknown_at)).map_err(index_error)?,
+            }
         }
-        Ok(encoded.length)
+        self.account_bytes(segment, new_bytes, true);
+        Ok(())
     }
 
     /// One write and one sync, tried once more in a new segment.

@@ -134,7 +134,7 @@ impl<D: Disk> Store<D> {
             // Behind a full page there may be more in the index: the table's part stops there too.
             let stop = indexed.last().filter(|_| indexed.len() == WALK_ENTRIES).map(|(prefix, _)| *prefix);
             let table = self.table.blocks();
-            let indexed = indexed.into_iter().filter(|(prefix, _)| !table.contains_key(prefix));
+            let indexed = indexed.into_iter().filter(|(prefix, _)| table.get(prefix).is_none());
             let mut page: Vec<(Prefix, Place)> =
                 indexed.filter_map(|(prefix, place)| Some((prefix, place?))).collect();
             let pending = table.iter().filter(|(prefix, _)| {

@@ -127,11 +127,12 @@ impl<D: Disk> Store<D> {
     /// Asks the index; if it fails it is made again from the log, and asked once more.
     fn asked<T>(&mut self, question: impl Fn(&mut Self) -> Result<T, IndexError>) -> Result<T, IndexError> {
         match question(self) {
+            Ok(answer) => Ok(answer),
             Err(IndexError::Failed(reason)) => {
                 self.heal_index(reason)?;
                 question(self)
             }
-            other => other,
+            Err(other) => Err(other),
         }
     }
 

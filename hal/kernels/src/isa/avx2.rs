@@ -119,7 +119,7 @@ impl Avx2 {
     pub(crate) fn has_bits(self, block: &Block, low: u32) -> bool {
         #[target_feature(enable = "avx2")]
         fn compiled(lanes: Avx2, block: &Block, low: u32) -> bool {
-            _mm256_testc_si256(lanes.load(block), bits(lanes, low)) == 1
+            _mm256_testc_si256(lanes.load(&block.0), bits(lanes, low)) == 1
         }
         // SAFETY: `self` was made where the machine has AVX2.
         unsafe { compiled(self, block, low) }
@@ -130,7 +130,7 @@ impl Avx2 {
     pub(crate) fn set_bits(self, block: &mut Block, low: u32) {
         #[target_feature(enable = "avx2")]
         fn compiled(lanes: Avx2, block: &mut Block, low: u32) {
-            lanes.store(_mm256_or_si256(lanes.load(block), bits(lanes, low)), block);
+            lanes.store(_mm256_or_si256(lanes.load(&block.0), bits(lanes, low)), &mut block.0);
         }
         // SAFETY: `self` was made where the machine has AVX2.
         unsafe { compiled(self, block, low) }
@@ -140,6 +140,6 @@ impl Avx2 {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn bits(lanes: Avx2, low: u32) -> __m256i {
-    let products = _mm256_mullo_epi32(lanes.splat(low), lanes.load(&SALTS));
+    let products = _mm256_mullo_epi32(lanes.splat(low), lanes.load(&SALTS.0));
     _mm256_sllv_epi32(lanes.splat(1), _mm256_srli_epi32::<27>(products))
 }

@@ -24,9 +24,16 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics: each rests on the token, or on the array it loads")]
 pub(crate) mod avx512;
+#[cfg_attr(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    expect(unsafe_code, reason = "one instruction, a hint")
+)]
+mod fetch;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 #[expect(unsafe_code, reason = "intrinsics: each rests on the token, or on the array it loads")]
 pub(crate) mod neon;
+
+pub(crate) use fetch::fetch;
 
 /// Vectors of `N` lanes, each lane a 32-bit word.
 pub(crate) trait Lanes<const N: usize>: Copy {

@@ -103,7 +103,7 @@ impl Neon {
     /// Sets all of them.
     #[inline]
     pub(crate) fn set_bits(self, block: &mut Block, low: u32) {
-        for (half, bits) in block.as_chunks_mut().0.iter_mut().zip(self.bits(low)) {
+        for (half, bits) in block.0.as_chunks_mut().0.iter_mut().zip(self.bits(low)) {
             // SAFETY: `self` was made where the machine has NEON.
             let both = unsafe { vorrq_u32(self.load(half), bits) };
             self.store(both, half);
@@ -122,7 +122,7 @@ impl Neon {
     /// Both halves of a block.
     #[inline(always)]
     fn halves(self, block: &Block) -> [uint32x4_t; 2] {
-        let (halves, _) = block.as_chunks();
+        let (halves, _) = block.0.as_chunks();
         [self.load(&halves[0]), self.load(&halves[1])]
     }
 }
