@@ -21,8 +21,8 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-/// What is written ahead of batches.
-static ZEROS: [u8; AHEAD_BYTES as usize] = [0; AHEAD_BYTES as usize];
+/// What is written ahead of batches, as often as it takes.
+static ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 /// Bytes written at once when a fresh segment is zeroed.
 const ZERO_BYTES: usize = 1 << 20;
 
@@ -376,10 +376,14 @@ impl<D: Disk> Segments<D> {
         };
         let ahead =
             if length <= AHEAD_BATCH_BYTES { end.next_multiple_of(AHEAD_BYTES).min(disk_bytes) } else { end };
-        let zeros = &ZEROS[..ahead.saturating_sub(end) as usize];
-        open.file.write_gathered(&[buffers, &[IoSlice::new(zeros)]].concat(), start)?;
-        open.blank_from = Some(blank_from.max(end + zeros.len() as u64));
-        self.ahead_bytes_written += zeros.len() as u64;
+        let zeros = ahead.saturating_sub(end);
+        let mut all = buffers.to_vec();
+        for from in (0..zeros).step_by(ZEROS.len()) {
+            all.push(IoSlice::new(&ZEROS[..ZEROS.len().min((zeros - from) as usize)]));
+        }
+        open.file.write_gathered(&all, start)?;
+        open.blank_from = Some(blank_from.max(end + zeros));
+        self.ahead_bytes_written += zeros;
         Ok(())
     }
 
