@@ -19,9 +19,10 @@ const PUT_NAMES: &str = "A file is stored under its own name, a directory DIR as
     it, like `cp -r`; `.`, `..` and `/` stand for what is in them. Symbolic links inside a directory are not \
     followed but reported, as is everything else that is no readable file; the rest goes on.";
 
-const RM_CIDS: &str = "What a deleted name leaves behind goes when room is wanted; until then its CID still finds it. \
-    `rm CID` deletes that at once, on this node: the block, and what it lists if it is a manifest, as far as no \
-    object needs it. It is refused while an object needs the block itself.";
+const RM_CIDS: &str = "What a deleted name leaves behind goes with a later cleaning; until then its CID still finds it. \
+    `rm CID` deletes that on this node without waiting: the block, and what it lists if it is a manifest, as far as no \
+    object needs it. It is refused while an object needs the block itself. The bytes lie in the log until their \
+    segment is cleaned.";
 
 const NO_NODE: &str = "--node goes with ls, rm, fetch, status, power, verify and index";
 

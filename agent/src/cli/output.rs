@@ -100,7 +100,8 @@ impl Output {
             return;
         }
         let template = match unit {
-            _ if total == 0 => "{spinner} {bytes}, {bytes_per_sec}, {elapsed}",
+            Unit::Bytes if total == 0 => "{spinner} {bytes}, {bytes_per_sec}, {elapsed}",
+            Unit::Blocks if total == 0 => "{spinner} {human_pos} blocks, {elapsed}",
             Unit::Bytes => "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
             Unit::Blocks => "{wide_bar} {human_pos} of {human_len} blocks, {eta} left",
         };

@@ -1,20 +1,24 @@
 //! One erasure: what lies under a CID goes, as far as no object needs it.
 //!
 //! The block is read first, to know whether it is a manifest; then everything that is needed is marked; then what
-//! lies below goes, a manifest's page at a time, the block itself last, so that one that broke off can be asked for
-//! again. Data that reads as a manifest does no harm: whatever it lists, only what nothing needs is deleted.
+//! lies below goes, a manifest before what it lists, the block itself last. What is below a manifest that stays is not
+//! looked at, for it is needed too, and a manifest that went is not met again: so the work is bounded by what goes,
+//! even where data reads as manifests that list each other.
 
 use crate::id::BlockId;
 use crate::message::{Answer, Question, Ticket};
 use crate::name::Name;
 use crate::object::manifest::Manifest;
 use crate::object::reach::{Page, Reach};
-use crate::request::{Failure, FailureKind, Response};
+use crate::request::{Failure, FailureKind, Response, Unit};
+use bytes::Bytes;
 
 /// What an erasure needs next.
 pub(super) enum Next {
     /// Ask the store, then [`Erasing::supply`].
     Ask(Question),
+    /// All that is needed has to be marked before it goes on.
+    Mark,
     /// It is over.
     Done(Response),
 }
@@ -24,6 +28,10 @@ enum Stage {
     Looking,
     /// Going down.
     Below(Reach),
+    /// A manifest below is being read.
+    Reading(Reach, BlockId),
+    /// A manifest below was read and is being deleted.
+    Opening(Reach, Bytes),
     /// Nothing lies below, or no more.
     Alone,
     /// The block itself is being deleted.
@@ -36,17 +44,13 @@ pub(super) struct Erasing {
     pub(super) ticket: Ticket,
     id: BlockId,
     stage: Stage,
-    /// The manifest being read.
-    reading: Option<BlockId>,
-    /// Found below and to be deleted: one page, and the manifests that lead to it.
-    found: Vec<BlockId>,
     deleted: u64,
 }
 
 impl Erasing {
-    /// The caller asks for the block first.
+    /// Of this block; the caller asks for it first.
     pub(super) fn new(ticket: Ticket, id: BlockId) -> Self {
-        Erasing { ticket, id, stage: Stage::Looking, reading: None, found: Vec::new(), deleted: 0 }
+        Erasing { ticket, id, stage: Stage::Looking, deleted: 0 }
     }
 
     /// Why it must not go on, if the block is among these, which an object needs.
@@ -56,82 +60,100 @@ impl Erasing {
                 let why = format!("{name} needs {}; delete that name first", self.id);
                 Failure::new(FailureKind::Invalid, why)
             }
-            None => {
-                let why = format!("something under way needs {}; try again when it is over", self.id);
-                Failure::new(FailureKind::Busy, why)
-            }
+            None => self.in_use(),
         })
     }
 
-    /// Takes an answer of the store in; `false` when all that is needed has to be marked before it goes on.
+    fn in_use(&self) -> Failure {
+        let why = format!("something under way needs {}; try again when it is over", self.id);
+        Failure::new(FailureKind::Busy, why)
+    }
+
+    /// Nothing was marked for it yet.
+    pub(super) fn is_looking(&self) -> bool {
+        matches!(self.stage, Stage::Looking)
+    }
+
+    pub(super) fn progress(&self) -> Response {
+        Response::Progress { done: self.deleted, total: 0, unit: Unit::Blocks }
+    }
+
+    /// Takes an answer of the store in, and says what comes next.
     ///
     /// # Errors
     /// It ends here.
-    pub(super) fn supply(&mut self, answer: Answer) -> Result<bool, Failure> {
-        match (answer, &mut self.stage) {
-            (Answer::Block(None), Stage::Looking) => {
-                Err(Failure::new(FailureKind::NotFound, format!("{} is not here", self.id)))
+    pub(super) fn supply(&mut self, answer: Answer) -> Result<Next, Failure> {
+        let is_damaged = |failure: &Failure| failure.kind == FailureKind::Damaged;
+        match (std::mem::replace(&mut self.stage, Stage::Alone), answer) {
+            (Stage::Looking, Answer::Block(None)) => {
+                return Err(Failure::new(FailureKind::NotFound, format!("{} is not here", self.id)));
             }
-            (Answer::Block(Some(bytes)), stage @ Stage::Looking) => {
-                *stage = match Manifest::decode(&bytes) {
-                    Ok(manifest) => Stage::Below(Reach::new(self.id, manifest.level(), manifest.total())),
-                    Err(_) => Stage::Alone,
-                };
-                Ok(false)
-            }
-            (Answer::Failed(failure), stage @ Stage::Looking) if failure.kind == FailureKind::Damaged => {
-                *stage = Stage::Alone;
-                Ok(false)
-            }
-            (Answer::Block(block), Stage::Below(reach)) => {
-                self.found.extend(self.reading.take().filter(|id| *id != self.id));
-                match block {
-                    Some(bytes) => reach.supply(&bytes),
-                    None => reach.skip(),
+            (Stage::Looking, Answer::Block(Some(bytes))) => {
+                if let Ok(manifest) = Manifest::decode(&bytes) {
+                    self.stage = Stage::Below(Reach::new(self.id, manifest.level(), manifest.total()));
                 }
-                Ok(true)
+                return Ok(Next::Mark);
             }
             // what a damaged manifest lists is left to cleaning
-            (Answer::Failed(failure), Stage::Below(reach))
-                if failure.kind == FailureKind::Damaged && self.reading.is_some() =>
-            {
-                self.found.extend(self.reading.take().filter(|id| *id != self.id));
+            (Stage::Looking, Answer::Failed(failure)) if is_damaged(&failure) => return Ok(Next::Mark),
+            (Stage::Reading(mut reach, id), Answer::Block(Some(bytes))) => {
+                if id != self.id {
+                    self.stage = Stage::Opening(reach, bytes);
+                    return Ok(Next::Ask(Question::CleanDelete(vec![id])));
+                }
+                reach.supply(&bytes);
+                self.stage = Stage::Below(reach);
+            }
+            (Stage::Reading(mut reach, _), Answer::Block(None)) => {
                 reach.skip();
-                Ok(true)
+                self.stage = Stage::Below(reach);
             }
-            (Answer::Deleted(blocks), _) => {
+            (Stage::Reading(mut reach, id), Answer::Failed(failure)) if is_damaged(&failure) => {
+                reach.skip();
+                self.stage = Stage::Below(reach);
+                return Ok(Next::Ask(Question::CleanDelete(vec![id])));
+            }
+            (Stage::Opening(mut reach, bytes), Answer::Deleted(blocks)) => {
                 self.deleted += blocks;
-                Ok(true)
+                if blocks > 0 {
+                    reach.supply(&bytes);
+                } else {
+                    reach.skip();
+                }
+                self.stage = Stage::Below(reach);
             }
-            (answer, _) => Err(answer.failure()),
+            (stage @ Stage::Below(_), Answer::Deleted(blocks)) => {
+                self.deleted += blocks;
+                self.stage = stage;
+            }
+            // it is needed by what the marks came too late for, or for once they say so without a reason
+            (Stage::Itself, Answer::Deleted(0)) => return Err(self.in_use()),
+            (Stage::Itself, Answer::Deleted(blocks)) => {
+                return Ok(Next::Done(Response::Erased { cid: self.id, blocks: self.deleted + blocks }));
+            }
+            (_, answer) => return Err(answer.failure()),
         }
+        Ok(self.next())
     }
 
-    /// What it needs, once all that is needed is marked.
+    /// What comes next, once all that is needed is marked.
     pub(super) fn next(&mut self) -> Next {
-        while let Stage::Below(reach) = &mut self.stage {
+        if let Stage::Below(mut reach) = std::mem::replace(&mut self.stage, Stage::Alone) {
             match reach.next() {
                 Page::Read(id) => {
-                    self.reading = Some(id);
+                    self.stage = Stage::Reading(reach, id);
                     return Next::Ask(Question::Read(id));
                 }
                 Page::Leaves(children) => {
-                    self.found.extend(children.into_iter().map(|child| child.id));
-                    return self.delete_found();
+                    self.stage = Stage::Below(reach);
+                    let ids = children.into_iter().map(|child| child.id).collect();
+                    return Next::Ask(Question::CleanDelete(ids));
                 }
                 // what a bad manifest leads to is left to cleaning
-                Page::Bad(_) | Page::Done => self.stage = Stage::Alone,
+                Page::Bad(_) | Page::Done => {}
             }
         }
-        if matches!(self.stage, Stage::Itself) {
-            return Next::Done(Response::Erased { cid: self.id, blocks: self.deleted });
-        }
         self.stage = Stage::Itself;
-        self.found.push(self.id);
-        self.delete_found()
-    }
-
-    fn delete_found(&mut self) -> Next {
-        Next::Ask(Question::CleanDelete(std::mem::take(&mut self.found)))
+        Next::Ask(Question::CleanDelete(vec![self.id]))
     }
 }

@@ -219,11 +219,15 @@ impl Keeper {
     /// The next step of moving, after the profile's rest; at once where a full store waits. Verifying does not
     /// rest: somebody has asked for it and waits.
     fn ask_after_rest(&mut self, now: Time, question: Question, out: &mut Effects) {
-        let is_full = self.last_full_ms.is_some_and(|at_ms| now.mono_ms < at_ms + FULL_PAUSE_MS);
-        if self.step_rest_ms == 0 || is_full {
+        if self.step_rest_ms == 0 || self.is_full(now) {
             return self.ask(question, out);
         }
         self.resting = Some((now.mono_ms + self.step_rest_ms, question));
+    }
+
+    /// A write has just found no room.
+    fn is_full(&self, now: Time) -> bool {
+        self.last_full_ms.is_some_and(|at_ms| now.mono_ms < at_ms + FULL_PAUSE_MS)
     }
 
     fn next_task(&mut self, out: &mut Effects) {
@@ -423,8 +427,9 @@ impl Keeper {
                     return Task::Marking(tour);
                 }
                 TourStep::Done if self.marks.is_empty() => {
-                    if let Some(erasing) = self.erasing.take() {
-                        return self.erase_next(erasing, out);
+                    if let Some(mut erasing) = self.erasing.take() {
+                        let next = erasing.next();
+                        return self.erase_next(erasing, next, out);
                     }
                     self.ask(Question::CleanStep(self.step_bytes), out);
                     return Task::Moving { freed: 0 };
@@ -439,6 +444,12 @@ impl Keeper {
     }
 
     fn moved(&mut self, now: Time, freed: u64, done: bool, out: &mut Effects) -> Task {
+        if !done && !self.waiting.is_empty() && !self.is_full(now) {
+            // Somebody waits, and nobody for room: what is left is cleaned at the period's end.
+            self.dirty = true;
+            self.ask(Question::CleanAbort, out);
+            return Task::Idle;
+        }
         if !done {
             self.ask_after_rest(now, Question::CleanStep(self.step_bytes), out);
             return Task::Moving { freed };
@@ -509,22 +520,28 @@ impl Keeper {
     }
 
     fn erase_on(&mut self, mut erasing: Erasing, answer: Answer, out: &mut Effects) -> Task {
+        let is_marked = !erasing.is_looking();
         match erasing.supply(answer) {
-            Ok(true) => self.erase_next(erasing, out),
-            Ok(false) => {
-                self.erasing = Some(erasing);
-                self.begin(out)
-            }
-            Err(failure) => {
+            Ok(next) => self.erase_next(erasing, next, out),
+            Err(failure) if is_marked => {
                 self.erasing = Some(erasing);
                 self.end_erasing(failure, out)
+            }
+            Err(failure) => {
+                tell(erasing.ticket, Response::Error(failure), out);
+                Task::Idle
             }
         }
     }
 
-    fn erase_next(&mut self, mut erasing: Erasing, out: &mut Effects) -> Task {
-        match erasing.next() {
+    fn erase_next(&mut self, erasing: Erasing, next: Next, out: &mut Effects) -> Task {
+        match next {
+            Next::Mark => {
+                self.erasing = Some(erasing);
+                self.begin(out)
+            }
             Next::Ask(question) => {
+                tell(erasing.ticket, erasing.progress(), out);
                 self.ask(question, out);
                 Task::Erasing(erasing)
             }

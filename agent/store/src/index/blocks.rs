@@ -86,10 +86,10 @@ impl Blocks {
     #[cfg(planted)]
     pub(crate) fn forget_newest_segment(&mut self) {
         let segment = |word: &Word| word.map(|place| place.segment);
-        let newest = self.words.iter().filter_map(segment).max();
+        let Some(newest) = self.words.iter().filter_map(segment).max() else { return };
         let kept: Vec<(Prefix, Word)> = self
             .iter()
-            .filter(|(_, word)| segment(word) != newest)
+            .filter(|(_, word)| segment(word) != Some(newest))
             .map(|(prefix, word)| (*prefix, *word))
             .collect();
         self.clear();

@@ -21,7 +21,7 @@ mod texts;
 
 pub(crate) use merge::MergeCounts;
 pub(crate) use runs::Answer;
-pub(crate) use table::{ByPrefix, Entry, Place, Prefix, Table, prefix_of, texts_after};
+pub(crate) use table::{ByPrefix, Entry, PREFIX_BYTES, Place, Prefix, Table, prefix_of, texts_after};
 
 use crate::disk::{Disk, OpenMode};
 use crate::format::{INDEX_NAME, StoreId, u64_at};

@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::error::MaintainError;
 use crate::filter::{Filter, probe};
 use crate::format::{Kind, record_bytes};
-use crate::index::{Entry, IndexError, Place};
+use crate::index::{Entry, IndexError, PREFIX_BYTES, Place};
 use crate::limits::{CLEAN_LIVE_PERCENT_MAX, MARKS_DECIBITS, MOVE_BYTES, PAGE_BYTES, WALK_ENTRIES};
 use crate::scan::{Found, Reader};
 use serde::Serialize;
@@ -26,6 +26,8 @@ const MARKS_MIN: u64 = 65_536;
 /// Bytes of the index that are read for an entry, about.
 const COUNTED_BYTES: u64 = 40;
 const HASH_BYTES: usize = 32;
+/// Parts of a hash that marks can be of: the index knows so many whole ones.
+const MARKED_PARTS: u64 = (PREFIX_BYTES / 8) as u64;
 
 /// A cleaning under way.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(super) struct Cleaning {
     /// Generation and offset the log ended at.
     log_end: (u64, u64),
     marks: Filter,
+    /// Which part of a hash they are of: another one each time, so that what they hold by mistake is not held for ever.
+    part: usize,
     /// How far the index was looked through for live bytes, and what was found in each segment.
     counting: VerifyPosition,
     live: BTreeMap<u32, u64>,
@@ -73,7 +77,9 @@ impl<D: Disk> Store<D> {
     pub fn clean_begin(&mut self) {
         let keys = self.blocks.saturating_add(self.blocks / 4).max(MARKS_MIN);
         let end = self.position(false);
+        self.counters.cleanings += 1;
         self.cleaning = Some(Cleaning {
+            part: (self.counters.cleanings % MARKED_PARTS) as usize * 8,
             horizon: self.next_seq,
             log_end: (end.generation, end.offset),
             marks: Filter::sized_for(keys, MARKS_DECIBITS),
@@ -163,7 +169,7 @@ impl<D: Disk> Store<D> {
     pub(super) fn note_used(&mut self, hashes: &[Hash]) {
         let level = self.options.kernels;
         if let Some(cleaning) = &mut self.cleaning {
-            hashes.iter().for_each(|hash| cleaning.marks.insert(&probe(level, hash)));
+            hashes.iter().for_each(|hash| cleaning.marks.insert(&probe(level, &hash[cleaning.part..])));
         }
     }
 
@@ -232,8 +238,10 @@ impl<D: Disk> Store<D> {
     }
 
     fn is_marked(&self, hash: &[u8], is_new: bool) -> bool {
-        let probe = probe(self.options.kernels, hash);
-        self.cleaning.as_ref().is_none_or(|cleaning| is_new || cleaning.marks.contains(&probe))
+        let is_in = |cleaning: &Cleaning| {
+            cleaning.marks.contains(&probe(self.options.kernels, &hash[cleaning.part..]))
+        };
+        self.cleaning.as_ref().is_none_or(|cleaning| is_new || is_in(cleaning))
     }
 
     /// Goes on with a victim; true when there is nothing more to do in it.

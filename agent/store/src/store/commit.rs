@@ -202,7 +202,6 @@ impl<D: Disk> Store<D> {
         (segment, start): (u32, u64),
         unknown_at: UnknownAt,
     ) -> Result<(), CommitError> {
-        let is_unknown = unknown_at == Some(self.counters.checkpoints);
         let mut new_bytes = 0;
         for (record, offset) in records.iter().zip(offsets) {
             let place = Place {
@@ -210,12 +209,17 @@ impl<D: Disk> Store<D> {
                 offset: u32::try_from(start + offset).unwrap_or(u32::MAX),
                 length: u32::try_from(record.value.len()).unwrap_or(u32::MAX),
             };
+            // looked at each time: an index that is made again on the way has learnt of the whole batch
+            let is_unknown = unknown_at == Some(self.counters.checkpoints);
             match (&record.key, record.kind) {
                 (Key::Hash(hash), Kind::Block) if is_unknown && self.table.put_new_block(hash, place) => {
                     new_bytes += record_bytes(hash.len(), record.value.len());
                     self.blocks += 1;
                 }
-                _ => self.asked(|store| store.apply(record, place, unknown_at)).map_err(index_error)?,
+                _ => {
+                    self.account_bytes(segment, std::mem::take(&mut new_bytes), true);
+                    self.asked(|store| store.apply(record, place, unknown_at)).map_err(index_error)?;
+                }
             }
         }
         self.account_bytes(segment, new_bytes, true);

@@ -13,6 +13,7 @@ pub(super) struct Counters {
     pub(super) log_syncs: u64,
     pub(super) batches: u64,
     pub(super) checkpoints: u64,
+    pub(super) cleanings: u64,
     pub(super) cache_hits: u64,
     pub(super) cache_misses: u64,
     pub(super) filter_negatives: u64,

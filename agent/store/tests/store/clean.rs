@@ -140,6 +140,28 @@ fn what_is_deleted_by_request_is_what_was_neither_marked_nor_written_since() {
 }
 
 #[test]
+fn what_one_cleaning_takes_for_marked_by_mistake_the_next_ones_do_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(directory.path());
+    for from in (0..4000).step_by(400) {
+        store.commit(puts(from..from + 400, 8)).unwrap();
+    }
+    let garbage: Vec<Hash> = (0..4000).map(|number| hash(&content(number, 8))).collect();
+    let others: Vec<Hash> = (0..80_000).map(|number| hash(&content(number, 9))).collect();
+    let (mut left, mut kept) = (4000, Vec::new());
+    for _ in 0..4 {
+        store.clean_begin();
+        store.clean_mark(&others).unwrap();
+        left -= store.clean_delete(&garbage).unwrap();
+        assert_eq!(store.clean_delete(&garbage).unwrap(), 0);
+        store.clean_abort();
+        assert!(left > 0 || store.status().blocks == 0);
+        kept.push(left);
+    }
+    assert!(kept[0] > 0 && kept[3] == 0, "{kept:?}");
+}
+
+#[test]
 fn deletions_are_not_forgotten_while_what_they_delete_is_on_disk() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, _) = open(directory.path());
