@@ -232,3 +232,40 @@ fn a_block_that_rots_on_a_master_is_named_to_whoever_fetches_it_and_a_new_put_br
     assert!(fleet.leecher.get("name:rotten").as_ref() == Some(&rotten));
     fleet.assert_hold(&Contents::from([("rotten".to_owned(), rotten), ("whole".to_owned(), whole)]));
 }
+
+/// Cuts the log where these bytes last begin in it, and with that the batch that holds them.
+fn cut(store: &Path, bytes: &[u8]) {
+    let found = segments(store).into_iter().rev().find_map(|path| {
+        let log = fs::read(&path).unwrap();
+        let at = log.windows(bytes.len()).rposition(|window| window == bytes)?;
+        Some((path, at as u64))
+    });
+    let (path, at) = found.expect("they are in the log");
+    open(&path).set_len(at).unwrap();
+}
+
+#[test]
+fn the_end_of_a_log_that_a_device_only_said_to_have_synced_is_told_again_by_those_who_know_of_it() {
+    let broker = Mosquitto::start(Config::default());
+    let mut fleet = Fleet::new(broker.port());
+    fleet.leecher.set("node", "subscribe", "[\"\"]");
+    fleet.start();
+    let mut files = Contents::new();
+    for role in [Role::Master, Role::Worker, Role::Leecher] {
+        let (name, bytes) = (format!("told/{role}"), noise(300_000, &format!("told {role}")));
+        put(&fleet.worker, &name, &bytes);
+        for node in fleet.nodes() {
+            wait_for("it gets there", || node.names("").contains(&name).then_some(()));
+        }
+        fleet.settled();
+        let victim = fleet.of_role(role);
+        victim.kill();
+        cut(&victim.store(), name.as_bytes());
+        assert!(!victim.names("").contains(&name), "it is lost here");
+        victim.start();
+        wait_for("it is there again", || victim.names("").contains(&name).then_some(()));
+        files.insert(name, bytes);
+        fleet.settled();
+        fleet.assert_hold(&files);
+    }
+}

@@ -150,8 +150,15 @@ impl Impostor {
     }
 
     fn say_hello(&mut self, to: &str) {
-        let hello =
-            Hello { epoch: 1, session: 1, store: 1, role: self.role, subscriptions: vec![], answers: None };
+        let hello = Hello {
+            epoch: 1,
+            session: 1,
+            store: 1,
+            role: self.role,
+            subscriptions: vec![],
+            answers: None,
+            log: None,
+        };
         self.say(to, &SyncMessage::Hello(hello));
     }
 
@@ -179,7 +186,7 @@ impl Impostor {
 
     fn hears_outcome(&mut self, of_group: u32) -> Outcome {
         self.hears("an acknowledgement", |message| match message {
-            SyncMessage::Ack { group, outcomes } if group == of_group => Some(outcomes[0].1.clone()),
+            SyncMessage::Ack { group, outcomes, .. } if group == of_group => Some(outcomes[0].1.clone()),
             _ => None,
         })
     }
@@ -206,7 +213,7 @@ impl Impostor {
 
     fn announce(&mut self, to: &str, group: u32, name: &str, binding: Binding) {
         let entries = vec![(Name::parse(name).expect("a plain name"), binding)];
-        self.say(to, &SyncMessage::Announce(Announce { group, request: None, entries }));
+        self.say(to, &SyncMessage::Announce(Announce { group, request: None, entries, log: 0 }));
     }
 
     fn command(&self, to: &str, counter: u64, expires_ms: i64, request: &Request) -> Vec<u8> {
@@ -240,7 +247,7 @@ fn sync_message(to: &NodeName, event: &LinkEvent) -> Option<SyncMessage> {
     let LinkEvent::Message { topic, payload, .. } = event else { return None };
     // a version byte and a signature come first
     let is_to = topic.starts_with(&format!("larder/1/{FLEET}/{to}/sync/")) && topic.ends_with("/c");
-    is_to.then(|| SyncMessage::decode(&payload[65..]).ok()).flatten()
+    is_to.then(|| SyncMessage::decode(payload[0], &payload[65..]).ok()).flatten()
 }
 
 /// Drops so far, and the last reason.
@@ -317,7 +324,7 @@ impl World {
 fn announcing(imp: &Impostor, name: &[u8]) -> Vec<u8> {
     let good = Name::parse("aa/x").expect("a plain name");
     let entries = vec![(good, imp.binding(BlockId::of(b"x"), 0, 1))];
-    let body = SyncMessage::Announce(Announce { group: 9, request: None, entries }).encode();
+    let body = SyncMessage::Announce(Announce { group: 9, request: None, entries, log: 0 }).encode();
     let at = body.windows(5).position(|bytes| bytes == b"\x04aa/x").expect("the name is in the message");
     // a length in postcard is seven bits a byte, the least ones first
     let length = match u8::try_from(name.len()) {
@@ -533,7 +540,9 @@ fn content_that_is_not_what_its_binding_says_is_refused() {
         let outcome = loop {
             let answer = imp.hears("an answer", |message| match message {
                 SyncMessage::Want(want) if want.group == group => Some(Err(want.blocks)),
-                SyncMessage::Ack { group: of, outcomes } if of == group => Some(Ok(outcomes[0].1.clone())),
+                SyncMessage::Ack { group: of, outcomes, .. } if of == group => {
+                    Some(Ok(outcomes[0].1.clone()))
+                }
                 _ => None,
             });
             match answer {
@@ -569,8 +578,15 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
         thief.announce("hub", 1, "planted", binding);
     });
     assert_eq!(thief.hears_outcome(1), Outcome::Refused(Refusal::Role));
-    let promoted =
-        Hello { epoch: 2, session: 1, store: 1, role: Role::Master, subscriptions: vec![], answers: None };
+    let promoted = Hello {
+        epoch: 2,
+        session: 1,
+        store: 1,
+        role: Role::Master,
+        subscriptions: vec![],
+        answers: None,
+        log: None,
+    };
     assert_counted(&world.hub, "thief", "it says it is a master; here it is configured as a leecher", || {
         thief.say("hub", &SyncMessage::Hello(promoted));
     });
@@ -640,7 +656,7 @@ fn one_session_more_than_the_role_has(role: Role, of_peers: Role, goes: &str) {
     let to_it = format!("larder/1/{FLEET}/{goes}/sync/node/c");
     imp.until("word that there is no session for now", |event| {
         let LinkEvent::Message { topic, payload, .. } = event else { return None };
-        let message = SyncMessage::decode(&payload[65..]).expect("the node speaks sync");
+        let message = SyncMessage::decode(payload[0], &payload[65..]).expect("the node speaks sync");
         (*topic == to_it && message == SyncMessage::Later).then_some(())
     });
     imp.hears("a hello", |message| matches!(message, SyncMessage::Hello(_)).then_some(()));

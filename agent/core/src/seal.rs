@@ -9,8 +9,8 @@ use crate::id::NodeName;
 use crate::message::Channel;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
-/// Version of the sealed form; a receiver drops any other.
-pub const SEAL_VERSION: u8 = 1;
+/// Version of what is sealed; a receiver reads the older one too, and drops any other.
+pub const SEAL_VERSION: u8 = 2;
 const HEAD: usize = 1 + 64;
 
 /// What a signature is bound to, beside the body.
@@ -71,15 +71,19 @@ pub fn seal(key: &SigningKey, between: Between<'_>, body: &[u8]) -> Vec<u8> {
     sealed
 }
 
-/// The body of a sealed message, if `key` signed it for this receiver.
-pub fn open<'m>(key: &VerifyingKey, between: Between<'_>, sealed: &'m [u8]) -> Result<&'m [u8], SealError> {
+/// The version and the body of a sealed message, if `key` signed it for this receiver.
+pub fn open<'m>(
+    key: &VerifyingKey,
+    between: Between<'_>,
+    sealed: &'m [u8],
+) -> Result<(u8, &'m [u8]), SealError> {
     let (head, body) = sealed.split_at_checked(HEAD).ok_or(SealError::Short)?;
-    if head[0] != SEAL_VERSION {
+    if !(1..=SEAL_VERSION).contains(&head[0]) {
         return Err(SealError::Version(head[0]));
     }
     let signature: &[u8; 64] = head[1..].try_into().map_err(|_| SealError::Short)?;
     between.verify(key, body, signature)?;
-    Ok(body)
+    Ok((head[0], body))
 }
 
 #[cfg(test)]
@@ -96,7 +100,7 @@ mod tests {
         let (a, b, c) = names();
         let between = |to| Between { fleet: "f", from: &a, to, channel: Channel::Sync };
         let sealed = seal(&key, between(&b), b"body");
-        assert_eq!(open(&key.verifying_key(), between(&b), &sealed), Ok(&b"body"[..]));
+        assert_eq!(open(&key.verifying_key(), between(&b), &sealed), Ok((SEAL_VERSION, &b"body"[..])));
         assert_eq!(open(&key.verifying_key(), between(&c), &sealed), Err(SealError::Signature));
         for at in 1..sealed.len() {
             let mut altered = sealed.clone();

@@ -53,6 +53,8 @@ pub struct Settings {
     pub epoch: u64,
     /// Drawn when the store was made.
     pub store: u64,
+    /// The newest sequence number in its log when the process started.
+    pub log: u64,
     /// Whom it trusts.
     pub peers: Vec<Peer>,
     /// Prefixes it wants from its master.

@@ -66,6 +66,8 @@ struct Rebuild {
 pub(super) struct Opened {
     /// The store's id, shortened to a number.
     pub(super) id: u64,
+    /// The newest sequence number in its log.
+    pub(super) log: u64,
     /// What was found and done.
     pub(super) report: OpenReport,
     /// Counts what the store writes and syncs.
@@ -173,8 +175,8 @@ fn run(
 ) -> Result<(), MaintainError> {
     let keeper = match StoreKeeper::open(directory, options) {
         Ok((keeper, report)) => {
-            let id = store_number(&keeper.status());
-            let _ = opened.send(Ok(Opened { id, report, disk: keeper.disk.clone() }));
+            let (id, log) = (store_number(&keeper.status()), keeper.status().last_seq);
+            let _ = opened.send(Ok(Opened { id, log, report, disk: keeper.disk.clone() }));
             keeper
         }
         Err(error) => {

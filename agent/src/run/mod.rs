@@ -200,7 +200,7 @@ impl Agent {
             tracing::warn!("{note}");
         }
         let plan = settings::plan(config, machine, &effective, &effective);
-        let mut core = settings::core(config, &effective, plan, key, epoch, opened.id);
+        let mut core = settings::core(config, &effective, plan, key, epoch, (opened.id, opened.log));
         if is_alone {
             // a command of its own ends before any sensor could matter
             core.watches.clear();
@@ -358,7 +358,7 @@ impl Agent {
             return None;
         }
         let plan = settings::plan(config, &self.machine, &effective, &self.opened);
-        let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, old.store);
+        let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, (old.store, old.log));
         if new.watches != old.watches {
             tracing::warn!("changed [[watch]] folders need a restart");
         }

@@ -116,7 +116,7 @@ pub(super) fn core(
     plan: PowerPlan,
     key: SigningKey,
     epoch: u64,
-    store: u64,
+    (store, log): (u64, u64),
 ) -> Settings {
     Settings {
         me: config.name.clone(),
@@ -125,6 +125,7 @@ pub(super) fn core(
         key,
         epoch,
         store,
+        log,
         peers: config.peers.iter().map(peer).collect(),
         subscriptions: config.subscribe.clone(),
         commands: config.commands,

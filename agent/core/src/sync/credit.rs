@@ -114,9 +114,10 @@ impl Credit {
         self.held = self.held.plus(block);
     }
 
-    /// One came that was not expected.
-    pub(super) fn strange(&mut self) {
+    /// One came that was not expected; whether it is the layer's first.
+    pub(super) fn strange(&mut self) -> bool {
         self.strange += 1;
+        self.strange == 1
     }
 
     /// One that was expected, and wanted with this length, will not come.
@@ -227,7 +228,9 @@ mod tests {
         // the object is refused: three more of it come, and its sender says of none that it is missing
         credit.begin_layer();
         assert_eq!(credit.begin([10; 6].into_iter(), window), 4);
-        (0..3).for_each(|_| credit.strange());
+        for _ in 0..3 {
+            credit.strange();
+        }
         assert!(!credit.is_wasted());
         (0..4).for_each(|_| credit.received(block, 10));
         assert!(!credit.is_wasted(), "all is here, and the rest is not allowed yet");

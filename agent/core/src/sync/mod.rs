@@ -98,6 +98,9 @@ pub(crate) struct Wires {
     key: SigningKey,
     epoch: u64,
     store: u64,
+    /// The newest number in the log when the process started, and the newest of a change that anybody was told of.
+    log_began: u64,
+    log: u64,
     up: bool,
     reason: String,
     connects: u64,
@@ -208,6 +211,8 @@ impl Sync {
                 key: settings.key.clone(),
                 epoch: settings.epoch,
                 store: settings.store,
+                log_began: settings.log,
+                log: settings.log,
                 up: false,
                 reason: "not connected yet".into(),
                 connects: 0,
@@ -380,8 +385,8 @@ impl Sync {
             return Err(wire::WireError::Large(payload.len()).to_string());
         }
         let between = Between { fleet: &self.wires.fleet, from, to: &self.wires.me, channel: Channel::Sync };
-        let body = seal::open(&peer.key, between, payload).map_err(|error| error.to_string())?;
-        SyncMessage::decode(body).map_err(|error| error.to_string())
+        let (version, body) = seal::open(&peer.key, between, payload).map_err(|error| error.to_string())?;
+        SyncMessage::decode(version, body).map_err(|error| error.to_string())
     }
 
     fn message(&mut self, now: Time, from: &NodeName, message: SyncMessage, out: &mut Effects) {
@@ -402,15 +407,27 @@ impl Sync {
         }
         match message {
             SyncMessage::Hello(_) | SyncMessage::Later => {}
-            SyncMessage::Announce(announce) => self.announced(now, from, announce, out),
+            SyncMessage::Announce(announce) => {
+                self.peer_has(from, announce.log);
+                self.announced(now, from, announce, out);
+            }
             SyncMessage::Want(want) => self.wanted(now, from, want, out),
             SyncMessage::Credit { group, round, limit } => self.credited(from, group, round, limit, out),
-            SyncMessage::Ack { group, outcomes } => self.acknowledged(now, from, group, &outcomes, out),
+            SyncMessage::Ack { group, outcomes, log } => {
+                self.peer_has(from, log);
+                self.acknowledged(now, from, group, &outcomes, out);
+            }
             SyncMessage::Busy { group } => self.peer_is_busy(now, from, group),
             SyncMessage::Fetch { request, target } => self.fetch_asked(from, request, target, out),
             SyncMessage::NotFound { request } => self.fetches.not_found(request, out),
             SyncMessage::Unable { request, why } => self.fetches.unable(now, request, why, out),
             SyncMessage::Missing { group, round, id } => self.missing(now, from, group, round, id, out),
+        }
+    }
+
+    fn peer_has(&mut self, from: &NodeName, log: u64) {
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.out.peer_has(log);
         }
     }
 

@@ -1,20 +1,37 @@
 //! What one peer has not acknowledged yet: a cursor into the log and the few announcements under way.
 //!
 //! The cursor moves only over changes that the peer has acknowledged, or that do not concern it. It is
-//! saved now and then, not each time: an old one costs announcements that are answered at once.
+//! saved now and then, not each time: an old one costs announcements that are answered at once. A peer whose log
+//! ends before what it has told of it has lost that end: the cursor goes back to where it was before.
 
+use super::session::Session;
 use super::wire::{Refusal, Wanted};
 use crate::id::BlockId;
 use crate::name::Name;
 use crate::time::Time;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Acknowledged changes after which the cursor is saved at once, and the longest it waits otherwise.
 const SAVE_CHANGES: u64 = 1024;
 const SAVE_MS: u64 = 60_000;
 
-/// A cursor as it is saved: the peer's store and interest it speaks of, and whether an echo is unfinished.
-type Saved = (u64, u64, u64, bool);
+/// Places in the log of a peer that are remembered; what it has lost before them it is told from the beginning.
+const MARKS_MAX: usize = 64;
+
+/// A cursor as it is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Saved {
+    cursor: u64,
+    /// The peer's, of which the cursor speaks, as of what it subscribes to.
+    store: u64,
+    interest: u64,
+    /// The echo that is unfinished.
+    echo: Option<Lost>,
+    /// The newest change known in the peer's log, and its start that told of it.
+    known: u64,
+    epoch: u64,
+}
 
 /// The outbox of one peer.
 #[derive(Default)]
@@ -36,20 +53,33 @@ pub(super) struct Outbox {
     pub(super) next_group: u32,
     store: u64,
     interest: u64,
-    /// The peer's store is new to us: what came from its old one is told to it too, up to the log's end.
+    /// The peer has lost what it had: what came from it is told to it too, up to the log's end.
     pub(super) echo: Option<Echo>,
+    /// The newest change known in the peer's log, and of some before: where the cursor was when they were the newest.
+    known: u64,
+    marks: VecDeque<(u64, u64)>,
+    /// The peer's start that told of it.
+    epoch: u64,
     saved: u64,
     save_at_ms: Option<u64>,
     saving: bool,
 }
 
-/// How far a peer with a new store is told what came from its old one.
+/// What came from a peer and is told to it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Echo {
-    /// The end of the log has not been seen yet.
-    Open,
-    /// Up to this sequence number.
-    Until(u64),
+pub(super) struct Echo {
+    /// How far: the end of the log as it was, once that has been seen.
+    pub(super) until: Option<u64>,
+    pub(super) lost: Lost,
+}
+
+/// What a peer has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Lost {
+    /// Its store, or it never had what we do.
+    Store,
+    /// The end of its log.
+    End,
 }
 
 /// One announcement under way.
@@ -118,28 +148,60 @@ impl Outbox {
         self.more = true;
     }
 
-    /// Takes the saved cursor, if it speaks of this store of the peer and these subscriptions.
-    pub(super) fn load(&mut self, value: Option<&[u8]>, store: u64, interest: u64) {
-        let saved: Option<Saved> = value.and_then(|bytes| postcard::from_bytes(bytes).ok());
-        let saved =
-            saved.filter(|(_, of_store, of_interest, _)| (*of_store, *of_interest) == (store, interest));
-        let from_log = saved.map_or(0, |(cursor, ..)| cursor);
-        let is_remembered = (self.store, self.interest) == (store, interest);
-        let in_memory = if is_remembered { self.cursor } else { 0 };
-        if !is_remembered {
-            self.echo = saved.is_none_or(|(.., echoing)| echoing).then_some(Echo::Open);
+    /// Takes the saved cursor, if it speaks of this store of the peer and these subscriptions. Goes back where the peer
+    /// has started again and its log then ended before what is known of it; whether it did.
+    pub(super) fn load(&mut self, value: Option<&[u8]>, session: &Session) -> bool {
+        let (store, interest) = (session.store, session.interest());
+        let saved = value.and_then(read_saved).filter(|saved| saved.store == store);
+        let is_same_store = self.store == store;
+        if !is_same_store {
+            (self.known, self.epoch) = saved.map_or((0, session.epoch), |saved| (saved.known, saved.epoch));
+        }
+        let saved = saved.filter(|saved| saved.interest == interest);
+        let from_log = saved.map_or(0, |saved| saved.cursor);
+        if !is_same_store || self.interest != interest {
+            self.cursor = from_log;
+            let lost = saved.map_or(Some(Lost::Store), |saved| saved.echo);
+            self.echo = lost.map(|lost| Echo { until: None, lost });
+            self.marks = saved.map(|saved| (saved.known, saved.cursor)).into_iter().collect();
         }
         (self.store, self.interest) = (store, interest);
-        self.cursor = from_log.max(in_memory);
         self.saved = from_log;
         self.save_at_ms = None;
         self.loading = false;
+        let is_another_start = std::mem::replace(&mut self.epoch, session.epoch) != session.epoch;
+        let lost_behind = session.log.filter(|log| is_another_start && *log < self.known);
+        if let Some(log) = lost_behind {
+            self.marks.retain(|(known, _)| *known <= log);
+            self.cursor = self.cursor.min(self.marks.back().map_or(0, |(_, cursor)| *cursor));
+            self.known = log;
+            self.echo = Some(Echo { until: None, lost: Lost::End });
+        }
         self.rewind();
+        lost_behind.is_some()
+    }
+
+    /// The peer has told of a change in its log.
+    pub(super) fn peer_has(&mut self, log: u64) {
+        if log > self.known {
+            self.known = log;
+            self.marks.push_back((log, self.cursor));
+            if self.marks.len() > MARKS_MAX {
+                self.marks.pop_front();
+            }
+        }
     }
 
     /// The cursor as it is saved.
     pub(super) fn value(&self) -> Vec<u8> {
-        let saved: Saved = (self.cursor, self.store, self.interest, self.echo.is_some());
+        let saved = Saved {
+            cursor: self.cursor,
+            store: self.store,
+            interest: self.interest,
+            echo: self.echo.map(|echo| echo.lost),
+            known: self.known,
+            epoch: self.epoch,
+        };
         postcard::to_allocvec(&saved).expect("numbers can be written")
     }
 
@@ -159,7 +221,7 @@ impl Outbox {
         if !self.groups.iter().any(|group| group.last_seq.is_some()) && !self.reading {
             self.cursor = self.cursor.max(self.announced);
         }
-        if matches!(self.echo, Some(Echo::Until(end)) if self.cursor >= end) {
+        if self.echo.and_then(|echo| echo.until).is_some_and(|end| self.cursor >= end) {
             self.echo = None;
         }
         if self.cursor > self.saved && self.save_at_ms.is_none() && !self.saving {
@@ -207,6 +269,15 @@ impl Outbox {
     }
 }
 
+/// Also as it was saved when nothing was known of the peer's log.
+fn read_saved(bytes: &[u8]) -> Option<Saved> {
+    postcard::from_bytes(bytes).ok().or_else(|| {
+        let (cursor, store, interest, echoes): (u64, u64, u64, bool) = postcard::from_bytes(bytes).ok()?;
+        let echo = echoes.then_some(Lost::Store);
+        Some(Saved { cursor, store, interest, echo, known: 0, epoch: 0 })
+    })
+}
+
 impl OutGroup {
     pub(super) fn is_done(&self) -> bool {
         self.entries.iter().all(|entry| entry.acknowledged)
@@ -219,7 +290,8 @@ mod tests {
 
     #[test]
     fn the_example_of_the_format_page_is_the_cursor_that_is_saved() {
-        let outbox = Outbox { cursor: 300, store: 77, interest: 9, ..Outbox::default() };
+        let outbox =
+            Outbox { cursor: 300, store: 77, interest: 9, known: 400, epoch: 5, ..Outbox::default() };
         let hex: String = outbox.value().iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(include_str!("../../../../docs/format.md").contains(&format!("    {hex}\n")), "{hex}");
     }

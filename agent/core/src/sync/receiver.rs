@@ -38,7 +38,7 @@ impl Sync {
             let refused = |index| (index, Outcome::Refused(Refusal::Role));
             let outcomes =
                 (0..announce.entries.len()).filter_map(|index| u16::try_from(index).ok().map(refused));
-            let ack = SyncMessage::Ack { group: announce.group, outcomes: outcomes.collect() };
+            let ack = SyncMessage::Ack { group: announce.group, outcomes: outcomes.collect(), log: 0 };
             return self.wires.post(from, &ack, out);
         }
         // What a peer keeps was checked when it was written there, so an honest one never says such a thing.
@@ -116,8 +116,10 @@ impl Sync {
         let is_allowed = group.credit.allows();
         if !is_allowed || !group.came(id, bytes.len() as u64) {
             self.wires.numbers.blocks_unasked += 1;
-            if is_allowed {
-                group.credit.strange();
+            if is_allowed && group.credit.strange() {
+                let why = format!("block {id} was not asked for");
+                self.wires.numbers.last_problem = format!("{}: {why}", key.0);
+                out.note(Note::Dropped { from: key.0.clone(), why });
             }
             return;
         }
@@ -243,6 +245,9 @@ impl Sync {
         done: ChangeDone,
         out: &mut Effects,
     ) -> Result<(), GivenUp> {
+        if let ChangeDone::Bound { seq } = done {
+            self.wires.log = self.wires.log.max(seq);
+        }
         match (step, done) {
             (Step::Put(length), _) => {
                 group.credit.stored(Amount::block(length as usize));
@@ -586,7 +591,16 @@ impl Sync {
         if !group.outcomes.is_empty() && !group.is_binding() {
             let outcomes = std::mem::take(&mut group.outcomes);
             group.acknowledged += outcomes.len();
-            self.wires.post(&key.0, &SyncMessage::Ack { group: key.1, outcomes }, out);
+            for (index, outcome) in &outcomes {
+                if let (Outcome::Refused(why), Some(entry)) =
+                    (outcome, group.entries.get(usize::from(*index)))
+                {
+                    let (by, name, why) = (self.wires.me.clone(), entry.name.clone(), why.to_string());
+                    self.wires.numbers.last_problem = format!("{name} of {} is refused: {why}", key.0);
+                    out.note(Note::Refused { by, name, why });
+                }
+            }
+            self.wires.post(&key.0, &SyncMessage::Ack { group: key.1, outcomes, log: self.wires.log }, out);
         }
         if let Err(GivenUp(why)) = result {
             self.wires.numbers.last_problem = format!("from {}: {why}", key.0);

@@ -5,7 +5,7 @@
     reason = "an answer of another kind is one case, however many kinds there are"
 )]
 
-use super::outbox::{Echo, Layer, OutEntry, OutGroup, Outbox, Serving};
+use super::outbox::{Echo, Layer, Lost, OutEntry, OutGroup, Outbox, Serving};
 use super::session::{Session, cursor_key};
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Outcome, Refusal, SyncMessage, Want, Wanted};
 use super::{Asked, Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
@@ -70,9 +70,12 @@ impl Sync {
         };
         outbox.more = page.len() == ANNOUNCE_ENTRIES_MAX;
         let entries = take_entries(session, name, outbox, page);
-        if !outbox.more && outbox.echo == Some(Echo::Open) {
-            outbox.echo = Some(Echo::Until(outbox.announced));
+        if let Some(Echo { until: until @ None, .. }) = &mut outbox.echo
+            && !outbox.more
+        {
+            *until = Some(outbox.announced);
         }
+        self.wires.log = self.wires.log.max(outbox.announced);
         let last_seq = outbox.announced;
         if !entries.is_empty() {
             self.announce(now, name, entries, Some(last_seq), None, out);
@@ -108,7 +111,7 @@ impl Sync {
             retry_at_ms: now.mono_ms + 3 * RETRY_MS,
             retry_wait_ms: 3 * RETRY_MS,
         };
-        let message = announcement(&group);
+        let message = announcement(&group, self.wires.log);
         peer.out.groups.push_back(group);
         self.wires.post(name, &message, out);
     }
@@ -133,7 +136,7 @@ impl Sync {
                 group.serving = None;
                 group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
                 group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
-                self.wires.post(name, &announcement(group), out);
+                self.wires.post(name, &announcement(group, self.wires.log), out);
             }
         }
     }
@@ -501,7 +504,7 @@ impl Sync {
     }
 }
 
-fn save_cursor(asked: &mut Asked, name: &NodeName, outbox: &Outbox, out: &mut Effects) {
+pub(super) fn save_cursor(asked: &mut Asked, name: &NodeName, outbox: &Outbox, out: &mut Effects) {
     let change = Change::Set { key: cursor_key(name), value: Bytes::from(outbox.value()) };
     asked.write(Purpose::CursorSaved { peer: name.clone() }, change, Haste::Patient, out);
 }
@@ -518,7 +521,7 @@ fn take_entries(
     for (name, bound) in page {
         // A binding that can not be read is reported by verify; it can not be announced.
         if let Ok(stored) = Stored::decode(&bound.value)
-            && concerns(session, peer, &name, &stored, outbox.echo.is_some())
+            && concerns(session, peer, &name, &stored, outbox.echo.map(|echo| echo.lost))
         {
             let size = name.as_str().len() + bound.value.len();
             if bytes + size > ANNOUNCE_BYTES_MAX {
@@ -534,22 +537,28 @@ fn take_entries(
 }
 
 /// Whether a change is of the peer's business: upstream everything, downstream what it subscribes to or
-/// has written itself; never what came from it, save upstream what may have been lost there with a store.
-fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored, echo: bool) -> bool {
+/// has written itself; never what came from it, save what it has lost: upstream with a store, and the end of a log.
+fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored, lost: Option<Lost>) -> bool {
     if session.upstream && stored.refused {
         return false;
     }
     if stored.via.as_ref() == Some(peer) {
-        return echo && session.upstream && !name.under("cid");
+        let is_lost = lost.is_some_and(|lost| session.upstream || lost == Lost::End);
+        return is_lost && !name.under("cid");
     }
     session.upstream
         || stored.binding.version.contains(peer)
         || session.subscriptions.iter().any(|prefix| name.under(prefix))
 }
 
-fn announcement(group: &OutGroup) -> SyncMessage {
+fn announcement(group: &OutGroup, log: u64) -> SyncMessage {
     let entries = group.entries.iter().map(|entry| (entry.name.clone(), entry.binding.clone()));
-    SyncMessage::Announce(Announce { group: group.id, request: group.request, entries: entries.collect() })
+    SyncMessage::Announce(Announce {
+        group: group.id,
+        request: group.request,
+        entries: entries.collect(),
+        log,
+    })
 }
 
 impl OutGroup {

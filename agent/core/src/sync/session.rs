@@ -12,11 +12,13 @@
 )]
 
 use super::group::InGroup;
+use super::sender::save_cursor;
 use super::wire::{Hello, SyncMessage};
 use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
 use crate::id::NodeName;
 use crate::message::{Answer, Effects, Question};
 use crate::name::NAME_BYTES_MAX;
+use crate::note::Note;
 use crate::role::{Role, may_announce, may_fetch};
 use crate::time::Time;
 use bytes::Bytes;
@@ -33,6 +35,8 @@ pub(super) struct Session {
     pub(super) epoch: u64,
     pub(super) number: u64,
     pub(super) store: u64,
+    /// The newest number in its log when it started, if it says.
+    pub(super) log: Option<u64>,
     pub(super) subscriptions: Vec<String>,
 }
 
@@ -72,6 +76,7 @@ impl Sync {
             role: self.wires.role,
             subscriptions: if upstream { self.subscriptions.clone() } else { Vec::new() },
             answers,
+            log: Some(self.wires.log_began),
         };
         self.wires.post(to, &SyncMessage::Hello(hello), out);
     }
@@ -121,6 +126,7 @@ impl Sync {
             epoch: hello.epoch,
             number: hello.session,
             store: hello.store,
+            log: hello.log,
             subscriptions: hello.subscriptions,
         };
         if !is_repeated {
@@ -153,7 +159,12 @@ impl Sync {
             // Nothing known: announce everything again, which the receiver answers from what it has.
             _ => None,
         };
-        outbox.load(value.as_deref(), session.store, session.interest());
+        if outbox.load(value.as_deref(), session) {
+            let what = format!("{from} has lost the end of its log, and is told again what was there");
+            self.wires.numbers.last_problem.clone_from(&what);
+            out.note(Note::Store { what });
+            save_cursor(&mut self.asked, from, outbox, out);
+        }
         self.delivered(from, out);
         self.pump(now, from, out);
     }

@@ -38,6 +38,8 @@ pub enum SyncMessage {
         group: u32,
         /// Index of the entry and what became of it.
         outcomes: Vec<(u16, Outcome)>,
+        /// The newest change in the receiver's log that it has told anybody of, by its number there.
+        log: u64,
     },
     /// Announce again, later: too much at once.
     Busy {
@@ -105,6 +107,9 @@ pub struct Hello {
     pub subscriptions: Vec<String>,
     /// The receiver's epoch and session, whose hello this answers; `None`: please answer.
     pub answers: Option<(u64, u64)>,
+    /// The newest number in its log when the process started, if it says. Who was told a greater one knows that the end
+    /// of that log is lost, and with it what was acknowledged there.
+    pub log: Option<u64>,
 }
 
 /// Up to [`ANNOUNCE_ENTRIES_MAX`] names.
@@ -116,6 +121,8 @@ pub struct Announce {
     pub request: Option<u32>,
     /// The names and what they are bound to.
     pub entries: Vec<(Name, Binding)>,
+    /// The newest change in the sender's log that it has told anybody of, by its number there.
+    pub log: u64,
 }
 
 /// What a receiver lacks of one announcement.
@@ -195,9 +202,13 @@ impl SyncMessage {
         postcard::to_allocvec(self).expect("sync messages hold only types that postcard can write")
     }
 
-    /// Reads a message whose signature was checked.
-    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let message = decode_all(bytes)?;
+    /// Reads a message whose signature was checked. Those of version 1 say nothing of logs, which a message says last.
+    pub fn decode(version: u8, bytes: &[u8]) -> Result<Self, WireError> {
+        let message = if version == 1 && matches!(bytes.first(), Some(0 | 1 | 4)) {
+            decode_all(&[bytes, &[0]].concat())?
+        } else {
+            decode_all(bytes)?
+        };
         let long = match &message {
             SyncMessage::Hello(hello) => hello.subscriptions.len() > ANNOUNCE_ENTRIES_MAX,
             SyncMessage::Announce(announce) => announce.entries.len() > ANNOUNCE_ENTRIES_MAX,

@@ -293,6 +293,7 @@ fn the_examples_of_the_protocol_page_are_what_the_code_makes() {
         role: larder_core::role::Role::Worker,
         subscriptions: vec!["maps".into()],
         answers: None,
+        log: Some(128),
     });
     let body = hello.encode();
     assert!(page.contains(&hex(&body)), "hello {}", hex(&body));

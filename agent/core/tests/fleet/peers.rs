@@ -206,7 +206,7 @@ fn hello(role: Role) -> SyncMessage {
 
 fn announcement(writer: &str, size: u64, content: Content) -> SyncMessage {
     let entries = vec![("evil".parse().unwrap(), impostor::binding(writer, size, content))];
-    SyncMessage::Announce(Announce { group: 1, request: None, entries })
+    SyncMessage::Announce(Announce { group: 1, request: None, entries, log: 0 })
 }
 
 fn object(bytes: &[u8]) -> Content {

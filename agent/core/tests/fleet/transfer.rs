@@ -3,7 +3,10 @@
 use crate::sim::World;
 use crate::sim::net::Faults;
 use crate::sim::random::Random;
+use crate::sim::setup::{below_settings, master_settings};
+use larder_core::note::Note;
 use larder_core::request::{FailureKind, Request, Response, Target};
+use larder_core::role::Role;
 
 /// Bytes that no two seeds share.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -194,6 +197,54 @@ fn a_wiped_master_gets_everything_again() {
     world.start(master);
     world.run_until(120_000, "all are there again", |world| are_alike(world, master, worker));
     world.run_ms(300_000);
+}
+
+#[test]
+fn a_node_that_lost_the_end_of_its_log_is_told_again_what_was_there_and_no_more() {
+    for victim in 0..3 {
+        let mut world = World::new(40 + victim as u64);
+        let master = world.add(master_settings(&[("worker", Role::Worker), ("leech", Role::Leecher)]));
+        let worker = world.add(below_settings("worker", Role::Worker));
+        let mut settings = below_settings("leech", Role::Leecher);
+        settings.subscriptions = vec![String::new()];
+        let leecher = world.add(settings);
+        let all_alike = |world: &World| are_alike(world, master, worker) && are_alike(world, master, leecher);
+        let says_so = |world: &World| {
+            let is_it =
+                |note: &Note| matches!(note, Note::Store { what } if what.contains("the end of its log"));
+            world.machines.iter().filter(|machine| machine.notes.iter().any(is_it)).count()
+        };
+        for index in 0..500 {
+            world.put(worker, &format!("f{index}"), noise(index, 100));
+        }
+        world.run_until(120_000, "all are there", |world| {
+            world.machines[worker].engine.names.len() == 500 && all_alike(world)
+        });
+        let before = world.machines[victim].engine.clone();
+        for index in 500..520 {
+            world.put_now(worker, &format!("f{index}"), noise(index, 3_000));
+        }
+        world.put_now(worker, "f0", noise(1_000, 3_000));
+        world.request(worker, Request::Remove { name: "f1".parse().unwrap() });
+        world.run_until(120_000, "these are there too", all_alike);
+        // a start that lost nothing is told nothing
+        for node in [master, worker, leecher] {
+            world.crash(node);
+            world.start(node);
+            world.run_ms(60_000);
+        }
+        assert!(all_alike(&world) && says_so(&world) == 0);
+        let announced = world.judge.announcements;
+        world.crash(victim);
+        world.machines[victim].engine = before;
+        world.start(victim);
+        world.run_until(120_000, "what was lost is there again", all_alike);
+        assert!(says_so(&world) > 0);
+        world.run_ms(600_000);
+        assert!(all_alike(&world));
+        let more = world.judge.announcements - announced;
+        assert!(more <= 20, "{more} announcements for 22 changes");
+    }
 }
 
 #[test]

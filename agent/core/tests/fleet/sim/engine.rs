@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 const FIND_PAGE: usize = 256;
 
 /// What one node has on flash.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Engine {
     pub(crate) blocks: BTreeMap<BlockId, Bytes>,
     pub(crate) names: BTreeMap<Name, Bound>,
@@ -44,7 +44,7 @@ pub(crate) struct Engine {
     /// So many of the next look-ups of names fail.
     pub(crate) failing_lookups: u32,
     by_seq: BTreeMap<u64, Name>,
-    last_seq: u64,
+    pub(crate) last_seq: u64,
     used_bytes: u64,
     marks: Option<BTreeSet<BlockId>>,
     failed_run: Option<u32>,

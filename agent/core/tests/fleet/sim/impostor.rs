@@ -30,7 +30,15 @@ pub(crate) fn binding(writer: &str, size: u64, content: Content) -> Binding {
 
 /// A hello of session `session`, as somebody who has just come or as an answer to this epoch and session.
 pub(crate) fn hello(role: Role, session: u64, answers: Option<(u64, u64)>) -> SyncMessage {
-    SyncMessage::Hello(Hello { epoch: 9, session, store: 9, role, subscriptions: Vec::new(), answers })
+    SyncMessage::Hello(Hello {
+        epoch: 9,
+        session,
+        store: 9,
+        role,
+        subscriptions: Vec::new(),
+        answers,
+        log: None,
+    })
 }
 
 impl World {
@@ -51,7 +59,7 @@ impl World {
             (name.parse().unwrap(), binding(from, size, content))
         };
         let entries = entries.into_iter().map(entry).collect();
-        self.say_as(from, to, &SyncMessage::Announce(Announce { group, request: None, entries }));
+        self.say_as(from, to, &SyncMessage::Announce(Announce { group, request: None, entries, log: 0 }));
     }
 
     pub(crate) fn send_blocks_as(&mut self, from: &str, to: &str, group: u32, blocks: Vec<Bytes>) {

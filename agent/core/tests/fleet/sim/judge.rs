@@ -68,7 +68,7 @@ impl World {
             return;
         }
         let from = self.name(node);
-        let message = SyncMessage::decode(&payload[SEAL_BYTES..]);
+        let message = SyncMessage::decode(payload[0], &payload[SEAL_BYTES..]);
         if let (None, Ok(message)) = (self.index(to), &message) {
             self.judge.said.push((to.clone(), message.clone()));
         }
@@ -77,7 +77,7 @@ impl World {
                 self.judge.announcements += 1;
                 self.judge.announced.insert((from, to.clone(), announce.group), announce.entries);
             }
-            Ok(SyncMessage::Ack { group, outcomes }) => {
+            Ok(SyncMessage::Ack { group, outcomes, .. }) => {
                 self.judge_ack(node, &(to.clone(), from, group), &outcomes);
             }
             Ok(SyncMessage::Want(want)) => {

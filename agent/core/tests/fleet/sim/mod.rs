@@ -209,6 +209,7 @@ impl World {
         let now_ms = self.now_ms;
         let machine = &mut self.machines[node];
         machine.settings.epoch = epoch;
+        machine.settings.log = machine.engine.last_seq;
         machine.booted_ms = now_ms;
         machine.stopped = false;
         machine.air = AirNumbers::default();

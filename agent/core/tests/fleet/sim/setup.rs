@@ -30,6 +30,7 @@ pub(crate) fn settings(node: &str, role: Role, peers: Vec<Peer>) -> Settings {
         role,
         key: key(node),
         epoch: 0,
+        log: 0,
         store: u64::from_le_bytes(blake3::hash(node.as_bytes()).as_bytes()[..8].try_into().unwrap()) >> 1,
         peers,
         subscriptions: Vec::new(),
