@@ -22,7 +22,8 @@ const HELD_UP_BYTES: u64 = 2_500_000;
 type Harm = fn(&Path, &Path);
 
 const REBUILT: &str = "the index was made again from the log";
-const TORN: &str = "the last batch was torn and never acknowledged; it was dropped";
+const TORN: &str =
+    "the last batch is not whole: torn before it was acknowledged, or damaged since; it was dropped";
 
 /// What happens to a store, how, and what its agent then says.
 const HARMS: [(&str, Harm, &str); 6] = [

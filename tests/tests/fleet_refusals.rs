@@ -251,7 +251,8 @@ fn a_node_that_can_not_start_or_has_no_room_says_why_and_catches_up_once_it_can(
 }
 
 const CUTS: usize = 6;
-const TORN: &str = "the last batch was torn and never acknowledged; it was dropped";
+const TORN: &str =
+    "the last batch is not whole: torn before it was acknowledged, or damaged since; it was dropped";
 
 /// The end of a log: its newest segment.
 struct End {

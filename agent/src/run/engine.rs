@@ -596,7 +596,10 @@ pub(super) fn notes(report: &OpenReport) -> Vec<String> {
         notes.push(format!("the index was made again from the log: {why}"));
     }
     if report.torn {
-        notes.push("the last batch was torn and never acknowledged; it was dropped".into());
+        notes.push(
+            "the last batch is not whole: torn before it was acknowledged, or damaged since; it was dropped"
+                .into(),
+        );
     }
     if report.damaged_bytes > 0 {
         notes.push(format!(
