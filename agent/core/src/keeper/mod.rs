@@ -164,6 +164,14 @@ impl Keeper {
         self.delivered = seq;
     }
 
+    /// A name was given what another one leads to, which may go on to lead elsewhere: a tour that has passed the one and
+    /// not yet come to the other would miss it, so it begins anew. Marking knows of everything else that is bound.
+    pub fn copied(&mut self, out: &mut Effects) {
+        if matches!(self.task, Task::Marking(_)) {
+            self.task = self.begin(out);
+        }
+    }
+
     /// Does this for a caller, after those that asked before.
     pub fn asked(&mut self, ticket: Ticket, errand: Errand, out: &mut Effects) {
         if self.waiting.len() >= ERRANDS_MAX {

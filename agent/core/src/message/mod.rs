@@ -431,6 +431,8 @@ pub enum Message {
     },
     /// To Sync and Power: what waits for the radio shall not wait longer.
     SendNow,
+    /// To Keeper: what one name leads to is bound to another, and the first may then lead elsewhere.
+    Copied,
     /// To Keeper: do this for a caller.
     Errand {
         /// Whom to tell.

@@ -257,6 +257,7 @@ impl Sync {
             (Step::CopyBound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
                 // Should the name be outrun, this is the only word of the copy.
                 out.tell(Message::Changed { bytes: 0 });
+                out.tell(Message::Copied);
                 self.bind_name(key, group, index, out)
             }
             (Step::Bound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {

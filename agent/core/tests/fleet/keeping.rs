@@ -168,6 +168,36 @@ fn blocks_of(world: &World, node: usize, root: BlockId) -> BTreeSet<BlockId> {
 }
 
 #[test]
+fn cleaning_takes_nothing_of_a_version_that_loses_a_conflict_meanwhile() {
+    // so long that the copy's name is cut, and comes before: a tour has passed it when the name is bound anew
+    let name = |index: u64| format!("{}{index:03}", "z".repeat(250));
+    for seed in 0..3 {
+        let (mut world, master, worker) = cleaning(400 + seed);
+        world.machines[master].job_ms_max = 40;
+        for index in 0..600 {
+            world.put(master, &format!("{}a{index:03}", "z".repeat(240)), noise(index, 60));
+            world.put(master, &name(index), noise(5_000 + index, 700));
+        }
+        world.run_ms(20_000);
+        world.cut(worker, 0);
+        world.run_ms(1_000);
+        for index in 0..600 {
+            world.put(worker, &name(index), noise(9_000 + index, 900));
+        }
+        world.run_ms(2_000);
+        world.put_now(master, "junk", noise(0, 90_000));
+        world.request(master, Request::Remove { name: "junk".parse().unwrap() });
+        world.mend(worker);
+        world.run_ms(300_000);
+        assert!(world.status(master).sync.conflicts > 500);
+        assert!(
+            is_whole(&world, master) && is_whole(&world, worker),
+            "seed {seed}: a loser was cleaned away"
+        );
+    }
+}
+
+#[test]
 fn an_erasure_takes_what_lies_under_a_cid_and_no_object_needs() {
     let (mut world, _, worker) = World::pair(8);
     let (big, other) = (noise(1, 100 << 20), noise(2, 4 << 20));
