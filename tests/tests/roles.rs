@@ -21,8 +21,8 @@ use larder_core::sync::buffer::Buffers;
 use larder_core::sync::wire::{Announce, Hello, Outcome, Packing, Refusal, SyncMessage, Want, Wanted};
 use larder_core::version::Version;
 use larder_tests::broker::{Config, Mosquitto};
-use larder_tests::fleet::{Contents, assert_holds, befriend, connect, contents, number, put, settled};
-use larder_tests::node::{Node, SOON, noise};
+use larder_tests::fleet::{Contents, Fleet, connect, contents, number, put};
+use larder_tests::node::{Node, SOON, noise, wait_for};
 use std::collections::VecDeque;
 use std::fs;
 use std::process::Command;
@@ -71,6 +71,15 @@ impl Impostor {
         };
         impostor.until("Up", |event| matches!(event, LinkEvent::Up { .. }).then_some(()));
         impostor
+    }
+
+    /// One that has a node's key and name, hears what is said to it, and says what the node itself would not.
+    fn double_of(node: &Node, role: Role, port: u16) -> Self {
+        let inbox = format!("larder/1/{FLEET}/{}/sync/#", node.name());
+        let mut double = Self::hearing(&format!("double-of-{}", node.name()), role, port, &inbox);
+        double.name = node.name().parse().expect("a plain name");
+        double.key = NodeKey::load(&node.path("node.key")).expect("it was made by init");
+        double
     }
 
     fn stanza(&self) -> String {
@@ -276,47 +285,88 @@ fn assert_counted(node: &Node, from: &str, words: &str, act: impl FnOnce()) {
     assert!(shown.contains(words), "status shows it: {shown}");
 }
 
+/// [`assert_counted`] of many, each with one of these reasons in the log.
+#[track_caller]
+fn assert_all_counted(node: &Node, from: &str, words: &[&str], act: impl FnOnce() -> u64) {
+    let (before, _) = dropped(node);
+    let sent = act();
+    let (name, mut now) = (node.name(), 0);
+    let all = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        node.wait_status("all are counted", |status| {
+            now = number(status, "sync", "messages_dropped") - before;
+            (now >= sent).then_some(())
+        });
+    }));
+    assert!(all.is_ok() && now == sent, "{name}: {now} of {sent} were counted: {}", node.log());
+    for words in words {
+        wait_for(&format!("the log of {name} says {words:?}"), || {
+            let is_said = |line: &str| {
+                line.contains(&format!("a message of {from} was dropped: ")) && line.contains(words)
+            };
+            node.log().lines().any(is_said).then_some(())
+        });
+    }
+}
+
+/// Waits until a node has counted so many blocks for which it did not ask.
+fn wait_unasked(node: &Node, count: u64) {
+    node.wait_status(&format!("{count} blocks are counted"), |status| {
+        (number(status, "sync", "blocks_unasked") == count).then_some(())
+    });
+}
+
 struct World {
     broker: Mosquitto,
-    hub: Node,
-    cam: Node,
+    fleet: Fleet,
 }
 
 impl World {
-    /// A master and a worker, not started.
+    /// A master, a worker and a leecher that take all, not started.
     fn new() -> Self {
         let broker = Mosquitto::start(Config::default());
-        let (hub, cam) = (Node::new("hub", "master"), Node::new("cam", "worker"));
-        connect(&hub, broker.port());
-        connect(&cam, broker.port());
-        befriend(&hub, &cam);
-        Self { broker, hub, cam }
+        let fleet = Fleet::new(broker.port());
+        for node in [&fleet.worker, &fleet.leecher] {
+            node.set("node", "subscribe", "[\"\"]");
+        }
+        Self { broker, fleet }
     }
 
-    fn start(&mut self) {
-        self.hub.start();
-        self.cam.start();
-        settled(&[&self.cam, &self.hub]);
+    fn hub(&self) -> &Node {
+        &self.fleet.master
     }
 
-    /// Everything else goes on: one link for all that time, honest work is done, and nothing else is there.
-    fn assert_goes_on(&self) {
+    /// Those that believe nobody but the hub.
+    fn others(&self) -> [&Node; 2] {
+        [&self.fleet.worker, &self.fleet.leecher]
+    }
+
+    /// A master that has gone mad, beside itself.
+    fn double(&self) -> Impostor {
+        Impostor::double_of(self.hub(), Role::Master, self.broker.port())
+    }
+
+    /// Everything else goes on: one link for all that time, honest work is done, and nothing else is there, before
+    /// and after all have started again.
+    fn assert_goes_on(&mut self) {
         self.assert_goes_on_beside(&Contents::new());
     }
 
-    /// The same, when the hub has taken these too.
-    fn assert_goes_on_beside(&self, taken: &Contents) {
-        let honest = contents([("honest", noise(300_000, "honest"))]);
-        put(&self.cam, "honest", &honest["honest"]);
-        settled(&[&self.cam, &self.hub]);
-        let at_hub = honest.iter().chain(taken).map(|(name, bytes)| (name.clone(), bytes.clone()));
-        assert_holds(&self.hub, &at_hub.collect());
-        assert_holds(&self.cam, &honest);
-        for node in [&self.hub, &self.cam] {
+    /// The same, when these have been taken too.
+    fn assert_goes_on_beside(&mut self, taken: &Contents) {
+        let mut all = contents([("honest", noise(300_000, "honest"))]);
+        put(&self.fleet.worker, "honest", &all["honest"]);
+        all.extend(taken.clone());
+        self.fleet.settled();
+        for node in self.fleet.nodes() {
             let status = node.status();
             assert_eq!(number(&status, "link", "connects"), 1, "{}: {}", node.name(), status["link"]);
             assert_eq!(number(&status, "power", "dropped"), 0, "{}", node.name());
         }
+        for role in Role::ALL {
+            self.fleet.of_role(role).restart();
+        }
+        self.fleet.settled();
+        self.fleet.assert_hold(&all);
     }
 }
 
@@ -343,8 +393,8 @@ fn a_name_of_every_refused_kind_is_refused_to_announcements_and_commands() {
     connect(&van, world.broker.port());
     van.append(&boss.stanza());
     van.start();
-    world.hub.append(&imp.stanza());
-    world.start();
+    world.hub().append(&imp.stanza());
+    world.fleet.start();
     imp.greet("hub");
     boss.greet("van");
     let long = ["p".repeat(200), "q".repeat(200)].join("/").repeat(3);
@@ -367,7 +417,7 @@ fn a_name_of_every_refused_kind_is_refused_to_announcements_and_commands() {
     let expires_ms = now_ms() + 600_000;
     for (counter, name) in (1..).zip(refused) {
         let sealed = imp.sealed("hub", &announcing(&imp, name));
-        assert_counted(&world.hub, "imp", "does not parse", || imp.publish(&announce, sealed));
+        assert_counted(world.hub(), "imp", "does not parse", || imp.publish(&announce, sealed));
         let Ok(name) = std::str::from_utf8(name) else { continue };
         let body = serde_json::json!({"do": "remove", "name": name}).to_string();
         let sealed = boss.sealed_command("van", counter, expires_ms, body);
@@ -378,6 +428,16 @@ fn a_name_of_every_refused_kind_is_refused_to_announcements_and_commands() {
         };
         assert!(matches!(&answer, Response::Error(failure) if is_refused(failure)), "{name:?}: {answer:?}");
     }
+    let mut double = world.double();
+    for node in world.others() {
+        assert_all_counted(node, "hub", &["does not parse"], || {
+            for name in refused {
+                let sealed = double.sealed(node.name(), &announcing(&double, name));
+                double.publish(&double.topic(node.name(), "c"), sealed);
+            }
+            refused.len() as u64
+        });
+    }
     // the same message with the longest of good names is understood
     let sealed = imp.sealed("hub", &announcing(&imp, &long.as_bytes()[..1024]));
     imp.publish(&announce, sealed);
@@ -385,19 +445,10 @@ fn a_name_of_every_refused_kind_is_refused_to_announcements_and_commands() {
     world.assert_goes_on();
 }
 
-#[test]
-fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
-    let mut world = World::new();
-    let port = world.broker.port();
-    let mut imp = Impostor::new("imp", Role::Worker, port);
-    let mut ghost = Impostor::new("ghost", Role::Worker, port);
-    world.hub.append(&imp.stanza());
-    world.start();
-    imp.greet("hub");
-    let hello =
-        SyncMessage::Fetch { request: 1, target: larder_core::request::Target::Cid(BlockId::of(b"x")) };
-    let body = hello.encode();
-    let good = imp.sealed("hub", &body);
+/// What a peer can send that no node takes for a message of sync, and what is said of it.
+fn no_messages(from: &Impostor, to: &str, ghost: &Impostor) -> Vec<(&'static str, Vec<u8>)> {
+    let body = anything();
+    let good = from.sealed(to, &body);
     let mut unsigned = good.clone();
     unsigned[1..65].fill(0);
     let mut altered = good.clone();
@@ -405,22 +456,17 @@ fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
     let mut newer = good.clone();
     newer[0] = 2;
     let by_another_key = {
-        let between = Between {
-            fleet: FLEET,
-            from: &imp.name,
-            to: &"hub".parse().expect("plain"),
-            channel: Channel::Sync,
-        };
+        let to = to.parse().expect("a plain name");
+        let between = Between { fleet: FLEET, from: &from.name, to: &to, channel: Channel::Sync };
         seal(ghost.key.signing(), between, &body)
     };
-    let for_another_node = imp.sealed("cam", &body);
-    let trailing = imp.sealed("hub", &[&body[..], b"more"].concat());
-    let garbage = imp.sealed("hub", &noise(5_000, "garbage"));
-    let topic = imp.topic("hub", "c");
+    let for_another_node = from.sealed("somebody-else", &body);
+    let trailing = from.sealed(to, &[&body[..], b"more"].concat());
+    let garbage = from.sealed(to, &noise(5_000, "garbage"));
     // as large as a packet may be is larger than a message may be
-    let huge = noise(128 * 1024 - 18 - topic.len(), "huge");
+    let huge = noise(128 * 1024 - 18 - from.topic(to, "c").len(), "huge");
     assert!(huge.len() > MESSAGE_BYTES_MAX);
-    for (words, payload) in [
+    vec![
         ("too short to be signed", b"hello".to_vec()),
         ("too short to be signed", Vec::new()),
         ("seal version 2", newer),
@@ -431,87 +477,115 @@ fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
         ("does not parse", trailing),
         ("does not parse", garbage),
         ("are the limit", huge),
-    ] {
-        assert_counted(&world.hub, "imp", words, || imp.publish(&topic, payload));
+    ]
+}
+
+/// A message that would be answered.
+fn anything() -> Vec<u8> {
+    SyncMessage::Fetch { request: 1, target: Target::Cid(BlockId::of(b"x")) }.encode()
+}
+
+#[test]
+fn what_is_no_message_of_a_known_peer_is_counted_and_dropped() {
+    let mut world = World::new();
+    let port = world.broker.port();
+    let mut imp = Impostor::new("imp", Role::Worker, port);
+    let mut ghost = Impostor::new("ghost", Role::Worker, port);
+    world.hub().append(&imp.stanza());
+    world.fleet.start();
+    imp.greet("hub");
+    let topic = imp.topic("hub", "c");
+    for (words, payload) in no_messages(&imp, "hub", &ghost) {
+        assert_counted(world.hub(), "imp", words, || imp.publish(&topic, payload));
     }
-    let (topic, sealed) = (ghost.topic("hub", "c"), ghost.sealed("hub", &body));
-    assert_counted(&world.hub, "ghost", "no [[peer]] of this name", || ghost.publish(&topic, sealed));
     let topic = imp.topic("hub", "b");
-    assert_counted(&world.hub, "imp", "does not parse", || imp.publish(&topic, b"no blocks".to_vec()));
-    // blocks are not signed: one of nobody is one that nobody asked for
-    ghost.send_blocks("hub", 1, vec![Bytes::from_static(b"x")]);
-    world
-        .hub
-        .wait_status("it is counted", |status| (number(status, "sync", "blocks_unasked") == 1).then_some(()));
+    assert_counted(world.hub(), "imp", "does not parse", || imp.publish(&topic, b"no blocks".to_vec()));
+    let mut double = world.double();
+    for node in world.others() {
+        let mut messages = no_messages(&double, node.name(), &ghost);
+        let words: Vec<&str> = messages.iter().map(|(words, _)| *words).collect();
+        assert_all_counted(node, "hub", &words, || {
+            let topic = double.topic(node.name(), "c");
+            let sent = messages.len() as u64;
+            messages.drain(..).for_each(|(_, payload)| double.publish(&topic, payload));
+            double.publish(&double.topic(node.name(), "b"), b"no blocks".to_vec());
+            sent + 1
+        });
+    }
+    for node in world.fleet.nodes() {
+        let (topic, sealed) = (ghost.topic(node.name(), "c"), ghost.sealed(node.name(), &anything()));
+        assert_counted(node, "ghost", "no [[peer]] of this name", || ghost.publish(&topic, sealed));
+        // blocks are not signed: one of nobody is one that nobody asked for
+        ghost.send_blocks(node.name(), 1, vec![Bytes::from_static(b"x")]);
+        wait_unasked(node, 1);
+    }
     world.assert_goes_on();
 }
 
 #[test]
 fn a_packet_beyond_what_an_agent_takes_reaches_none_and_harms_none() {
     let mut world = World::new();
-    world.start();
-    let file = world.hub.path("large");
+    world.fleet.start();
+    let file = world.hub().path("large");
     fs::write(&file, noise(200 * 1024, "large")).expect("the folder is writable");
-    for topic in ["larder/1/home/hub/sync/cam/c", "larder/1/home/hub/sync/cam/b", "larder/1/home/hub/cmd/cam"]
-    {
+    let inboxes = ["hub/sync/cam/c", "hub/sync/cam/b", "hub/cmd/cam", "cam/sync/hub/c", "cam/sync/hub/b"];
+    for inbox in inboxes.into_iter().chain(["cam/cmd/hub", "kiosk/sync/hub/c", "kiosk/cmd/hub"]) {
+        let (port, topic) = (world.broker.port().to_string(), format!("larder/1/{FLEET}/{inbox}"));
         let mut command = Command::new("mosquitto_pub");
-        command.args([
-            "-V",
-            "mqttv5",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &world.broker.port().to_string(),
-            "-q",
-            "1",
-            "-t",
-            topic,
-        ]);
+        command.args(["-V", "mqttv5", "-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", &topic]);
         let done = command.arg("-f").arg(&file).status();
         assert!(done.expect("these tests need mosquitto_pub: apt-get install mosquitto-clients").success());
     }
+    for node in world.fleet.nodes() {
+        assert_eq!(dropped(node).0, 0, "the broker keeps to the size that the agent announced");
+    }
     world.assert_goes_on();
-    assert_eq!(dropped(&world.hub).0, 0, "the broker keeps to the size that the agent announced");
 }
+
+/// Has a node ask for a block and gives it another: counted and not stored. Groups of this number and the next are used.
+fn send_other_blocks(imp: &mut Impostor, node: &Node, group: u32) -> Bytes {
+    let before = number(&node.status(), "store", "blocks");
+    let unasked = vec![Bytes::from_static(b"nobody asked"), Bytes::from_static(b"for these")];
+    imp.send_blocks(node.name(), group + 1, unasked);
+    wait_unasked(node, 2);
+    let wanted = Bytes::from(noise(1000, "wanted"));
+    imp.announce(node.name(), group, "taken", imp.binding(BlockId::of(&wanted), 0, 1000));
+    let want = imp.hears_want(group);
+    assert_eq!(want.blocks, Wanted::Roots(vec![0]));
+    imp.send_blocks(node.name(), group, vec![Bytes::from(noise(1000, "another"))]);
+    wait_unasked(node, 3);
+    assert_eq!(number(&node.status(), "store", "blocks"), before, "nothing was stored");
+    assert_eq!(node.names(""), [""; 0]);
+    wanted
+}
+
+/// Above the numbers of groups that a node itself gets to.
+const OF_DOUBLE: u32 = 1 << 30;
 
 #[test]
 fn blocks_that_were_not_asked_for_are_counted_and_not_stored() {
     let mut world = World::new();
     let mut imp = Impostor::new("imp", Role::Worker, world.broker.port());
-    world.hub.append(&imp.stanza());
-    world.start();
+    world.hub().append(&imp.stanza());
+    world.fleet.start();
     imp.greet("hub");
-    let unasked = |hub: &Node, count: u64| {
-        hub.wait_status("they are counted", |status| {
-            (number(status, "sync", "blocks_unasked") == count).then_some(())
-        });
-    };
-    let before = number(&world.hub.status(), "store", "blocks");
-    imp.send_blocks("hub", 7, vec![Bytes::from_static(b"nobody asked"), Bytes::from_static(b"for these")]);
-    unasked(&world.hub, 2);
-    // asked for one block, another comes, then the right one twice
-    let wanted = Bytes::from(noise(1000, "wanted"));
-    imp.announce("hub", 1, "taken", imp.binding(BlockId::of(&wanted), 0, 1000));
-    let want = imp.hears_want(1);
-    assert_eq!(want.blocks, Wanted::Roots(vec![0]));
-    imp.send_blocks("hub", 1, vec![Bytes::from(noise(1000, "another"))]);
-    unasked(&world.hub, 3);
-    assert_eq!(number(&world.hub.status(), "store", "blocks"), before, "nothing was stored");
-    assert_eq!(world.hub.names(""), [""; 0]);
+    let mut double = world.double();
+    for node in world.others() {
+        // and the right one never comes
+        send_other_blocks(&mut double, node, OF_DOUBLE);
+    }
+    let wanted = send_other_blocks(&mut imp, world.hub(), 1);
+    // the right one comes twice
     imp.send_blocks("hub", 1, vec![wanted.clone(), wanted.clone()]);
     assert_eq!(imp.hears_outcome(1), Outcome::Stored);
-    unasked(&world.hub, 4);
-    assert!(world.hub.get("taken").is_some_and(|got| got == wanted));
+    wait_unasked(world.hub(), 4);
+    assert!(world.hub().get("taken").is_some_and(|got| got == wanted));
     world.assert_goes_on_beside(&contents([("taken", wanted.to_vec())]));
 }
 
-#[test]
-fn content_that_is_not_what_its_binding_says_is_refused() {
-    let mut world = World::new();
-    let mut imp = Impostor::new("imp", Role::Worker, world.broker.port());
-    world.hub.append(&imp.stanza());
-    world.start();
-    imp.greet("hub");
+/// Announces content that is not what its binding says, in every way; groups from this number on are used.
+fn tell_lies(imp: &mut Impostor, node: &Node, groups: u32) {
+    let to = node.name();
     let block = Bytes::from(noise(1000, "block"));
     let child = Child { id: BlockId::of(&block), bytes: 1000 };
     let manifest = Manifest::new(1, vec![child, child]).expect("it is an honest one");
@@ -534,9 +608,8 @@ fn content_that_is_not_what_its_binding_says_is_refused() {
             2000,
         ),
     ];
-    for (index, (lie, root, depth, size)) in lies.into_iter().enumerate() {
-        let group = u32::try_from(index).expect("a few") + 1;
-        imp.announce("hub", group, "lie", imp.binding(BlockId::of(&root), depth, size));
+    for (group, (lie, root, depth, size)) in (groups..).zip(lies) {
+        imp.announce(to, group, "lie", imp.binding(BlockId::of(&root), depth, size));
         let outcome = loop {
             let answer = imp.hears("an answer", |message| match message {
                 SyncMessage::Want(want) if want.group == group => Some(Err(want.blocks)),
@@ -547,19 +620,34 @@ fn content_that_is_not_what_its_binding_says_is_refused() {
             });
             match answer {
                 Ok(outcome) => break outcome,
-                Err(Wanted::Roots(_)) => imp.send_blocks("hub", group, vec![root.clone()]),
-                Err(Wanted::Children { .. }) => imp.send_blocks("hub", group, vec![block.clone()]),
+                Err(Wanted::Roots(_)) => imp.send_blocks(to, group, vec![root.clone()]),
+                Err(Wanted::Children { .. }) => imp.send_blocks(to, group, vec![block.clone()]),
             }
         };
-        assert_eq!(outcome, Outcome::Refused(Refusal::Content), "{lie}");
-        assert_eq!(world.hub.names(""), [""; 0], "{lie}");
+        assert_eq!(outcome, Outcome::Refused(Refusal::Content), "{to}: {lie}");
+        assert_eq!(node.names(""), [""; 0], "{to}: {lie}");
     }
     // what no honest node writes is not even looked at
+    let from = imp.name.to_string();
     let impossible = imp.binding(BlockId::of(&block), 0, 1 << 40);
-    assert_counted(&world.hub, "imp", "which can not be", || imp.announce("hub", 20, "lie", impossible));
+    assert_counted(node, &from, "which can not be", || imp.announce(to, groups + 20, "lie", impossible));
     let mut foreign = imp.binding(BlockId::of(&block), 0, 1000);
-    foreign.origin = "cam".parse().expect("a plain name");
-    assert_counted(&world.hub, "imp", "its version does not", || imp.announce("hub", 21, "lie", foreign));
+    foreign.origin = "somebody-else".parse().expect("a plain name");
+    assert_counted(node, &from, "its version does not", || imp.announce(to, groups + 21, "lie", foreign));
+}
+
+#[test]
+fn content_that_is_not_what_its_binding_says_is_refused() {
+    let mut world = World::new();
+    let mut imp = Impostor::new("imp", Role::Worker, world.broker.port());
+    world.hub().append(&imp.stanza());
+    world.fleet.start();
+    imp.greet("hub");
+    tell_lies(&mut imp, world.hub(), 1);
+    let mut double = world.double();
+    for node in world.others() {
+        tell_lies(&mut double, node, OF_DOUBLE);
+    }
     world.assert_goes_on();
 }
 
@@ -569,36 +657,31 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
     let port = world.broker.port();
     let mut thief = Impostor::new("thief", Role::Leecher, port);
     let mut imp = Impostor::new("imp", Role::Worker, port);
-    world.hub.append(&thief.stanza());
-    world.hub.append(&imp.stanza());
-    world.start();
+    world.hub().append(&thief.stanza());
+    world.hub().append(&imp.stanza());
+    world.fleet.start();
     thief.greet("hub");
     let binding = thief.binding(BlockId::of(b"x"), 0, 1);
-    assert_counted(&world.hub, "thief", "a leecher may not announce to a master", || {
+    assert_counted(world.hub(), "thief", "a leecher may not announce to a master", || {
         thief.announce("hub", 1, "planted", binding);
     });
     assert_eq!(thief.hears_outcome(1), Outcome::Refused(Refusal::Role));
-    let promoted = Hello {
-        epoch: 2,
-        session: 1,
-        store: 1,
-        role: Role::Master,
-        subscriptions: vec![],
-        answers: None,
-        log: None,
-    };
-    assert_counted(&world.hub, "thief", "it says it is a master; here it is configured as a leecher", || {
-        thief.say("hub", &SyncMessage::Hello(promoted));
-    });
+    let hello =
+        Hello { epoch: 2, session: 1, store: 1, role: Role::Master, subscriptions: vec![], answers: None, log: None };
+    let promoted = SyncMessage::Hello(hello.clone());
+    assert_counted(
+        world.hub(),
+        "thief",
+        "it says it is a master; here it is configured as a leecher",
+        || {
+            thief.say("hub", &promoted);
+        },
+    );
     // nobody can even be configured for what his role may not do
     let refused = Node::new("other", "worker");
     refused.append(&imp.stanza());
     let said = refused.run(["ls"]).expect(2);
     assert!(said.stderr.contains("has no business with a worker"), "{}", said.stderr);
-    let binding = imp.binding(BlockId::of(b"x"), 0, 1);
-    assert_counted(&world.cam, "imp", "no [[peer]] of this name", || {
-        imp.announce("cam", 1, "planted", binding);
-    });
     let expires_ms = now_ms() + 30_000;
     let refuses_command = |from: &mut Impostor, to: &Node, why: &str| {
         let name = from.name.to_string();
@@ -606,19 +689,27 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
         let command = from.command(to.name(), 1, expires_ms, &Request::Status);
         assert_counted(to, &name, why, || from.publish(&topic, command));
     };
-    refuses_command(&mut imp, &world.hub, "a worker may not command a master");
-    refuses_command(&mut thief, &world.hub, "a leecher may not command a master");
-    refuses_command(&mut imp, &world.cam, "no [[peer]] of this name");
-    let (mut boss, mut solo) = (Impostor::new("boss", Role::Master, port), Node::new("solo", "worker"));
-    connect(&solo, port);
-    solo.append(&boss.stanza());
-    put(&solo, "its own", b"not for a master to fetch");
-    solo.start();
-    boss.greet("solo");
+    refuses_command(&mut imp, world.hub(), "a worker may not command a master");
+    refuses_command(&mut thief, world.hub(), "a leecher may not command a master");
+    let mut double = world.double();
     let target = Target::Name(Name::parse("its own").expect("a name"));
-    assert_counted(&solo, "boss", "a master may not fetch from a worker", || {
-        boss.say("solo", &SyncMessage::Fetch { request: 1, target });
-    });
+    let fetch = SyncMessage::Fetch { request: 1, target };
+    let demoted = SyncMessage::Hello(Hello { role: Role::Worker, ..hello });
+    for (node, role) in world.others().into_iter().zip(["worker", "leecher"]) {
+        for from in [&mut imp, &mut thief] {
+            let (name, binding) = (from.name.to_string(), from.binding(BlockId::of(b"x"), 0, 1));
+            assert_counted(node, &name, "no [[peer]] of this name", || {
+                from.announce(node.name(), 1, "planted", binding);
+            });
+            refuses_command(from, node, "no [[peer]] of this name");
+        }
+        assert_counted(node, "hub", &format!("a master may not fetch from a {role}"), || {
+            double.say(node.name(), &fetch);
+        });
+        assert_counted(node, "hub", "it says it is a worker; here it is configured as a master", || {
+            double.say(node.name(), &demoted);
+        });
+    }
     world.assert_goes_on();
 }
 
@@ -690,7 +781,7 @@ fn more_commands_than_are_answered_at_once_are_refused() {
     let open = u64::try_from(COMMANDS_OPEN_MAX).expect("it is small");
     for counter in 1..=open + 1 {
         let name = Name::parse(&format!("none/{counter}")).expect("a plain name");
-        let fetch = Request::Fetch { target: larder_core::request::Target::Name(name) };
+        let fetch = Request::Fetch { target: Target::Name(name) };
         let command = boss.command("cam", counter, expires_ms, &fetch);
         boss.publish(&topic, command);
     }
@@ -750,11 +841,8 @@ fn a_command_is_obeyed_once_in_time_and_unaltered() {
     assert_eq!(cam.names(""), ["a"]);
 
     // with data it is answered, and not done
-    let get = Request::Get {
-        target: larder_core::request::Target::Name(Name::parse("a").expect("plain")),
-        offset: 0,
-        length: None,
-    };
+    let get =
+        Request::Get { target: Target::Name(Name::parse("a").expect("plain")), offset: 0, length: None };
     let command = boss.command("cam", 4, now + hour_ms, &get);
     boss.publish(&topic, command);
     assert!(
