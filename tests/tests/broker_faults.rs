@@ -2,7 +2,9 @@
 
 use larder_core::role::Role;
 use larder_tests::broker::{Config, Mosquitto, Proxy, free_port};
-use larder_tests::fleet::{Contents, Fleet, assert_holds, befriend, connect, contents, number, put, settled};
+use larder_tests::fleet::{
+    Contents, Fleet, assert_all_hold, assert_holds, befriend, connect, contents, number, put, settled,
+};
 use larder_tests::node::{Node, noise, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -43,38 +45,55 @@ fn without_a_broker_agents_start_take_puts_and_sync_once_it_is_there() {
     assert_holds(&fleet.worker, &contents([("from/cam", files["from/cam"].clone())]));
 }
 
-fn broker_restarted_in_mid_transfer(keep_state: bool) {
+/// Checks that a node's log tells of its broken link, of this broker, with one of these reasons.
+#[track_caller]
+fn assert_told_of_broken_link(node: &Node, port: u16, reasons: &[&str]) {
+    let log = node.log();
+    let broker = format!("the link is down: the broker at 127.0.0.1:{port} ");
+    let told: Vec<&str> = log.lines().filter(|line| line.contains(&broker)).collect();
+    let is_plain = |line: &&str| reasons.iter().any(|reason| line.contains(reason));
+    assert!(told.iter().any(is_plain), "{}: {told:?}, none of {reasons:?}", node.name());
+}
+
+/// The victim's link is held up in the middle of a transfer, to the master or to the leecher, when the broker ends.
+fn broker_restarted_in_mid_transfer(keep_state: bool, victim: Role) {
     let mut broker = mosquitto();
-    let mut fleet = Fleet::new(broker.port());
-    fleet.leecher.set("node", "subscribe", "[\"\"]");
-    let proxy = Proxy::start(broker.port());
-    connect(&fleet.worker, proxy.port());
-    fleet.master.set("node", "profile", "\"balanced\"");
-    fleet.start();
-    let files = contents([("large", noise(16_000_000, "large")), ("small", b"small".to_vec())]);
+    let (mut fleet, proxy) = Fleet::with_proxy(broker.port(), victim);
+    let files = contents([("large", noise(8_000_000, "large")), ("small", b"small".to_vec())]);
+    let before = proxy.bytes();
     proxy.stall_after_bytes(3_000_000);
     for (name, bytes) in &files {
         put(&fleet.worker, name, bytes);
     }
     wait_for("the transfer is held up", || proxy.is_stalled().then_some(()));
-    assert!(!fleet.master.names("").contains(&"large".to_owned()), "it is not in mid-transfer");
+    let receiver = if victim == Role::Leecher { &fleet.leecher } else { &fleet.master };
+    assert!(!has_large(receiver), "it is not in mid-transfer");
     broker.restart(keep_state);
     proxy.unstall();
     fleet.settled();
     fleet.assert_hold(&files);
-    let sent = number(&fleet.worker.status(), "sync", "bytes_sent");
-    println!("{sent} bytes sent for 16,000,005");
-    assert!(sent < 16_100_000 + WINDOW_BYTES, "{sent} bytes were sent: more than a window again");
+    let bytes = files.values().map(Vec::len).sum();
+    assert_carried(victim, proxy.bytes() - before, bytes, 1);
+    let sender = if victim == Role::Leecher { &fleet.master } else { &fleet.worker };
+    assert_sent(sender, bytes);
+    for role in Role::ALL {
+        let port = if role == victim { proxy.port() } else { broker.port() };
+        assert_told_of_broken_link(
+            fleet.of_role(role),
+            port,
+            &["closed the connection", "it is shutting down"],
+        );
+    }
 }
 
 #[test]
 fn a_broker_restarted_in_mid_transfer_with_its_state_costs_a_window() {
-    broker_restarted_in_mid_transfer(true);
+    of_each(&[Role::Worker, Role::Leecher], |victim| broker_restarted_in_mid_transfer(true, victim));
 }
 
 #[test]
 fn a_broker_restarted_in_mid_transfer_without_its_state_costs_a_window() {
-    broker_restarted_in_mid_transfer(false);
+    of_each(&[Role::Worker, Role::Leecher], |victim| broker_restarted_in_mid_transfer(false, victim));
 }
 
 #[test]
@@ -86,23 +105,35 @@ fn a_refused_login_is_said_in_plain_words_and_works_once_corrected() {
         fs::write(&path, password).expect("the folder is writable");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is our own file");
     };
-    for node in fleet.nodes() {
+    for role in Role::ALL {
+        let node = fleet.of_role(role);
         node.set("mqtt", "user", "\"fleet\"");
         node.set("mqtt", "password_file", "\"password\"");
+        if role != Role::Master {
+            node.set("node", "subscribe", "[\"\"]");
+        }
+        write_password(node, "guessed\n");
+        node.start();
+    }
+    let files = contents([("from/cam", b"cam".to_vec()), ("from/hub", b"hub".to_vec())]);
+    put(&fleet.worker, "from/cam", b"cam");
+    put(&fleet.master, "from/hub", b"hub");
+    for role in Role::ALL {
+        let node = fleet.of_role(role);
+        let why = node.wait_status("the refusal", |status| {
+            Some(reason(status)).filter(|why| why.contains("refuses the login"))
+        });
+        assert!(
+            why.contains("\"fleet\"") && !why.contains("guessed"),
+            "the user and not the password: {why}"
+        );
+        assert!(node.run(["status"]).expect(0).text().contains("refuses the login"));
+        assert_eq!(node.stop(), 0);
+        assert_told_of_broken_link(node, broker.port(), &["refuses the login"]);
         write_password(node, "open sesame\n");
     }
-    write_password(&fleet.worker, "guessed\n");
-    fleet.worker.start();
-    let why = fleet.worker.wait_status("the refusal", |status| {
-        Some(reason(status)).filter(|why| why.contains("refuses the login"))
-    });
-    assert!(why.contains("\"fleet\"") && !why.contains("guessed"), "the user and not the password: {why}");
-    assert!(fleet.worker.run(["status"]).expect(0).text().contains("refuses the login"));
-    put(&fleet.worker, "a", b"a");
-    assert_eq!(fleet.worker.stop(), 0);
-    write_password(&fleet.worker, "open sesame\n");
     fleet.start();
-    assert_holds(&fleet.master, &contents([("a", b"a".to_vec())]));
+    fleet.assert_hold(&files);
 }
 
 /// Checks that the victim's link carried what it had to, and no more than a window again for each interruption.
@@ -117,10 +148,18 @@ fn assert_carried(victim: Role, carried: u64, bytes: usize, interruptions: u64) 
     assert!(carried < bound, "{victim}: {carried} bytes carried, {bound} are the limit");
 }
 
+/// Checks that a node sent no more than a window of all that again.
+#[track_caller]
+fn assert_sent(node: &Node, bytes: usize) {
+    let sent = number(&node.status(), "sync", "bytes_sent");
+    let bound = bytes as u64 + bytes as u64 / 50 + WINDOW_BYTES;
+    assert!(sent < bound, "{sent} bytes were sent for {bytes}: more than a window again");
+}
+
 /// The victim's link breaks after every `packets` packets until `enough` says that it has been so.
 fn link_dropped_after(packets: u64, bytes: usize, victim: Role, enough: impl Fn(&Fleet, &Proxy) -> bool) {
     let broker = mosquitto();
-    let (fleet, proxy) = Fleet::with_proxy(broker.port(), victim);
+    let (mut fleet, proxy) = Fleet::with_proxy(broker.port(), victim);
     let seed = packets.to_string();
     let files = contents([("large", noise(bytes, &seed)), ("empty", Vec::new()), ("one", vec![1])]);
     // a connection that is older than the order has had its packets already
@@ -137,6 +176,7 @@ fn link_dropped_after(packets: u64, bytes: usize, victim: Role, enough: impl Fn(
     fleet.settled();
     fleet.assert_hold(&files);
     assert_carried(victim, proxy.bytes() - before, bytes, drops);
+    assert_told_of_broken_link(fleet.of_role(victim), proxy.port(), &["closed the connection"]);
 }
 
 fn has_large(node: &Node) -> bool {
@@ -147,19 +187,19 @@ fn all_have_large(fleet: &Fleet) -> bool {
     fleet.nodes().into_iter().all(has_large)
 }
 
-/// Three fleets beside each other, since most of it is waiting.
-fn of_each_victim(test: impl Fn(Role) + Sync) {
+/// A fleet for each victim beside each other, since most of it is waiting.
+fn of_each(victims: &[Role], test: impl Fn(Role) + Sync) {
     thread::scope(|scope| {
-        for victim in [Role::Worker, Role::Master, Role::Leecher] {
+        for victim in victims {
             let test = &test;
-            scope.spawn(move || test(victim));
+            scope.spawn(move || test(*victim));
         }
     });
 }
 
 #[test]
 fn a_link_that_never_lives_long_enough_harms_nothing() {
-    of_each_victim(|victim| {
+    of_each(&Role::ALL, |victim| {
         link_dropped_after(6, 1_000_000, victim, |fleet, proxy| {
             assert!(!all_have_large(fleet), "six packets carry nothing");
             proxy.drops() >= 3
@@ -169,14 +209,14 @@ fn a_link_that_never_lives_long_enough_harms_nothing() {
 
 #[test]
 fn a_link_that_breaks_after_every_40_packets_gets_there_by_itself() {
-    of_each_victim(|victim| {
+    of_each(&Role::ALL, |victim| {
         link_dropped_after(40, 5_000_000, victim, |fleet, proxy| all_have_large(fleet) && proxy.drops() >= 2);
     });
 }
 
 #[test]
 fn a_link_that_breaks_after_every_100_packets_gets_there_by_itself() {
-    of_each_victim(|victim| {
+    of_each(&Role::ALL, |victim| {
         link_dropped_after(100, 12_000_000, victim, |fleet, proxy| {
             all_have_large(fleet) && proxy.drops() >= 2
         });
@@ -186,14 +226,17 @@ fn a_link_that_breaks_after_every_100_packets_gets_there_by_itself() {
 #[test]
 fn two_agents_of_one_name_both_say_so_without_a_busy_loop_and_one_alone_works() {
     let broker = mosquitto();
-    let mut hub = Node::new("hub", "master");
+    let (mut hub, mut kiosk) = (Node::new("hub", "master"), Node::new("kiosk", "leecher"));
     let mut twins = [Node::new("cam", "worker"), Node::new("cam", "worker")];
-    for node in twins.iter().chain([&hub]) {
+    for node in twins.iter().chain([&hub, &kiosk]) {
         connect(node, broker.port());
     }
     befriend(&hub, &twins[0]);
+    befriend(&hub, &kiosk);
     twins[1].trust(&hub);
+    kiosk.set("node", "subscribe", "[\"\"]");
     hub.start();
+    kiosk.start();
     twins.iter_mut().for_each(Node::start);
     for twin in &twins {
         let why = twin.wait_status("it says so", |status| {
@@ -206,8 +249,9 @@ fn two_agents_of_one_name_both_say_so_without_a_busy_loop_and_one_alone_works() 
     assert!(connects.iter().all(|connects| *connects <= 20), "a busy loop: {connects:?} connections");
     assert_eq!(twins[1].stop(), 0);
     put(&twins[0], "a", b"a");
-    settled(&[&twins[0], &hub]);
-    assert_holds(&hub, &contents([("a", b"a".to_vec())]));
+    let nodes = [&twins[0], &kiosk, &hub];
+    settled(&nodes);
+    assert_all_hold(&nodes, &contents([("a", b"a".to_vec())]));
 }
 
 fn killed_in_mid_transfer(victim: Role) {
@@ -244,9 +288,7 @@ fn killed_in_mid_transfer(victim: Role) {
         Role::Leecher => Some(&fleet.master),
     };
     if let Some(sender) = sender {
-        let sent = number(&sender.status(), "sync", "bytes_sent");
-        let bound = bytes as u64 + bytes as u64 / 50 + WINDOW_BYTES;
-        assert!(sent < bound, "{sent} bytes were sent for {bytes}: more than a window again");
+        assert_sent(sender, bytes);
     }
     for node in fleet.nodes() {
         assert_eq!(number(&node.status(), "sync", "conflicts"), 0, "{}", node.name());
