@@ -1,25 +1,12 @@
 //! Bad names, and files at bad moments, for whatever takes them in.
 
-use crate::node::{Node, noise, wait_for};
+use crate::node::{Node, noise, wait_read};
 use crate::wire;
 use rustix::process::Signal;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Child;
-
-/// Waits until a process has read so much.
-///
-/// # Panics
-/// When it ends before.
-pub fn wait_read(child: &Child, bytes: u64) {
-    let io = format!("/proc/{}/io", child.id());
-    wait_for("the command reads", || {
-        let text = fs::read_to_string(&io).expect("the command runs");
-        let read = text.lines().find_map(|line| line.strip_prefix("rchar: "))?.parse::<u64>().ok()?;
-        (read >= bytes).then_some(())
-    });
-}
 
 /// A put of a large file that stands still in its middle: the agent is stopped and takes no more.
 pub fn half_way(node: &Node, file: &str, length: usize) -> Child {

@@ -98,6 +98,19 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Waits until a process has read so much.
+///
+/// # Panics
+/// When it ends before.
+pub fn wait_read(child: &Child, bytes: u64) {
+    let io = format!("/proc/{}/io", child.id());
+    wait_for("the command reads", || {
+        let text = fs::read_to_string(&io).expect("the command runs");
+        let read = text.lines().find_map(|line| line.strip_prefix("rchar: "))?.parse::<u64>().ok()?;
+        (read >= bytes).then_some(())
+    });
+}
+
 /// Bytes that look random and are the same for the same seed.
 pub fn noise(length: usize, seed: &str) -> Vec<u8> {
     let mut bytes = vec![0; length];
@@ -313,6 +326,9 @@ impl Node {
     /// A `larder` in its folder, for users who may not have that of the build.
     pub fn program_for_all(&self) -> PathBuf {
         let program = self.path("larder");
+        if program.exists() {
+            return program;
+        }
         // not by this process: what another test starts meanwhile would inherit the file open for writing, and so busy
         let copied = Command::new("cp").arg(larder_bin()).arg(&program).status();
         assert!(copied.is_ok_and(|status| status.success()), "the folder is writable");

@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
-use larder_tests::intake::{assert_names_refused, half_way, long, refused_names, smuggle, wait_read};
-use larder_tests::node::{Node, Said, noise, wait_for};
+use larder_tests::intake::{assert_names_refused, half_way, long, refused_names, smuggle};
+use larder_tests::node::{Node, Said, noise, wait_for, wait_read};
 use larder_tests::wire;
 use rustix::process::Signal;
 use serde_json::json;

@@ -6,7 +6,7 @@ use crate::transfer::{are_alike, by_name, is_whole, noise};
 use larder_core::id::BlockId;
 use larder_core::note::Note;
 use larder_core::object::manifest::Manifest;
-use larder_core::request::{FailureKind, Request, Response, Target};
+use larder_core::request::{Failure, FailureKind, Request, Response, Target};
 use larder_core::role::{Evict, Role};
 use larder_core::settings::BatchSettings;
 use std::collections::BTreeSet;
@@ -287,8 +287,13 @@ fn erasures_take_nothing_of_what_is_under_way() {
         assert!(matches!(world.wait(call), Response::Stored { .. }));
         for call in asked {
             match world.wait(call) {
-                Response::Error(why) if why.kind == FailureKind::Busy => busy += 1,
-                Response::Erased { .. } | Response::Error(_) => {}
+                Response::Error(Failure { kind: FailureKind::Busy, message }) => {
+                    let is_needed = message.starts_with("something under way needs ");
+                    assert!(is_needed || message.ends_with(" wait already; try again"), "{message}");
+                    busy += usize::from(is_needed);
+                }
+                Response::Error(Failure { kind: FailureKind::NotFound | FailureKind::Invalid, .. })
+                | Response::Erased { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
