@@ -20,17 +20,18 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Places that random lives have to get to, and how often in each 10,000 images.
-const LIVES_REACH: [(Event, u64); 11] = [
+const LIVES_REACH: [(Event, u64); 12] = [
     (Event::RefusedByQuota, 15),
     (Event::DeviceFull, 20),
     (Event::RoomCameBack, 3),
     (Event::Recycled, 150),
     (Event::ErrorInRecycling, 60),
     (Event::ErrorOnRecycled, 40),
+    (Event::GarbageDeleted, 150),
     (Event::ErrorAnswered, 80),
     (Event::Merged, 6),
     (Event::Collected, 6),
-    (Event::CutInMerge, 80),
+    (Event::CutInMerge, 60),
     (Event::CutInCollection, 8),
 ];
 

@@ -21,6 +21,8 @@ pub enum Event {
     ErrorInRecycling,
     /// A write, cut or sync failed of a segment that had been a spare.
     ErrorOnRecycled,
+    /// Garbage was deleted before a cleaning.
+    GarbageDeleted,
     /// A question was answered with an error.
     ErrorAnswered,
     /// A merge of runs came to its end.

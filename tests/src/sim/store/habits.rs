@@ -109,16 +109,17 @@ impl Habit {
             (_, 0..18) => Step::Commit(self.batch(random)),
             (_, 18..21) => Step::Checkpoint,
             (Self::Recycling, 21..24) => {
-                Step::Clean { garbage: random.below(3) as u32, budget: 1 << 20, steps: 20 }
+                let (garbage, deleted) = garbage(random);
+                Step::Clean { garbage, deleted, budget: 1 << 20, steps: 20 }
             }
             (_, 21 | 22) => Step::Reopen,
             (_, 23) => Step::Kill,
             (_, 24) => Step::Rebuild,
-            (_, 25..28) => Step::Clean {
-                garbage: random.below(3) as u32,
-                budget: 1000 + random.below(200_000),
-                steps: 1 + random.below(20) as usize,
-            },
+            (_, 25..28) => {
+                let (garbage, deleted) = garbage(random);
+                let (budget, steps) = (1000 + random.below(200_000), 1 + random.below(20) as usize);
+                Step::Clean { garbage, deleted, budget, steps }
+            }
             (_, 28) => Step::Read,
             _ => Step::Verify,
         }
@@ -134,6 +135,12 @@ impl Habit {
             Self::Tight | Self::Cramped | Self::Recycling => long_blocks(random),
         }
     }
+}
+
+/// What is garbage, and below which number it is deleted.
+fn garbage(random: &mut Random) -> (u32, u32) {
+    let number = random.below(12) as u32;
+    (number % 3, [0, 0, 30, 120][number as usize / 3])
 }
 
 fn within(range: Range<u64>, random: &mut Random) -> u64 {

@@ -3,7 +3,7 @@
 use super::model::{Change, Checked, Model, Presence, Seen, block, look};
 use crate::sim::coverage::{Coverage, Event};
 use crate::sim::disk::{Fate, Faults, Image, SimDisk};
-use larder_store::{CommitError, OpenReport, Options, Store, rebuild_index};
+use larder_store::{CommitError, MaintainError, OpenReport, Options, Store, rebuild_index};
 use std::collections::BTreeSet;
 
 /// What is done to a store.
@@ -23,6 +23,8 @@ pub enum Step {
     Clean {
         /// Which blocks nothing leads to.
         garbage: u32,
+        /// Those of them with a number below this one are deleted first, as one batch.
+        deleted: u32,
         /// Bytes of each step.
         budget: u64,
         /// At most so many steps.
@@ -199,7 +201,9 @@ impl Life {
                     Err(error) => self.excuse(&format!("DOES NOT OPEN: {error}")),
                 }
             }
-            Step::Clean { garbage, budget, steps } => self.clean(*garbage, *budget, *steps),
+            Step::Clean { garbage, deleted, budget, steps } => {
+                self.clean(*garbage, *deleted, *budget, *steps)
+            }
             Step::Verify => self.verify(),
             Step::Read => self.read(),
             Step::Relieve => self.relieve(),
@@ -252,7 +256,7 @@ impl Life {
             known.blocks.keys().skip(2).map(|number| Change::Delete(*number)).chain(names).collect();
         self.commit(&batch)?;
         if self.store.is_some() {
-            self.clean(0, 1 << 20, 1000)?;
+            self.clean(0, 0, 1 << 20, 1000)?;
         }
         if self.store.is_none() || self.disk.is_dark() {
             return Ok(());
@@ -269,14 +273,20 @@ impl Life {
         }
     }
 
-    fn clean(&mut self, garbage: u32, budget: u64, steps: usize) -> Checked {
+    fn clean(&mut self, garbage: u32, deleted: u32, budget: u64, steps: usize) -> Checked {
         let kept = self.kept(garbage);
-        self.model.cleaning(&kept);
         let hashes: Vec<_> = kept.iter().map(|number| block(*number).0).collect();
         self.with(|store| {
             store.clean_begin();
             store.clean_mark(&hashes).map_err(|error| error.to_string())
         })??;
+        if deleted > 0 {
+            self.delete_garbage(&kept, deleted)?;
+            if self.store.is_none() {
+                return Ok(());
+            }
+        }
+        self.model.cleaning(&kept);
         for _step in 0..steps {
             match self.with(|store| store.clean_step(budget))? {
                 Ok(progress) if progress.done => return Ok(()),
@@ -288,6 +298,34 @@ impl Life {
             }
         }
         self.with(|store| store.clean_abort())
+    }
+
+    /// What was acknowledged is gone for good, where a step of cleaning may only have dropped it.
+    fn delete_garbage(&mut self, kept: &BTreeSet<u32>, below: u32) -> Checked {
+        let garbage = self.model.known.blocks.iter().filter(|(number, _)| !kept.contains(number));
+        let garbage: Vec<(u32, Presence)> =
+            garbage.filter(|(number, _)| **number < below).map(|(number, there)| (*number, *there)).collect();
+        let there = garbage.iter().filter(|(_, presence)| *presence == Presence::There).count();
+        let hashes: Vec<_> = garbage.iter().map(|(number, _)| block(*number).0).collect();
+        self.model.begin(&garbage.iter().map(|(number, _)| Change::Delete(*number)).collect::<Vec<_>>());
+        match self.with(|store| store.clean_delete(&hashes))? {
+            Ok(count) => {
+                self.model.acknowledged();
+                self.coverage.note_times(Event::GarbageDeleted, u64::from(there > 0));
+                if self.faultless && !(there..=hashes.len()).contains(&count) {
+                    return Err(format!("{count} blocks deleted of {garbage:?}"));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.excuse(&error.to_string())?;
+                // as of a commit
+                if matches!(error, MaintainError::Index { .. }) {
+                    self.store = None;
+                }
+                Ok(())
+            }
+        }
     }
 
     fn verify(&mut self) -> Checked {

@@ -73,7 +73,7 @@ impl Letter {
             Self::Rebuild => Step::Rebuild,
             Self::Kill => Step::Kill,
             Self::Read => Step::Read,
-            Self::Clean => Step::Clean { garbage: 0, budget: 1 << 20, steps: 20 },
+            Self::Clean => Step::Clean { garbage: 0, deleted: 4, budget: 1 << 20, steps: 20 },
         }
     }
 }
