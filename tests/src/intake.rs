@@ -69,6 +69,12 @@ pub fn assert_names_refused(node: &Node) {
     }
 }
 
+/// Names for [`smuggle`] that lead elsewhere, or that no file can have.
+pub fn smuggled_names() -> Vec<String> {
+    let names = ["../../up", "/tmp/absolute", "m/../../up", "m/new\nline", "m/nul\0x", "m//x", "m/"];
+    names.map(str::to_owned).into_iter().chain([long(1025)]).collect()
+}
+
 /// Binds the object of `good` under names that no command lets in, as a damaged or hostile store would have it.
 ///
 /// # Panics

@@ -6,7 +6,7 @@
 use larder_core::role::Role;
 use larder_tests::broker::{Config, Mosquitto, Proxy};
 use larder_tests::fleet::{Contents, Fleet, connect, contents, put, write_files};
-use larder_tests::intake::{assert_names_refused, half_way, long, smuggle};
+use larder_tests::intake::{assert_names_refused, half_way, long, smuggle, smuggled_names};
 use larder_tests::mount::{Mount, fill_device};
 use larder_tests::node::{Node, Said, noise, skip, wait_for};
 use larder_tests::store::{copy, raise_version, segments};
@@ -132,8 +132,7 @@ fn bad_files_and_names_are_refused_where_they_are_put_and_all_nodes_have_the_res
     for role in ROLES {
         let node = fleet.of_role(role);
         node.kill();
-        let names = ["../../up", "/tmp/absolute", "m/../../up", "m/new\nline", &long(1025)];
-        smuggle(node, "cam/a", names.map(str::to_owned));
+        smuggle(node, "cam/a", smuggled_names());
         node.start();
     }
     fleet.settled();
