@@ -454,7 +454,7 @@ fn no_messages(from: &Impostor, to: &str, ghost: &Impostor) -> Vec<(&'static str
     let mut altered = good.clone();
     *altered.last_mut().expect("it has bytes") ^= 1;
     let mut newer = good.clone();
-    newer[0] = 2;
+    newer[0] = 3;
     let by_another_key = {
         let to = to.parse().expect("a plain name");
         let between = Between { fleet: FLEET, from: &from.name, to: &to, channel: Channel::Sync };
@@ -469,7 +469,7 @@ fn no_messages(from: &Impostor, to: &str, ghost: &Impostor) -> Vec<(&'static str
     vec![
         ("too short to be signed", b"hello".to_vec()),
         ("too short to be signed", Vec::new()),
-        ("seal version 2", newer),
+        ("seal version 3", newer),
         ("signature", unsigned),
         ("signature", altered),
         ("signature", by_another_key),
@@ -666,8 +666,15 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
         thief.announce("hub", 1, "planted", binding);
     });
     assert_eq!(thief.hears_outcome(1), Outcome::Refused(Refusal::Role));
-    let hello =
-        Hello { epoch: 2, session: 1, store: 1, role: Role::Master, subscriptions: vec![], answers: None, log: None };
+    let hello = Hello {
+        epoch: 2,
+        session: 1,
+        store: 1,
+        role: Role::Master,
+        subscriptions: vec![],
+        answers: None,
+        log: None,
+    };
     let promoted = SyncMessage::Hello(hello.clone());
     assert_counted(
         world.hub(),

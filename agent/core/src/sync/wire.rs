@@ -404,6 +404,34 @@ mod tests {
     }
 
     #[test]
+    fn messages_of_version_1_are_read_and_say_nothing_of_logs() {
+        let (entries, outcomes) = (Vec::new(), vec![(3, Outcome::Stored)]);
+        let subscriptions = vec!["maps".to_owned()];
+        let hello = Hello {
+            epoch: 300,
+            session: 2,
+            store: 77,
+            role: Role::Worker,
+            subscriptions,
+            answers: None,
+            log: None,
+        };
+        for message in [
+            SyncMessage::Hello(hello),
+            SyncMessage::Announce(Announce { group: 1, request: None, entries, log: 0 }),
+            SyncMessage::Ack { group: 4, outcomes, log: 0 },
+            SyncMessage::Busy { group: 5 },
+        ] {
+            let now = message.encode();
+            let before =
+                if matches!(message, SyncMessage::Busy { .. }) { &now } else { &now[..now.len() - 1] };
+            assert_eq!(SyncMessage::decode(1, before), Ok(message.clone()));
+            assert_eq!(SyncMessage::decode(2, &now), Ok(message));
+            assert_eq!(SyncMessage::decode(2, &before[..before.len() - 1]), Err(WireError::Malformed));
+        }
+    }
+
+    #[test]
     fn packed_blocks_are_read_back_in_as_few_messages_as_hold_them() {
         let block = |length: usize| Bytes::from(vec![length as u8; length]);
         for (lengths, messages) in [
