@@ -4,6 +4,7 @@ pub mod broker;
 
 pub mod fleet;
 pub mod intake;
+pub mod memory;
 pub mod mount;
 pub mod node;
 pub mod powercut;

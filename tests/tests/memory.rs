@@ -3,36 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds anything else has failed")]
 
-use larder_tests::node::{Node, noise, wait_for};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-
-const MIB: u64 = 1 << 20;
-const PEAK_MAX: u64 = 48 * MIB;
-const LARGE: u64 = 2 << 30;
-const SMALL: usize = 100_000;
-
-fn low_power() -> Node {
-    let node = Node::new("cam", "worker");
-    node.set("node", "profile", "\"low-power\"");
-    node.set("storage", "limit", "\"8 GB\"");
-    node
-}
-
-/// Two GiB that look random, and their hash.
-fn large(node: &Node, name: &str) -> blake3::Hash {
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(node.path(name)).unwrap());
-    let mut stream = blake3::Hasher::new().update(b"two gibibytes").finalize_xof();
-    let mut hash = blake3::Hasher::new();
-    let mut piece = vec![0; 1 << 20];
-    for _ in 0..LARGE >> 20 {
-        stream.fill(&mut piece);
-        hash.update(&piece);
-        file.write_all(&piece).unwrap();
-    }
-    file.flush().unwrap();
-    hash.finalize()
-}
+use larder_tests::memory::{
+    MIB, PEAK_BYTES_MAX, SMALL_BYTES, SMALL_FILES, low_power_worker, small_name, write_large, write_small,
+};
+use larder_tests::node::{Node, wait_for};
+use std::fs;
 
 /// The hash of an object as `get` writes it.
 fn got(node: &Node, name: &str) -> blake3::Hash {
@@ -48,16 +23,16 @@ fn report(node: &Node, what: &str) {
     let (peak, status) = (node.peak_bytes(), node.status());
     let now = status["process"]["resident_bytes"].as_u64().unwrap_or(0);
     println!("{what}: peak {:.1} MiB, now {:.1} MiB", peak as f64 / MIB as f64, now as f64 / MIB as f64);
-    assert!(peak < PEAK_MAX, "{what}: {peak} bytes");
+    assert!(peak < PEAK_BYTES_MAX, "{what}: {peak} bytes");
     assert_eq!(status["power"]["dropped"], 0);
 }
 
 #[test]
 fn a_worker_takes_in_two_gib_by_put_and_by_a_watched_folder_within_48_mib() {
-    let mut node = low_power();
+    let mut node = low_power_worker();
     fs::create_dir(node.path("in")).unwrap();
     node.append("[[watch]]\npath = \"in\"\nprefix = \"in/\"\nsettle_s = 0\n");
-    let hash = large(&node, "large");
+    let hash = write_large(&node, "large");
     node.start();
     report(&node, "started");
     node.run(["put", "large"]).expect(0);
@@ -80,25 +55,18 @@ fn a_worker_takes_in_two_gib_by_put_and_by_a_watched_folder_within_48_mib() {
 
 #[test]
 fn a_worker_takes_in_a_hundred_thousand_small_files_within_48_mib_and_all_are_right() {
-    let mut node = low_power();
-    let noise = noise(100 * SMALL, "small");
-    for (index, content) in noise.chunks(100).enumerate() {
-        let folder = node.path(format!("many/{:03}", index / 100));
-        if index % 100 == 0 {
-            fs::create_dir_all(&folder).unwrap();
-        }
-        fs::write(folder.join(format!("{index:06}")), content).unwrap();
-    }
+    let mut node = low_power_worker();
+    let noise = write_small(&node);
     node.start();
     let put = node.run(["put", "many"]).expect(0).text();
     assert!(put.contains("stored 100000 objects"), "{put}");
     report(&node, "after 100,000 files of 100 bytes");
     let names = node.names("");
-    assert_eq!(names.len(), SMALL);
+    assert_eq!(names.len(), SMALL_FILES);
     report(&node, "after listing them");
     let mut stream = node.connect();
-    for (number, (index, content)) in (1..).zip(noise.chunks(100).enumerate().step_by(7)) {
-        let name = format!("many/{:03}/{index:06}", index / 100);
+    for (number, (index, content)) in (1..).zip(noise.chunks(SMALL_BYTES).enumerate().step_by(7)) {
+        let name = small_name(index);
         assert!(larder_tests::wire::get(&mut stream, number, &name).unwrap().unwrap() == content, "{name}");
     }
     node.run(["verify"]).expect(0);
@@ -106,6 +74,6 @@ fn a_worker_takes_in_a_hundred_thousand_small_files_within_48_mib_and_all_are_ri
     node.kill();
     node.start();
     report(&node, "started again after a kill");
-    assert_eq!(node.names("").len(), SMALL);
+    assert_eq!(node.names("").len(), SMALL_FILES);
     assert_eq!(node.stop(), 0);
 }
