@@ -247,6 +247,8 @@ fn with_an_agent_commands_go_to_it_and_without_they_open_the_store_themselves() 
     node.start();
     assert_eq!(node.get("a").unwrap(), b"a");
     assert!(node.status()["uptime_ms"].as_u64().is_some());
+    let shown = node.run(["status"]).expect(0).text();
+    assert!(shown.contains("\nlink        none\n"), "nothing is to be connected: {shown}");
     node.run(["put", "a", "--name", "b"]).expect(0);
     assert_eq!(node.stop(), 0);
     assert_eq!(node.names(""), ["a", "b"]);

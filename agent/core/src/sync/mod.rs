@@ -214,7 +214,8 @@ impl Sync {
                 log_began: settings.log,
                 log: settings.log,
                 up: false,
-                reason: "not connected yet".into(),
+                // who trusts nobody has no link to wait for
+                reason: if settings.peers.is_empty() { "" } else { "not connected yet" }.into(),
                 connects: 0,
                 next_token: 0,
                 in_flight: BTreeSet::new(),
