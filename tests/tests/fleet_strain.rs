@@ -7,7 +7,7 @@ use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{Contents, Fleet, contents, listing, number, put, write_files};
 use larder_tests::mount::Mount;
 use larder_tests::node::{Node, noise, skip, wait_for};
-use larder_tests::wire;
+use larder_tests::{terminal, wire};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -153,7 +153,9 @@ fn a_sparse_file_of_five_gib_is_stored_small_and_every_range_of_it_is_right_on_e
     let stored = node.json(["put", "sparse"]).remove(0);
     assert_eq!(stored["size"], 5 * GIB);
     fleet.settled();
-    fleet.leecher.run(["fetch", "sparse"]).expect(0);
+    let (ended, screen) = terminal::watch(fleet.leecher.command(["fetch", "sparse"]));
+    let shows_how_far = [" of 5.00 GiB, ", "/s, ", " left"].iter().all(|part| screen.contains(part));
+    assert!(ended.success() && shows_how_far, "{screen:?}");
     for node in [&fleet.worker, &fleet.master, &fleet.leecher] {
         let used = number(&node.status(), "store", "used_bytes");
         assert!(used < 100 << 20, "equal blocks are stored once, but {used} bytes are used");
