@@ -281,7 +281,7 @@ impl Node {
                 self.power.wake_radio(now, out);
                 self.sync.send_now(now, out);
             }
-            Message::Copied => self.keeper.copied(out),
+            Message::Copied { root, depth, size } => self.keeper.copied(root, depth, size),
             Message::Errand { ticket, errand } => self.keeper.asked(ticket, errand, out),
             Message::ErrandNews { ticket, news } => self.control.errand_news(ticket.number, *news, out),
         }

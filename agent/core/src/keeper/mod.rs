@@ -164,11 +164,20 @@ impl Keeper {
         self.delivered = seq;
     }
 
-    /// A name was given what another one leads to, which may go on to lead elsewhere: a tour that has passed the one and
-    /// not yet come to the other would miss it, so it begins anew. Marking knows of everything else that is bound.
-    pub fn copied(&mut self, out: &mut Effects) {
-        if matches!(self.task, Task::Marking(_)) {
-            self.task = self.begin(out);
+    /// A name is given what another one leads to, which may go on to lead elsewhere: a tour that has passed the one and
+    /// not yet come to the other would miss it. Marking knows of everything else that is bound.
+    pub fn copied(&mut self, root: BlockId, depth: u8, size: u64) {
+        match &mut self.task {
+            Task::Marking(tour) => tour.add(root, depth, size),
+            Task::Settling(roots) => roots.push((root, depth, size)),
+            Task::Idle
+            | Task::Recalling
+            | Task::Deciding { .. }
+            | Task::Evicting { .. }
+            | Task::Beginning
+            | Task::Moving { .. }
+            | Task::Verifying(_)
+            | Task::Erasing(_) => {}
         }
     }
 

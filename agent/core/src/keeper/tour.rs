@@ -53,6 +53,11 @@ impl Tour {
         }
     }
 
+    /// Has it visit this object too.
+    pub(super) fn add(&mut self, root: BlockId, depth: u8, size: u64) {
+        self.objects.push_back((None, root, depth, size));
+    }
+
     pub(super) fn next(&mut self) -> TourStep {
         if let Some(found) = self.found.take() {
             return found;

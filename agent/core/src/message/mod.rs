@@ -431,8 +431,15 @@ pub enum Message {
     },
     /// To Sync and Power: what waits for the radio shall not wait longer.
     SendNow,
-    /// To Keeper: what one name leads to is bound to another, and the first may then lead elsewhere.
-    Copied,
+    /// To Keeper: what one name leads to is given to another, and the first may then lead elsewhere.
+    Copied {
+        /// The object's root.
+        root: BlockId,
+        /// Levels of its manifests.
+        depth: u8,
+        /// Its bytes.
+        size: u64,
+    },
     /// To Keeper: do this for a caller.
     Errand {
         /// Whom to tell.

@@ -25,7 +25,7 @@ use crate::batcher::{Limits, LowPowerBatcher, Urgency};
 use crate::id::{BlockId, NodeName};
 use crate::limits::CONFLICTS_SHOWN;
 use crate::message::{
-    Actor, Answer, Change, ChangeDone, Channel, Effect, Effects, Haste, Message, Question, Ticket,
+    Actor, Answer, Bound, Change, ChangeDone, Channel, Effect, Effects, Haste, Message, Question, Ticket,
 };
 use crate::name::Name;
 use crate::note::Note;
@@ -98,7 +98,7 @@ pub(crate) struct Wires {
     key: SigningKey,
     epoch: u64,
     store: u64,
-    /// The newest number in the log when the process started, and the newest of a change that anybody was told of.
+    /// The newest number in the log when the process started, and the newest that this actor has met.
     log_began: u64,
     log: u64,
     up: bool,
@@ -435,6 +435,7 @@ impl Sync {
     /// An answer of the store.
     pub fn answered(&mut self, now: Time, number: u32, answer: Answer, out: &mut Effects) {
         let Some(purpose) = self.asked.open.remove(&number) else { return };
+        self.wires.log = self.wires.log.max(newest(&answer));
         match purpose {
             Purpose::Cursor { peer } => self.cursor_loaded(now, &peer, answer, out),
             Purpose::Changes { peer, after } => self.changes_read(now, &peer, after, answer, out),
@@ -600,6 +601,21 @@ impl Peer {
     fn is_active(&self) -> bool {
         self.session.is_some() || self.hello_at_ms.is_some()
     }
+}
+
+/// The newest change that an answer of the store shows, by its number.
+fn newest(answer: &Answer) -> u64 {
+    let of = |bound: &Bound| bound.seq;
+    let newest = if let Answer::Bindings(found) = answer {
+        found.iter().flatten().map(of).max()
+    } else if let Answer::Page(page) = answer {
+        page.iter().map(|(_, bound)| of(bound)).max()
+    } else if let Answer::Found { binding, .. } = answer {
+        binding.as_ref().map(|(_, bound)| of(bound))
+    } else {
+        None
+    };
+    newest.unwrap_or(0)
 }
 
 fn news_limits(settings: &Settings) -> Limits {

@@ -60,6 +60,8 @@ pub(super) struct Outbox {
     marks: VecDeque<(u64, u64)>,
     /// The peer's start that told of it.
     epoch: u64,
+    /// What it told while the saved cursor was being read.
+    told: u64,
     saved: u64,
     save_at_ms: Option<u64>,
     saving: bool,
@@ -154,6 +156,8 @@ impl Outbox {
         let (store, interest) = (session.store, session.interest());
         let saved = value.and_then(read_saved).filter(|saved| saved.store == store);
         let is_same_store = self.store == store;
+        let told = std::mem::take(&mut self.told);
+        let is_unwatched = !is_same_store && saved.is_some_and(|saved| saved.epoch != session.epoch);
         if !is_same_store {
             (self.known, self.epoch) = saved.map_or((0, session.epoch), |saved| (saved.known, saved.epoch));
         }
@@ -161,9 +165,12 @@ impl Outbox {
         let from_log = saved.map_or(0, |saved| saved.cursor);
         if !is_same_store || self.interest != interest {
             self.cursor = from_log;
-            let lost = saved.map_or(Some(Lost::Store), |saved| saved.echo);
+            // Both have started again: what came last from the peer may not be known of, nor be there any more.
+            let lost =
+                saved.map_or(Some(Lost::Store), |saved| saved.echo.or(is_unwatched.then_some(Lost::End)));
             self.echo = lost.map(|lost| Echo { until: None, lost });
-            self.marks = saved.map(|saved| (saved.known, saved.cursor)).into_iter().collect();
+            let mark = saved.filter(|saved| saved.known > 0).map(|saved| (saved.known, saved.cursor));
+            self.marks = mark.into_iter().collect();
         }
         (self.store, self.interest) = (store, interest);
         self.saved = from_log;
@@ -174,21 +181,30 @@ impl Outbox {
         if let Some(log) = lost_behind {
             self.marks.retain(|(known, _)| *known <= log);
             self.cursor = self.cursor.min(self.marks.back().map_or(0, |(_, cursor)| *cursor));
-            self.known = log;
+            (self.known, self.saved) = (log, self.cursor);
             self.echo = Some(Echo { until: None, lost: Lost::End });
         }
         self.rewind();
+        self.peer_has(told);
         lost_behind.is_some()
     }
 
     /// The peer has told of a change in its log.
     pub(super) fn peer_has(&mut self, log: u64) {
-        if log > self.known {
+        if self.loading {
+            // of a start that is not compared with the one before it yet
+            self.told = self.told.max(log);
+        } else if log > self.known {
             self.known = log;
-            self.marks.push_back((log, self.cursor));
-            if self.marks.len() > MARKS_MAX {
-                self.marks.pop_front();
+            if self.marks.len() == MARKS_MAX {
+                // further apart, and as far back
+                let mut is_kept = false;
+                self.marks.retain(|_| {
+                    is_kept = !is_kept;
+                    is_kept
+                });
             }
+            self.marks.push_back((log, self.cursor));
         }
     }
 
@@ -233,7 +249,7 @@ impl Outbox {
     pub(super) fn wants_saving(&mut self, now: Time, at_once: bool) -> bool {
         let far = self.cursor >= self.saved + SAVE_CHANGES;
         let old = self.save_at_ms.is_some_and(|at_ms| at_ms <= now.mono_ms);
-        let wants = !self.saving && self.cursor > self.saved && (far || old || at_once);
+        let wants = !self.saving && !self.loading && self.cursor > self.saved && (far || old || at_once);
         if wants {
             self.saving = true;
             self.saved = self.cursor;
@@ -253,7 +269,7 @@ impl Outbox {
     }
 
     pub(super) fn save_at_ms(&self) -> Option<u64> {
-        self.save_at_ms
+        self.save_at_ms.filter(|_| !self.loading)
     }
 
     pub(super) fn retry_at_ms(&self) -> Option<u64> {

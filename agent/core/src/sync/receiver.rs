@@ -8,7 +8,7 @@ use super::credit::Amount;
 use super::group::{Ahead, InGroup, News, Node, Plan, Step, Take};
 use super::wire::{Announce, Blocks, Outcome, Refusal, SyncMessage, Want};
 use super::{Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
-use crate::binding::{Binding, Resolution, Stored, resolve};
+use crate::binding::{Binding, Content, Resolution, Stored, resolve};
 use crate::id::{BlockId, NodeName};
 use crate::limits::{IN_GROUPS_MAX, IN_GROUPS_PEER_MAX};
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question};
@@ -117,7 +117,7 @@ impl Sync {
         if !is_allowed || !group.came(id, bytes.len() as u64) {
             self.wires.numbers.blocks_unasked += 1;
             if is_allowed && group.credit.strange() {
-                let why = format!("block {id} was not asked for");
+                let why = format!("block {id} was not asked for, or came twice");
                 self.wires.numbers.last_problem = format!("{}: {why}", key.0);
                 out.note(Note::Dropped { from: key.0.clone(), why });
             }
@@ -257,7 +257,6 @@ impl Sync {
             (Step::CopyBound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
                 // Should the name be outrun, this is the only word of the copy.
                 out.tell(Message::Changed { bytes: 0 });
-                out.tell(Message::Copied);
                 self.bind_name(key, group, index, out)
             }
             (Step::Bound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
@@ -476,6 +475,9 @@ impl Sync {
         let there = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
         if there.is_some_and(|there| there.binding.content == binding.content) {
             return self.bind_name(key, group, index, out);
+        }
+        if let Content::Object { root, depth } = binding.content {
+            out.tell(Message::Copied { root, depth, size: binding.meta.size });
         }
         let expected_seq = bound.map(|bound| bound.seq);
         self.write_binding(key, group.life, Step::CopyBound(index), &name, binding, None, expected_seq, out);

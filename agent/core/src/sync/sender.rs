@@ -75,7 +75,6 @@ impl Sync {
         {
             *until = Some(outbox.announced);
         }
-        self.wires.log = self.wires.log.max(outbox.announced);
         let last_seq = outbox.announced;
         if !entries.is_empty() {
             self.announce(now, name, entries, Some(last_seq), None, out);

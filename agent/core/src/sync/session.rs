@@ -150,7 +150,9 @@ impl Sync {
     }
 
     pub(super) fn cursor_loaded(&mut self, now: Time, from: &NodeName, answer: Answer, out: &mut Effects) {
-        let Some(Peer { session: Some(session), out: outbox, .. }) = self.peers.get_mut(from) else { return };
+        let Some(Peer { session: Some(session), out: outbox, role, .. }) = self.peers.get_mut(from) else {
+            return;
+        };
         let key = cursor_key(from);
         let value = match answer {
             Answer::Settings(settings) => {
@@ -159,7 +161,7 @@ impl Sync {
             // Nothing known: announce everything again, which the receiver answers from what it has.
             _ => None,
         };
-        if outbox.load(value.as_deref(), session) {
+        if outbox.load(value.as_deref(), session) && may_announce(self.wires.role, *role) {
             let what = format!("{from} has lost the end of its log, and is told again what was there");
             self.wires.numbers.last_problem.clone_from(&what);
             out.note(Note::Store { what });

@@ -38,7 +38,7 @@ pub enum SyncMessage {
         group: u32,
         /// Index of the entry and what became of it.
         outcomes: Vec<(u16, Outcome)>,
-        /// The newest change in the receiver's log that it has told anybody of, by its number there.
+        /// A number in the receiver's log, no less than those under which it has these entries.
         log: u64,
     },
     /// Announce again, later: too much at once.
@@ -121,7 +121,7 @@ pub struct Announce {
     pub request: Option<u32>,
     /// The names and what they are bound to.
     pub entries: Vec<(Name, Binding)>,
-    /// The newest change in the sender's log that it has told anybody of, by its number there.
+    /// A number in the sender's log, no less than those of these entries.
     pub log: u64,
 }
 
