@@ -3,6 +3,7 @@
 pub mod broker;
 
 pub mod fleet;
+pub mod impostor;
 pub mod intake;
 pub mod memory;
 pub mod mount;
