@@ -4,7 +4,8 @@
 //! `cargo bench -p larder-tests --bench sync`; `LARDER_BENCH_MIB` payload (default 512), `LARDER_BENCH_ROUNDS`
 //! (default 5), `LARDER_BENCH_AGENT` another binary to measure than the one of this build. The worker has taken
 //! its data in before the broker starts; the clock runs from the first byte the master has received until it
-//! has acknowledged everything from flash.
+//! has acknowledged everything from flash. What the disk takes when it is asked for nothing but the same bytes, in
+//! batches of the agent's size, each synced, stands beside it: sync can not be faster than that.
 //!
 //! The broker has the settings of `packaging/mosquitto/mosquitto.conf` that bear on speed, for both. Before
 //! each half of a round half of the free memory, at most 4 GiB, is touched and given back: where the machine
@@ -17,6 +18,7 @@ use larder_tests::broker::{Config as BrokerConfig, Mosquitto, free_port};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,30 +29,35 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(10);
 /// As many messages on their way as the agent's link allows.
 const IN_FLIGHT: u16 = 96;
+/// As long as a batch of the profile's.
+const DISK_BATCH_BYTES: u64 = 8 << 20;
 
 fn main() {
     let mib = from_env("LARDER_BENCH_MIB", 512);
     let rounds = from_env("LARDER_BENCH_ROUNDS", 5);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let larder = std::env::var_os("LARDER_BENCH_AGENT").map_or_else(larder, PathBuf::from);
-    let (mut ours, mut plain, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut plain, mut disk, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
         let (our_rate, message_bytes) = runtime.block_on(sync_round(&larder, mib, round));
         touch_memory();
         let plain_rate = plain_round(mib, message_bytes);
+        let disk_rate = disk_round(mib);
         println!(
-            "round {round}: sync {our_rate:.0} MB/s, plain clients {plain_rate:.0} MB/s with messages of {message_bytes} bytes, ratio {:.2}",
+            "round {round}: sync {our_rate:.0} MB/s, plain clients {plain_rate:.0} MB/s with messages of {message_bytes} bytes, ratio {:.2}; the disk alone {disk_rate:.0} MB/s",
             our_rate / plain_rate
         );
         ours.push(our_rate);
         plain.push(plain_rate);
+        disk.push(disk_rate);
         ratios.push(our_rate / plain_rate);
     }
     println!(
-        "median of {rounds}: sync {:.0} MB/s, plain clients {:.0} MB/s, ratio {:.2} (at least 0.50 is wanted)",
+        "median of {rounds}: sync {:.0} MB/s, plain clients {:.0} MB/s, ratio {:.2} (at least 0.50 is wanted); the disk alone {:.0} MB/s",
         median(&mut ours),
         median(&mut plain),
-        median(&mut ratios)
+        median(&mut ratios),
+        median(&mut disk)
     );
 }
 
@@ -254,6 +261,20 @@ fn plain_round(mib: u64, message_bytes: usize) -> f64 {
     let took = receiver.join().expect("the receiver ends");
     sender.join().expect("the sender ends");
     (messages * message_bytes as u64) as f64 / 1e6 / took.as_secs_f64()
+}
+
+/// A file that grows by batches, each synced; MB/s.
+fn disk_round(mib: u64) -> f64 {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = std::fs::File::create(folder.path().join("file")).expect("a file");
+    let batch = noise(DISK_BATCH_BYTES, 7);
+    let batches = (mib << 20) / DISK_BATCH_BYTES;
+    let began = Instant::now();
+    for number in 0..batches {
+        file.write_all_at(&batch, number * DISK_BATCH_BYTES).expect("the disk has room");
+        file.sync_data().expect("the disk syncs");
+    }
+    (batches * DISK_BATCH_BYTES) as f64 / 1e6 / began.elapsed().as_secs_f64()
 }
 
 fn options(name: &str, port: u16) -> MqttOptions {

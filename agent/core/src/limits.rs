@@ -21,8 +21,9 @@ pub const IN_GROUPS_MAX: usize = 32;
 /// Announcements taken in at once from one peer, answers to fetches aside. A further one is answered with `Busy`.
 pub const IN_GROUPS_PEER_MAX: usize = OUT_GROUPS_MAX;
 
-/// Reads a sender has under way for one announcement, each of one message's blocks.
-pub const SERVE_READS_MAX: usize = 4;
+/// Reads a sender has under way for one announcement, each of one message's blocks; so many are begun together,
+/// or a quarter of what may be on its way.
+pub const SERVE_READS_MAX: usize = 8;
 
 /// Buffers of messages with blocks that were sent and wait for the next, 4 MiB at most: as many as a worker has on
 /// their way. A profile with a small window never has so many.

@@ -23,7 +23,7 @@ pub mod wire;
 
 use crate::batcher::{Limits, LowPowerBatcher, Urgency};
 use crate::id::{BlockId, NodeName};
-use crate::limits::CONFLICTS_SHOWN;
+use crate::limits::{CONFLICTS_SHOWN, SERVE_READS_MAX};
 use crate::message::{
     Actor, Answer, Bound, Change, ChangeDone, Channel, Effect, Effects, Haste, Message, Question, Ticket,
 };
@@ -130,9 +130,12 @@ impl Wires {
         out.emit(Effect::Send { token: self.next_token, to: to.clone(), channel, payload });
     }
 
-    /// Whether another message with blocks may be sent when it is read.
-    fn has_room(&self) -> bool {
-        self.up && self.in_flight.len() + self.reads < self.in_flight_max
+    /// Messages with blocks that may be read now, to be sent: none before there is room for several, so that the
+    /// disk is woken for several while the others are on their way.
+    fn room(&self) -> usize {
+        let taken = if self.up { self.in_flight.len() + self.reads } else { usize::MAX };
+        let room = self.in_flight_max.saturating_sub(taken);
+        if room < SERVE_READS_MAX.min(self.in_flight_max / 4) { 0 } else { room }
     }
 
     fn dropped(&mut self, from: &NodeName, why: String, out: &mut Effects) {

@@ -228,7 +228,7 @@ impl Sync {
     /// Goes on with the transfers that wait for room on the link, while there is some, in turns.
     pub(super) fn serve_all(&mut self, out: &mut Effects) {
         for _ in 0..self.serving.len() {
-            if !self.wires.has_room() {
+            if self.wires.room() == 0 {
                 return;
             }
             let last = self.served.take();
@@ -253,11 +253,14 @@ impl Sync {
         }
     }
 
-    /// Reads as many wanted blocks as credit, link and store allow, one message's at a time.
+    /// Reads as many wanted blocks as credit, link and store allow, several messages' at a time.
     fn serve(&mut self, name: &NodeName, group_id: u32, out: &mut Effects) {
         let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group_id)) else { return };
         let Some(serving) = &mut group.serving else { return };
-        while self.wires.has_room() && serving.may_read() {
+        for _ in 0..self.wires.room() {
+            if !serving.may_read() {
+                break;
+            }
             let ids = serving.next_message();
             serving.reads += 1;
             self.wires.reads += 1;
