@@ -487,6 +487,23 @@ fn a_large_cache_holds_what_was_read() {
 }
 
 #[test]
+fn peers_without_a_broker_to_reach_them_by_are_said() {
+    let (mut node, peer) = (own("worker"), Node::new("other", "master"));
+    let reason = |node: &Node| node.status()["link"]["reason"].as_str().unwrap().to_owned();
+    assert_eq!(reason(&node), "", "who has no peers wants no link");
+    node.trust(&peer);
+    assert!(reason(&node).contains("no [mqtt]"), "{}", reason(&node));
+    node.start();
+    assert!(reason(&node).contains("no [mqtt]"), "{}", reason(&node));
+    node.set("mqtt", "host", "\"127.0.0.1\"");
+    node.set("mqtt", "port", &broker::free_port().to_string());
+    node.restart();
+    node.wait_status("the link is tried", |status| {
+        status["link"]["reason"].as_str()?.contains("nothing listens").then_some(())
+    });
+}
+
+#[test]
 fn the_keep_alive_of_a_profile_reaches_the_broker() {
     let mut mosquitto = Mosquitto::start(broker::Config::default());
     let mut node = own("master");

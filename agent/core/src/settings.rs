@@ -57,6 +57,8 @@ pub struct Settings {
     pub log: u64,
     /// Whom it trusts.
     pub peers: Vec<Peer>,
+    /// Why there is no link before there is one; empty where none is wanted.
+    pub unlinked: String,
     /// Prefixes it wants from its master.
     pub subscriptions: Vec<String>,
     /// Whether commands over MQTT are obeyed.

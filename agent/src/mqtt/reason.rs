@@ -164,7 +164,7 @@ fn closed(reached: Reached, options: &LinkOptions, broker: &str) -> Verdict {
         return Verdict { kicked: true, ..Verdict::new(words, Ended::Broken { up_for }) };
     }
     let words = format!(
-        "{words} soon after it was made, {kicks} times in a row: most likely another agent uses the client id {:?} too; give each node its own name",
+        "{words} soon after it was made, {kicks} times in a row: either another agent uses the client id {:?} too (give each node its own name), or the network between breaks",
         options.client_id
     );
     Verdict { kicked: true, ..Verdict::new(words, Ended::Kicked { progress: reached.progress }) }

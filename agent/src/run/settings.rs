@@ -128,6 +128,7 @@ pub(super) fn core(
         store,
         log,
         peers: config.peers.iter().map(peer).collect(),
+        unlinked: unlinked(config).into(),
         subscriptions: config.subscribe.clone(),
         commands: config.commands,
         watches: config.watches.iter().map(watch).collect(),
@@ -152,6 +153,14 @@ pub(super) fn core(
         power: plan,
         in_force: in_force(config, effective),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn unlinked(config: &Config) -> &'static str {
+    match (config.peers.is_empty(), &config.mqtt) {
+        (true, _) => "", // who trusts nobody has no link to wait for
+        (false, None) => "the configuration has no [mqtt], so nothing goes to its peers",
+        (false, Some(_)) => "not connected yet",
     }
 }
 

@@ -217,8 +217,7 @@ impl Sync {
                 log_began: settings.log,
                 log: settings.log,
                 up: false,
-                // who trusts nobody has no link to wait for
-                reason: if settings.peers.is_empty() { "" } else { "not connected yet" }.into(),
+                reason: settings.unlinked.clone(),
                 connects: 0,
                 next_token: 0,
                 in_flight: BTreeSet::new(),

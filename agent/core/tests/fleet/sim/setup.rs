@@ -43,6 +43,7 @@ pub(crate) fn settings(node: &str, role: Role, peers: Vec<Peer>) -> Settings {
         window_blocks: 64,
         in_flight_max: 32,
         sessions_max: 16,
+        unlinked: String::new(),
         offline_requests_max: 16,
         evict: if role == Role::Leecher { Evict::Oldest } else { Evict::Never },
         quota_bytes: 1 << 40,
