@@ -218,7 +218,8 @@ impl Sync {
         }
     }
 
-    /// The retained state of the master: another start of it needs another hello.
+    /// The retained state of the master. It may have had a new link without a word of the old one's end, and then it
+    /// has no session any more: each time it comes online it gets a hello, which changes nothing where it has one.
     pub(super) fn peer_state(&mut self, now: Time, from: &NodeName, payload: &Bytes, out: &mut Effects) {
         if self.upstream.as_ref() != Some(from) || !self.wires.up {
             return;
@@ -236,8 +237,8 @@ impl Sync {
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.hello_at_ms = Some(now.mono_ms + RETRY_MS_MAX);
             }
-        } else if !known {
-            if peer.session.is_some() {
+        } else {
+            if !known && peer.session.is_some() {
                 self.end_session(now, from);
             }
             self.say_hello(now, from, out);

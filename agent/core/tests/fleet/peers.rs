@@ -339,6 +339,17 @@ fn a_master_whose_own_link_breaks_still_tells_its_leechers() {
     world.run_until(20_000, "the leecher has it", |world| names(world, leecher) == ["shared/news"]);
 }
 
+/// As it does to ping otherwise, in another profile.
+#[test]
+fn a_master_that_made_its_link_anew_without_a_word_still_tells_its_leechers() {
+    let (mut world, [master, _, _, leecher]) = World::fleet(15);
+    world.run_ms(60_000);
+    world.renew_link(master);
+    world.run_ms(1_000);
+    world.put_now(master, "shared/news", noise(1, 50_000));
+    world.run_until(20_000, "the leecher has it", |world| names(world, leecher) == ["shared/news"]);
+}
+
 #[test]
 fn more_workers_than_sessions_are_all_served_in_the_end() {
     let mut world = World::new(14);

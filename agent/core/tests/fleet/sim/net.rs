@@ -114,6 +114,14 @@ impl World {
         }
     }
 
+    /// The node ends its link in order, which drops its will, and makes another at once.
+    pub(crate) fn renew_link(&mut self, node: usize) {
+        self.net.links[node].up = false;
+        self.net.links[node].alive = false;
+        self.input(node, Input::LinkDown { reason: "renewed".into() });
+        self.connect(node);
+    }
+
     /// The node's link breaks; it notices after up to `notice_ms`.
     pub(crate) fn break_link(&mut self, node: usize, notice_ms: u64) {
         let link = &mut self.net.links[node];
