@@ -231,11 +231,13 @@ impl<D: Disk> Segments<D> {
     /// A segment's end is in the header of the one that was made after it.
     fn learn_ends(&mut self, files: &[SegmentFile]) {
         let lengths: BTreeMap<u32, u64> = files.iter().map(|file| (file.id, file.length)).collect();
+        let ids: BTreeMap<u64, u32> =
+            self.all.iter().map(|(id, segment)| (segment.row.generation, *id)).collect();
         for file in files {
             let Decoded::Whole(header) = file.header else { continue };
-            let previous =
-                self.all.iter_mut().find(|(_, segment)| segment.row.generation == header.previous_generation);
-            if let Some((id, segment)) = previous {
+            if let Some(id) = ids.get(&header.previous_generation)
+                && let Some(segment) = self.all.get_mut(id)
+            {
                 segment.row.end = header.previous_end.min(lengths.get(id).copied().unwrap_or(0));
                 segment.end_known = true;
             }

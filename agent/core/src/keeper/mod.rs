@@ -294,7 +294,7 @@ impl Keeper {
                 self.mark_on(tour, out)
             }
             (Task::Marking(tour), Answer::Failed(failure)) if failure.kind == FailureKind::Damaged => {
-                self.fail_marking(&tour, &failure, out)
+                self.fail_marking(tour.object(), &failure, out)
             }
             (_, Answer::Failed(failure)) => self.fail(&failure, out),
             (Task::Deciding { forced }, Answer::Numbers(numbers)) => self.decided(forced, &numbers, out),
@@ -339,8 +339,8 @@ impl Keeper {
     }
 
     /// What lies below an unreadable manifest is not known, so nothing is taken for garbage until it is.
-    fn fail_marking(&mut self, tour: &Tour, failure: &Failure, out: &mut Effects) -> Task {
-        let Some(name) = tour.object() else { return self.fail(failure, out) };
+    fn fail_marking(&mut self, name: Option<&Name>, failure: &Failure, out: &mut Effects) -> Task {
+        let Some(name) = name else { return self.fail(failure, out) };
         let why = format!("no space is given back while {name} can not be read whole: {failure}");
         self.fail(&Failure::new(failure.kind, why), out)
     }
@@ -437,6 +437,12 @@ impl Keeper {
                         return self.end_erasing(failure, out);
                     }
                     self.marks.extend(ids);
+                }
+                // As with a damaged manifest: a peer may have the one that is missing, a newer program may know the
+                // binding, and what lies below is perhaps here alone.
+                TourStep::Object { name: name @ Some(_), whole: false } if self.evict != Evict::Oldest => {
+                    let why = "a manifest is missing or is none, or its binding is not understood";
+                    return self.fail_marking(name.as_ref(), &Failure::new(FailureKind::Damaged, why), out);
                 }
                 TourStep::Object { .. } => {}
                 TourStep::Ask(question) => {

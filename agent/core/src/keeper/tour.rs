@@ -18,7 +18,7 @@ pub(super) enum TourStep {
     Ask(Question),
     /// These blocks belong to the present object.
     Ids(Vec<BlockId>),
-    /// The present object is complete; `whole` tells whether all its manifests could be read.
+    /// The present object is complete; `whole` tells whether its binding and all its manifests could be read.
     Object { name: Option<Name>, whole: bool },
     /// Everything was seen.
     Done,
@@ -26,10 +26,13 @@ pub(super) enum TourStep {
     Failed(Failure),
 }
 
+/// A root, its depth and the object's bytes.
+type Root = (BlockId, u8, u64);
+
 /// Where it stands.
 pub(super) struct Tour {
-    /// Objects of the present page, still to be visited.
-    objects: VecDeque<(Option<Name>, BlockId, u8, u64)>,
+    /// Objects of the present page, still to be visited; without a root where the binding is not understood.
+    objects: VecDeque<(Option<Name>, Option<Root>)>,
     /// Where the next page begins; `None` after the last.
     next_page: Option<Option<Name>>,
     present: Option<(Option<Name>, Reach)>,
@@ -41,10 +44,9 @@ pub(super) struct Tour {
 
 impl Tour {
     /// A tour that begins with these nameless roots.
-    pub(super) fn new(roots: Vec<(BlockId, u8, u64)>) -> Self {
-        let objects = roots.into_iter().map(|(root, depth, size)| (None, root, depth, size));
+    pub(super) fn new(roots: Vec<Root>) -> Self {
         Tour {
-            objects: objects.collect(),
+            objects: roots.into_iter().map(|root| (None, Some(root))).collect(),
             next_page: Some(None),
             present: None,
             whole: true,
@@ -55,7 +57,7 @@ impl Tour {
 
     /// Has it visit this object too.
     pub(super) fn add(&mut self, root: BlockId, depth: u8, size: u64) {
-        self.objects.push_back((None, root, depth, size));
+        self.objects.push_back((None, Some((root, depth, size))));
     }
 
     pub(super) fn next(&mut self) -> TourStep {
@@ -80,7 +82,8 @@ impl Tour {
             self.present = None;
             return TourStep::Object { name, whole: std::mem::replace(&mut self.whole, true) };
         }
-        if let Some((name, root, depth, size)) = self.objects.pop_front() {
+        if let Some((name, root)) = self.objects.pop_front() {
+            let Some((root, depth, size)) = root else { return TourStep::Object { name, whole: false } };
             self.present = Some((name, Reach::new(root, depth, size)));
             return self.next();
         }
@@ -115,9 +118,13 @@ impl Tour {
             (None, Answer::Page(page)) => {
                 self.next_page = (page.len() >= LIST_PAGE).then(|| page.last().map(|(name, _)| name.clone()));
                 self.objects.extend(page.into_iter().filter_map(|(name, bound)| {
-                    let binding = Stored::decode(&bound.value).ok()?.binding;
+                    let Ok(Stored { binding, .. }) = Stored::decode(&bound.value) else {
+                        return Some((Some(name), None));
+                    };
                     match binding.content {
-                        Content::Object { root, depth } => Some((Some(name), root, depth, binding.meta.size)),
+                        Content::Object { root, depth } => {
+                            Some((Some(name), Some((root, depth, binding.meta.size))))
+                        }
                         Content::Deleted => None,
                     }
                 }));

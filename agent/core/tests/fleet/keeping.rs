@@ -1,8 +1,11 @@
 //! What is kept, what is cleaned away, what is evicted, and what is found to be damaged.
 
 use crate::sim::World;
+use crate::sim::engine::Engine;
+
 use crate::sim::setup::{below_settings, master_settings};
 use crate::transfer::{are_alike, by_name, is_whole, noise};
+use bytes::Bytes;
 use larder_core::id::BlockId;
 use larder_core::note::Note;
 use larder_core::object::manifest::Manifest;
@@ -136,26 +139,42 @@ fn cleaning_takes_nothing_of_what_is_under_way() {
 }
 
 #[test]
-fn an_unreadable_manifest_stops_cleaning_names_its_object_and_goes_with_it() {
-    let (mut world, _, worker) = cleaning(4);
-    for (index, name) in ["junk", "torn", "rest"].into_iter().enumerate() {
-        world.put_now(worker, name, noise(index as u64, 2 << 20));
+fn what_can_not_be_read_whole_stops_cleaning_and_goes_with_its_name() {
+    let harms: [fn(&mut Engine, BlockId); 3] = [
+        |engine, root| assert!(engine.damaged.insert(root), "the manifest is damaged"),
+        |engine, root| assert!(engine.blocks.remove(&root).is_some(), "the manifest is missing"),
+        |engine, _| {
+            let name = "torn".parse().unwrap();
+            engine.names.get_mut(&name).expect("it is bound").value =
+                Bytes::from_static(b"of a newer program");
+        },
+    ];
+    for harm in harms {
+        let (mut world, _, worker) = cleaning(4);
+        for (index, name) in ["junk", "torn", "rest"].into_iter().enumerate() {
+            world.put_now(worker, name, noise(index as u64, 2 << 20));
+        }
+        let root = world.machines[worker].engine.table()["torn"];
+        let bound = world.machines[worker].engine.names.clone();
+        harm(&mut world.machines[worker].engine, root);
+        let said = |world: &World| {
+            let notes = &world.machines[worker].notes;
+            notes.iter().any(
+                |note| matches!(note, Note::Store { what } if what.contains("while torn can not be read whole")),
+            )
+        };
+        let cleaned = world.machines[worker].engine.cleaned;
+        world.request(worker, Request::Remove { name: "junk".parse().unwrap() });
+        world.run_until(60_000, "it is said", said);
+        assert_eq!(world.machines[worker].engine.cleaned, cleaned, "what lies below is not known");
+        // the newer program is back
+        world.machines[worker].engine.names.extend(bound.into_iter().filter(|(name, _)| name.under("torn")));
+        world.request(worker, Request::Remove { name: "torn".parse().unwrap() });
+        world.run_until(60_000, "both are cleaned away", |world| {
+            world.machines[worker].engine.cleaned > cleaned
+        });
+        assert!(world.get(worker, by_name("rest")) == Some(noise(2, 2 << 20)));
     }
-    let root = world.machines[worker].engine.table()["torn"];
-    world.machines[worker].engine.damaged.insert(root);
-    let said = |world: &World| {
-        let notes = &world.machines[worker].notes;
-        notes.iter().any(
-            |note| matches!(note, Note::Store { what } if what.contains("while torn can not be read whole")),
-        )
-    };
-    let cleaned = world.machines[worker].engine.cleaned;
-    world.request(worker, Request::Remove { name: "junk".parse().unwrap() });
-    world.run_until(60_000, "it is said", said);
-    assert_eq!(world.machines[worker].engine.cleaned, cleaned, "what lies below the manifest is not known");
-    world.request(worker, Request::Remove { name: "torn".parse().unwrap() });
-    world.run_until(60_000, "both are cleaned away", |world| world.machines[worker].engine.cleaned > cleaned);
-    assert!(world.get(worker, by_name("rest")) == Some(noise(2, 2 << 20)));
 }
 
 fn blocks_of(world: &World, node: usize, root: BlockId) -> BTreeSet<BlockId> {

@@ -427,9 +427,10 @@ fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
     {
         return Some(format!("it gives up {}, which is the newest it knows", segment_name(*id)));
     }
+    let headers: BTreeMap<u32, _> = files.iter().map(|file| (file.id, file.header)).collect();
     for (id, row) in rows.iter().filter(|(_, row)| !row.retired) {
         let name = segment_name(*id);
-        match files.iter().find(|file| file.id == *id).map(|file| file.header) {
+        match headers.get(id) {
             None => return Some(format!("it refers to {name}, which is not there")),
             Some(Decoded::Whole(header)) if header.generation != row.generation => {
                 return Some(format!("it knows another {name}"));
