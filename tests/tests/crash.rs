@@ -1,5 +1,5 @@
 //! The store on the simulated disk: every short program cut everywhere, every error at every call, and long
-//! random lives. `larder-sim` replays what they find, and runs more.
+//! random lives. `larder-sim` replays such a life and the programs that are cut, and runs more.
 
 use larder_tests::sim::coverage::{Coverage, Event};
 use larder_tests::sim::store::errors::{fail_all, refuse_a_deletion};

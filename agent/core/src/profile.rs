@@ -23,7 +23,7 @@ pub struct Profile {
     pub name: String,
     /// One sentence for people.
     pub summary: String,
-    /// The one timer: every deadline is served at a multiple of this.
+    /// The one timer: deadlines are served together, at a multiple of this or at the end of what they may wait.
     pub tick_ms: u64,
     /// Longest wait of a write for company before its batch is synced.
     pub flush_age_ms: u64,
@@ -62,7 +62,7 @@ pub struct Profile {
     pub calm_s: u64,
     /// Longest time between two reports on the telemetry topic.
     pub telemetry_s: u64,
-    /// How much later than asked the kernel may wake the process, so that wake-ups of many are one.
+    /// How much later than asked the kernel may wake the loop's thread, so that wake-ups of many are one.
     pub timer_slack_us: u64,
     /// The battery is low up to this charge.
     pub battery_low_percent: u64,

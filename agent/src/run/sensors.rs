@@ -101,7 +101,7 @@ mod tests {
     );
 
     #[rustfmt::skip]
-    const MACHINES: [Recorded; 14] = [
+    const MACHINES: [Recorded; 16] = [
         ("raspberry-pi-zero-2-w", "aarch64", "raspberrypi,model-zero-2-w\0brcm,bcm2837\0",
             &[("cpu-thermal", 44)], &[], Some(44), None),
         ("raspberry-pi-3b-plus", "aarch64", "raspberrypi,3-model-b-plus\0brcm,bcm2837\0",
@@ -139,9 +139,15 @@ mod tests {
         ("jetson-orin-nano", "aarch64",
             "nvidia,p3768-0000+p3767-0003\0nvidia,p3767-0003\0nvidia,tegra234\0",
             &[("CPU-therm", 46), ("GPU-therm", 44), ("tj-therm", 48)], &[], Some(48), None),
+        ("jetson-orin-nano", "aarch64",
+            "nvidia,p3768-0000+p3767-0003-super\0nvidia,p3767-0003\0nvidia,tegra234\0",
+            &[("cpu-thermal", 46), ("tj-thermal", 48)], &[], Some(48), None),
         ("beaglebone-black", "arm", "ti,am335x-bone-black\0ti,am335x-bone\0ti,am33xx\0", &[], &[], None, None),
         ("generic-arm64", "aarch64", "friendlyarm,nanopi-r4s\0rockchip,rk3399\0",
             &[("cpu-thermal", 50), ("gpu-thermal", 53)], &[], Some(53), None),
+        // a Jetson that no file knows, whose PMIC always says 100 degrees too
+        ("generic-arm64", "aarch64", "nvidia,p2771-0000\0nvidia,tegra186\0",
+            &[("BCPU-therm", 39), ("GPU-therm", 37), ("PMIC-Die", 100)], &[], Some(39), None),
         ("generic-x86-64", "x86_64", "", &[("acpitz", 28), ("iwlwifi_1", 90), ("x86_pkg_temp", 57)], &[],
             Some(57), None),
         ("generic", "riscv64", "starfive,visionfive-2\0starfive,jh7110\0", &[("cpu-thermal", 40)], &[], Some(40), None),

@@ -1,7 +1,7 @@
 //! One batch on its way to the log.
 //!
 //! Duty: lay records and the closing commit record out as one gathered write that starts on a page and is
-//! padded to a page, without copying a payload. The caller has checked the lengths. Pure: no I/O.
+//! padded to a page, without copying a payload longer than [`INLINE_BYTES`]. The caller has checked the lengths. Pure: no I/O.
 
 use crate::format::{COMMIT_VALUE_BYTES, CommitValue, Kind, RecordHeader, is_checked_by_name, record_bytes};
 use crate::limits::PAGE_BYTES;

@@ -1,6 +1,6 @@
 //! Byte functions, with a portable form of each as the oracle.
 //!
-//! This crate is the only one in which unsafe code may live, and in it only `isa`: a token for each
+//! Unsafe code lives here, beside one ioctl of `hal`, and here only in `isa` (a bench counts cycles): a token for each
 //! instruction set, and thin vectors over it. The functions themselves are written once, over these
 //! vectors. A [`Level`] says which are used; the result never depends on it.
 

@@ -15,12 +15,16 @@ pub(super) struct Heat {
     pub(super) over_trip: Option<bool>,
 }
 
-/// The hottest of the zones of these types.
+/// Says 100 degrees on every Tegra, whatever it has.
+const CONSTANT_ZONE: &str = "PMIC-Die";
+
+/// The hottest of the zones of these types, or of all that measure anything where none is named.
 pub(super) fn read(root: &Path, types: &[String]) -> Heat {
     let mut heat = Heat::default();
     for zone in entries(&root.join("sys/class/thermal"), "thermal_zone") {
         let Some(kind) = text(&zone.join("type")) else { continue };
-        if !types.is_empty() && !types.contains(&kind) {
+        let counts = if types.is_empty() { kind != CONSTANT_ZONE } else { types.contains(&kind) };
+        if !counts {
             continue;
         }
         let Some(found) = number::<i64>(&zone.join("temp")).filter(|at| POSSIBLE_MILLI_CELSIUS.contains(at))

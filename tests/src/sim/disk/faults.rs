@@ -175,6 +175,11 @@ impl Faults {
         self.lying_sync == 0 && self.misdirected_read == 0 && self.stale_read == 0 && self.rot == 0
     }
 
+    /// Whether nothing is wrong but that syncs lie.
+    pub fn are_lies(&self) -> bool {
+        Self { lying_sync: 0, ..self.clone() }.are_none()
+    }
+
     /// Whether nothing is wrong.
     pub fn are_none(&self) -> bool {
         *self == Self::default()

@@ -257,7 +257,8 @@ pub fn cut_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
         Err(words) => return (Looked::default(), vec![words]),
     };
     let from_used = programs(&Letter::CUT, length).into_iter().map(|program| (true, program));
-    let from_nothing = programs(&Letter::CUT, length - 1).into_iter().map(|program| (false, program));
+    let from_nothing =
+        programs(&Letter::CUT, length.saturating_sub(1)).into_iter().map(|program| (false, program));
     let work: Vec<(bool, Vec<Letter>)> = from_used.chain(from_nothing).collect();
     let (nothing, no_model) = (Image::default(), Model::default());
     let mut first = Examiner::new(options());

@@ -3,7 +3,7 @@
 use super::model::{Change, Checked, Model, Presence, Seen, block, look};
 use crate::sim::coverage::{Coverage, Event};
 use crate::sim::disk::{Fate, Faults, Image, SimDisk};
-use larder_store::{CommitError, MaintainError, OpenReport, Options, Store, rebuild_index};
+use larder_store::{CommitError, MaintainError, OpenError, OpenReport, Options, Store, rebuild_index};
 use std::collections::BTreeSet;
 
 /// What is done to a store.
@@ -52,6 +52,8 @@ pub struct Life {
     pub model: Model,
     /// Whether any error is one too many, unless the power has failed: the disk has no other faults.
     pub faultless: bool,
+    /// Whether it has to open, unless the power has failed: a device that only lies of its syncs refuses nothing.
+    pub opens: bool,
     /// What it went through, without what its disk knows.
     pub coverage: Coverage,
     /// The batch that was refused last for want of room.
@@ -88,9 +90,9 @@ impl Life {
 
     /// The same, not opened yet, with faults.
     pub fn faulty(disk: SimDisk, model: Model, options: Options) -> Self {
-        let (store, reported, unsettled, faultless) = (None, false, false, false);
+        let (store, reported, unsettled, faultless, opens) = (None, false, false, false, false);
         let (coverage, refused) = (Coverage::default(), None);
-        Self { disk, store, options, reported, unsettled, model, faultless, coverage, refused }
+        Self { disk, store, options, reported, unsettled, model, faultless, opens, coverage, refused }
     }
 
     /// Opens the store; nothing if the disk did not let it.
@@ -106,7 +108,7 @@ impl Life {
                 self.unsettled = !self.faultless && !self.model.unsure.is_empty() && self.disk.is_honest();
                 Ok(Some(report))
             }
-            Err(error) => self.excuse(&format!("DOES NOT OPEN: {error}")).map(|()| None),
+            Err(error) => self.excuse_opening(&error).map(|()| None),
         }
     }
 
@@ -127,6 +129,11 @@ impl Life {
 
     fn note(&mut self, report: &OpenReport) {
         self.reported |= report.damaged_bytes > 0 || !report.unreadable_files.is_empty();
+    }
+
+    fn excuse_opening(&self, error: &OpenError) -> Checked {
+        let words = format!("DOES NOT OPEN: {error}");
+        if self.opens && !self.disk.is_dark() { Err(words) } else { self.excuse(&words) }
     }
 
     fn excuse(&self, words: &str) -> Checked {
@@ -198,7 +205,7 @@ impl Life {
                         self.note(&report);
                         self.open().map(drop)
                     }
-                    Err(error) => self.excuse(&format!("DOES NOT OPEN: {error}")),
+                    Err(error) => self.excuse_opening(&error),
                 }
             }
             Step::Clean { garbage, deleted, budget, steps } => {

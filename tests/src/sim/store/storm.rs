@@ -138,6 +138,7 @@ impl Storm {
     /// Some steps, until the power fails.
     fn round(&mut self, life: &mut Life) -> Checked {
         life.faultless = self.faults.are_none();
+        life.opens = self.faults.are_lies();
         life.disk.set_faults(self.faults.clone());
         let calm = self.random.chance(200);
         let changes = self.habit.changes(&mut self.random);
