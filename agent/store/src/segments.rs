@@ -35,6 +35,9 @@ pub(crate) struct Segment {
     pub(crate) end_known: bool,
     /// Holds bytes that are no records; it is not cleaned, because something live may hide there.
     pub(crate) damaged: bool,
+    /// A replay could not read all of it: it may hold what the index lacks, so that it is damaged at later starts too,
+    /// until a replay reads it whole.
+    unread: bool,
     pub(crate) disk_bytes: u64,
     header_whole: bool,
 }
@@ -204,6 +207,7 @@ impl<D: Disk> Segments<D> {
             changed: true,
             end_known: row.generation < checkpoint_generation,
             damaged: !file.opens,
+            unread: false,
             disk_bytes: file.disk_bytes,
             header_whole: header.is_some(),
         }))
@@ -328,8 +332,15 @@ impl<D: Disk> Segments<D> {
             made.inspect_err(|_| drop(self.disk.remove(&segment_name(id))))?;
         let generation = header.generation;
         let row = SegmentRow { generation, first_seq, end: PAGE_BYTES, live: 0, retired: false };
-        let segment =
-            Segment { row, changed: true, end_known: true, damaged: false, disk_bytes, header_whole: true };
+        let segment = Segment {
+            row,
+            changed: true,
+            end_known: true,
+            damaged: false,
+            unread: false,
+            disk_bytes,
+            header_whole: true,
+        };
         self.all.insert(id, segment);
         self.open = Some(Open { id, file, blank_from, header_durable: false });
         self.next_id = id + 1;
@@ -552,6 +563,26 @@ impl<D: Disk> Segments<D> {
         file.sync_data()?;
         segment.disk_bytes = file.bytes_on_disk()?;
         Ok(())
+    }
+
+    /// A replay passed over bytes of it.
+    pub(crate) fn set_unread(&mut self, id: u32) {
+        if let Some(segment) = self.all.get_mut(&id) {
+            (segment.unread, segment.damaged, segment.changed) = (true, true, true);
+        }
+    }
+
+    /// Those a replay passed over bytes of.
+    pub(crate) fn unread(&self) -> Vec<u32> {
+        self.iter().filter(|(_, segment)| segment.unread).map(|(id, _)| id).collect()
+    }
+
+    /// The whole log is read again: what it says of a segment is found anew.
+    pub(crate) fn begin_anew(&mut self) {
+        for segment in self.all.values_mut() {
+            (segment.unread, segment.damaged) = (false, false);
+            (segment.row.live, segment.changed) = (0, true);
+        }
     }
 
     /// Rows the index does not have yet, and those it should forget.

@@ -49,6 +49,8 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Keys of `meta` whose values decide over the log.
 const CHECKPOINT: &str = "checkpoint";
 const RUNS: &str = "runs";
+/// Absent if there are none, and in an index of before they were kept.
+const UNREAD: &str = "unread";
 
 /// Why the index can not answer.
 #[derive(Debug)]
@@ -103,6 +105,8 @@ pub(crate) struct Update<'a> {
     pub(crate) checkpoint: Checkpoint,
     /// Segments to write, or with `None` to forget.
     pub(crate) segments: Vec<(u32, Option<SegmentRow>)>,
+    /// All segments that a replay passed over bytes of; with `None` they are those of the checkpoint before.
+    pub(crate) unread: Option<Vec<u32>>,
     /// The whole quarantine, if it changed.
     pub(crate) damaged: Option<BTreeSet<Prefix>>,
 }
@@ -128,6 +132,8 @@ pub(crate) struct Opened {
     /// None in a new or unfinished index.
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) segments: Vec<(u32, SegmentRow)>,
+    /// Segments that a replay passed over bytes of: they may hold what the index lacks.
+    pub(crate) unread: Vec<u32>,
     pub(crate) damaged: BTreeSet<Prefix>,
 }
 
@@ -354,7 +360,11 @@ fn read_opening(
     };
     let list = meta.get(RUNS)?.ok_or_else(damaged)?;
     let runs = Runs::load(level, list.value(), &transaction)?;
-    let mut opened = Opened { checkpoint, ..Opened::default() };
+    let unread = match meta.get(UNREAD)? {
+        Some(bytes) => decode_ids(bytes.value())?,
+        None => Vec::new(),
+    };
+    let mut opened = Opened { checkpoint, unread, ..Opened::default() };
     for item in transaction.open_table(SEGMENTS)?.iter()? {
         let (id, row) = item?;
         opened.segments.push((id.value(), decode_row(row.value())?));
@@ -399,8 +409,13 @@ fn write_rows(transaction: &redb::WriteTransaction, update: &Update<'_>) -> Resu
             table.insert(hash, ())?;
         }
     }
-    let checkpoint = encode_checkpoint(&update.checkpoint);
-    transaction.open_table(META)?.insert(CHECKPOINT, checkpoint.as_slice())?;
+    let mut meta = transaction.open_table(META)?;
+    match &update.unread {
+        Some(ids) if ids.is_empty() => drop(meta.remove(UNREAD)?),
+        Some(ids) => drop(meta.insert(UNREAD, encode_ids(ids).as_slice())?),
+        None => {}
+    }
+    meta.insert(CHECKPOINT, encode_checkpoint(&update.checkpoint).as_slice())?;
     Ok(())
 }
 
@@ -434,6 +449,15 @@ fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, redb::Error> {
         names: u64_at(bytes, 32),
         clean: bytes[40] != 0,
     })
+}
+
+fn encode_ids(ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+}
+
+fn decode_ids(bytes: &[u8]) -> Result<Vec<u32>, redb::Error> {
+    let (ids, rest) = bytes.as_chunks();
+    if rest.is_empty() { Ok(ids.iter().map(|id| u32::from_le_bytes(*id)).collect()) } else { Err(damaged()) }
 }
 
 /// Numbers and a mark.

@@ -57,8 +57,8 @@ fn flush(index: &mut Index<OsDisk>, model: &mut Model, keys: &[(u16, bool)], ver
         }
     }
     let checkpoint = Checkpoint { blocks: model.len() as u64, ..Checkpoint::default() };
-    let (segments, damaged) = (Vec::new(), None);
-    index.write(&Update { table: Some(&table), checkpoint, segments, damaged }).unwrap();
+    let (segments, unread, damaged) = (Vec::new(), None, None);
+    index.write(&Update { table: Some(&table), checkpoint, segments, unread, damaged }).unwrap();
 }
 
 fn compare(index: &mut Index<OsDisk>, model: &Model) {

@@ -190,7 +190,9 @@ impl<D: Disk> Store<D> {
         self.counters.batches += 1;
         self.counters.log_bytes_written += encoded.length;
         self.log_since_checkpoint += encoded.length;
-        self.apply_all(records, &encoded.offsets, (segment, start), unknown_at)?;
+        // Half of a durable batch must answer nothing: the log has all of it, and the next question reads that.
+        self.apply_all(records, &encoded.offsets, (segment, start), unknown_at)
+            .inspect_err(|_| self.give_up_index())?;
         Ok(encoded.length)
     }
 

@@ -96,8 +96,8 @@ impl<D: Disk> Store<D> {
         #[cfg(planted)]
         self.table.forget_newest_segment();
         let damaged = self.damaged_changed.then(|| self.damaged.clone());
-        let segments = self.segments.changed_rows();
-        self.index.write(&Update { table: Some(&self.table), checkpoint, segments, damaged })?;
+        let (segments, unread) = (self.segments.changed_rows(), Some(self.segments.unread()));
+        self.index.write(&Update { table: Some(&self.table), checkpoint, segments, unread, damaged })?;
         let merge_entries = self.merge_entries();
         self.table.clear();
         self.segments.rows_written();
@@ -155,8 +155,8 @@ impl<D: Disk> Store<D> {
             return Ok(());
         }
         let checkpoint = Checkpoint { clean: false, ..self.checkpoint };
-        let (segments, damaged) = (Vec::new(), None);
-        let update = Update { table: None, checkpoint, segments, damaged };
+        let (segments, unread, damaged) = (Vec::new(), None, None);
+        let update = Update { table: None, checkpoint, segments, unread, damaged };
         match self.index.write(&update) {
             Ok(()) => {}
             Err(IndexError::Full) => {
@@ -194,6 +194,13 @@ impl<D: Disk> Store<D> {
         }
     }
 
+    /// Answers nothing until the index has been made again from the log, with the next question.
+    pub(super) fn give_up_index(&mut self) {
+        self.table.clear();
+        self.index.shut();
+        self.index_incomplete = true;
+    }
+
     /// Sets a failed index aside and makes it again from the log.
     pub(super) fn heal_index(&mut self, reason: String) -> Result<(), IndexError> {
         if self.index.is_shut() && self.reopen_index() {
@@ -206,8 +213,7 @@ impl<D: Disk> Store<D> {
         self.counters.index_rebuilt = Some(reason);
         if let Err(error) = self.replay_everything() {
             // Half of the log must answer nothing: what it lacks would pass for never stored.
-            self.table.clear();
-            self.index.shut();
+            self.give_up_index();
             return Err(error);
         }
         self.index_incomplete = false;

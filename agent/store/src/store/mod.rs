@@ -47,7 +47,7 @@ pub struct Store<D: Disk> {
     id: StoreId,
     segments: Segments<D>,
     index: Index<D>,
-    /// The index was being made again from the log, and that failed half-way.
+    /// The index was being made again from the log, or a batch applied, and that failed half-way.
     index_incomplete: bool,
     table: Table,
     cache: Cache<Hash, Bytes, ByBytes>,

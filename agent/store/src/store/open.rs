@@ -83,6 +83,7 @@ impl<D: Disk> Store<D> {
         self.next_seq = self.next_seq.max(checkpoint.next_seq);
         (self.blocks, self.names) = (checkpoint.blocks, checkpoint.names);
         self.damaged = opened.damaged;
+        opened.unread.into_iter().for_each(|id| self.segments.set_unread(id));
         let newest = self.segments.newest().map(|(id, segment)| (id, segment.row.generation));
         if checkpoint.clean && newest.map_or(0, |(_, generation)| generation) == checkpoint.generation {
             report.clean = true;

@@ -22,11 +22,7 @@ impl<D: Disk> Store<D> {
         self.damaged.clear();
         self.damaged_changed = true;
         (self.blocks, self.names) = (0, 0);
-        for id in self.segments.in_order() {
-            if let Some(segment) = self.segments.get_mut(id) {
-                (segment.row.live, segment.changed) = (0, true);
-            }
-        }
+        self.segments.begin_anew();
         let mut report = OpenReport::default();
         self.replay(&Checkpoint::default(), &mut report)?;
         self.counters.add_damage(&report);
@@ -144,9 +140,7 @@ impl<D: Disk> Store<D> {
         }
         report.damaged_bytes += bytes;
         report.salvaged_records += whole.len() as u64;
-        if let Some(segment) = self.segments.get_mut(id) {
-            segment.damaged = true;
-        }
+        self.segments.set_unread(id);
         Ok(())
     }
 

@@ -557,6 +557,27 @@ fn an_index_page_that_rots_while_open_costs_no_answer() {
 }
 
 #[test]
+fn a_batch_that_could_not_be_applied_whole_is_seen_whole_by_the_next_question() {
+    let directory = filled();
+    let (disk, mut store) = faulty(directory.path(), Prepare::None);
+    let block = content(200, 5000);
+    store.commit(vec![put(&block)]).unwrap();
+    // what is bound is looked up when the batch is durable
+    disk.faults.starved_index_reads.store(1, SeqCst);
+    let both = vec![bind("name", "other"), Op::Delete { hash: hash(&block) }];
+    let error = store.commit(both).unwrap_err();
+    assert!(matches!(error, CommitError::Index { .. }), "{error}");
+    assert_eq!(disk.faults.starved_index_reads.load(SeqCst), 0);
+    let committed = store.commit(vec![put(&block)]).unwrap();
+    assert_eq!((committed.stored, committed.already_there), (1, 0), "the batch had deleted it");
+    assert_eq!(&store.binding("name").unwrap().unwrap().value[..], b"other");
+    drop(store);
+    let (mut store, _) = open(directory.path());
+    assert_eq!(store.get(&hash(&block)).unwrap(), Some(block));
+    assert_all_there(&mut store, 0..100, 5000);
+}
+
+#[test]
 fn killed_while_runs_are_merged_nothing_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let options = Options { segment_bytes: 4 << 20, ..options() };

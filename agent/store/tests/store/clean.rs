@@ -3,7 +3,7 @@
 use crate::common::faults::FaultDisk;
 use crate::common::*;
 use larder_store::{Hash, MaintainError, Op, Options, OsDisk, Store, rebuild_index};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 /// 300 blocks of 4000 bytes; only every third is worth keeping.
@@ -253,6 +253,93 @@ fn a_segment_with_damage_is_left_alone_and_served() {
     while !store.clean_step(1 << 20).unwrap().done {}
     assert!(first.exists());
     assert_kept(&mut store);
+}
+
+/// A killed store of several segments, on a disk that can not read the sector with one of its names for now; the file
+/// with that sector.
+fn with_an_unread_name(directory: &Path) -> (FaultDisk, PathBuf) {
+    let (mut store, _) = open(directory);
+    for batch in 0..20 {
+        store.commit(puts(batch * 10..batch * 10 + 10, 5000)).unwrap();
+        store.commit(vec![bind(&format!("n{batch}"), &format!("value {batch}"))]).unwrap();
+    }
+    drop(store);
+    let place = segments(directory).into_iter().find_map(|path| {
+        let at = std::fs::read(&path).unwrap().windows(7).position(|window| window == b"value 7")?;
+        Some((path, at as u64))
+    });
+    let (path, at) = place.unwrap();
+    let disk = FaultDisk::new(disk(directory));
+    *disk.faults.bad_sector_of.lock().unwrap() = Some(path.file_name().unwrap().to_str().unwrap().into());
+    disk.faults.bad_sector.store(at, SeqCst);
+    (disk, path)
+}
+
+/// Cleans a store of which no block is kept; how many bytes were freed.
+fn clean_all(store: &mut Store<FaultDisk>) -> u64 {
+    let mut freed = 0;
+    store.clean_begin();
+    loop {
+        let progress = store.clean_step(1 << 20).unwrap();
+        freed += progress.bytes_freed;
+        if progress.done {
+            return freed;
+        }
+    }
+}
+
+fn assert_named(store: &mut Store<FaultDisk>, name: &str, value: &str) {
+    let found = store.binding(name).unwrap().map(|binding| binding.value);
+    assert_eq!(found.as_deref(), Some(value.as_bytes()), "{name}");
+}
+
+#[test]
+fn what_could_not_be_read_once_outlives_the_cleanings_of_all_later_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, unread) = with_an_unread_name(directory.path());
+    let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert!(report.damaged_bytes > 0 && store.binding("n7").unwrap().is_none(), "{report:?}");
+    store.checkpoint().unwrap();
+    drop(store);
+    disk.faults.bad_sector.store(0, SeqCst);
+    for start in 0..3 {
+        let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+        assert!(report.index_rebuilt.is_none() && report.damaged_bytes == 0, "{report:?}");
+        for batch in 0..10 {
+            let first = 1000 + start * 100 + batch * 10;
+            store.commit(puts(first..first + 10, 5000)).unwrap();
+        }
+        assert!(clean_all(&mut store) > 400_000, "the other segments are cleaned");
+        assert!(unread.exists(), "start {start}");
+        store.close().unwrap();
+    }
+    let report = rebuild_index(disk.clone(), options()).unwrap();
+    assert_eq!(report.damaged_bytes, 0);
+    let (mut store, _) = Store::open(disk, options()).unwrap();
+    assert_named(&mut store, "n7", "value 7");
+    clean_all(&mut store);
+    assert!(!unread.exists(), "a rebuild read all of it");
+    (0..20).for_each(|batch| assert_named(&mut store, &format!("n{batch}"), &format!("value {batch}")));
+}
+
+#[test]
+fn an_index_that_is_made_again_in_use_finds_what_could_not_be_read_before_and_it_is_cleaned() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, unread) = with_an_unread_name(directory.path());
+    let (store, _) = Store::open(disk.clone(), options()).unwrap();
+    store.close().unwrap();
+    disk.faults.bad_sector.store(0, SeqCst);
+    let (mut store, report) = Store::open(disk, options()).unwrap();
+    assert!(report.clean, "{report:?}");
+    rot_index(directory.path());
+    for number in 0..200 {
+        assert!(store.has(&hash(&content(number, 5000))).unwrap());
+    }
+    assert!(store.status().index_rebuilt.is_some());
+    assert_named(&mut store, "n7", "value 7");
+    clean_all(&mut store);
+    assert!(!unread.exists());
+    assert_named(&mut store, "n7", "value 7");
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(crate) struct Faults {
     pub(crate) room: AtomicI64,
     /// `EIO` for reads of segments that touch this offset; 0 for none.
     pub(crate) bad_sector: AtomicU64,
+    /// The only segment that has it; none for all of them.
+    pub(crate) bad_sector_of: Mutex<Option<String>>,
     /// Reads that failed so.
     pub(crate) reads_of_bad_sector: AtomicU64,
     /// `EOPNOTSUPP` for reserving blocks.
@@ -40,6 +42,8 @@ pub(crate) struct Faults {
     pub(crate) keeps_segments: AtomicBool,
     /// Errors that opening the index answers with from now on, the last first.
     pub(crate) index_opens: Mutex<Vec<i32>>,
+    /// Reads of the index that fail with `ENOMEM` from now on; counted down.
+    pub(crate) starved_index_reads: AtomicU64,
     /// `EIO` for opening, removing or renaming files whose names begin so.
     refused: Mutex<Vec<String>>,
 }
@@ -111,6 +115,7 @@ pub(crate) struct FaultFile {
     is_segment: bool,
     is_index: bool,
     has_bad_header: bool,
+    has_bad_sector: bool,
     faults: Arc<Faults>,
 }
 
@@ -128,7 +133,10 @@ impl Disk for FaultDisk {
         let inner = self.inner.open(name, mode)?;
         let (is_segment, is_index) = (name.starts_with("segment-"), name == "index.redb");
         let has_bad_header = self.faults.bad_header_of.lock().unwrap().as_deref() == Some(name);
-        Ok(FaultFile { inner, is_segment, is_index, has_bad_header, faults: Arc::clone(&self.faults) })
+        let bad_sector_of = self.faults.bad_sector_of.lock().unwrap();
+        let has_bad_sector = is_segment && bad_sector_of.as_deref().is_none_or(|bad| bad == name);
+        let faults = Arc::clone(&self.faults);
+        Ok(FaultFile { inner, is_segment, is_index, has_bad_header, has_bad_sector, faults })
     }
 
     fn list(&self) -> io::Result<Vec<Listed>> {
@@ -161,7 +169,8 @@ impl Disk for FaultDisk {
         self.faults.changes()?;
         let inner = self.inner.lock(name)?;
         let faults = Arc::clone(&self.faults);
-        Ok(FaultFile { inner, is_segment: false, is_index: false, has_bad_header: false, faults })
+        let (is_segment, is_index, has_bad_header, has_bad_sector) = (false, false, false, false);
+        Ok(FaultFile { inner, is_segment, is_index, has_bad_header, has_bad_sector, faults })
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -176,7 +185,7 @@ impl Disk for FaultDisk {
 impl DiskFile for FaultFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let bad = self.faults.bad_sector.load(SeqCst);
-        if self.is_segment && bad > 0 && (offset..offset + buffer.len() as u64).contains(&bad) {
+        if self.has_bad_sector && bad > 0 && (offset..offset + buffer.len() as u64).contains(&bad) {
             self.faults.reads_of_bad_sector.fetch_add(1, SeqCst);
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -185,6 +194,9 @@ impl DiskFile for FaultFile {
         }
         if self.is_segment && offset == 0 && counts_down(&self.faults.bad_reads) {
             return Err(io::Error::from_raw_os_error(5));
+        }
+        if self.is_index && counts_down(&self.faults.starved_index_reads) {
+            return Err(io::Error::from_raw_os_error(12));
         }
         self.inner.read_at(buffer, offset)?;
         if self.is_segment && counts_down(&self.faults.wrong_read) && self.faults.wrong_read.load(SeqCst) == 0
