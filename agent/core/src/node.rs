@@ -250,6 +250,7 @@ impl Node {
                 }
             },
             Message::Changed { bytes } => self.sync.changed(now, bytes, out),
+            Message::Conflicted { name, kept_as } => self.sync.conflict(&name, Some(kept_as), out),
             Message::Delivered { seq } => {
                 self.ingest.delivered(now, seq, out);
                 self.keeper.delivered(seq);

@@ -5,7 +5,8 @@
 //! finds; scans go page by page. One file is read at a time. Files to be deleted wait for the upstream
 //! acknowledgement of their binding; those that have no room are found again by a scan. A file is deleted only
 //! as the very version that was read: one that a scan finds bound is read once more before that. A name that was
-//! deleted does not come back with the file it was made of.
+//! deleted does not come back with the file it was made of. Nor does a file put itself over another node's version
+//! that is not older: it stays, and is bound as the copy of a conflict.
 
 use super::stream::{Finished, Source, Stream};
 use super::{Ingest, Purpose};
@@ -513,16 +514,18 @@ impl Ingest {
         }
     }
 
-    /// A file's stream has ended: it may be deleted later, or must be tried again.
+    /// A file's stream has ended: it may be deleted later, or must be tried again. One that was bound as a copy stays:
+    /// who keeps files from their deletion looks for them by their own names.
     pub(super) fn file_finished(
         &mut self,
         now: Time,
         path: Path,
         stat: FileStat,
+        is_copy: bool,
         finished: Finished,
         out: &mut Effects,
     ) {
-        let delete = self.watches[usize::from(path.0)].delete_after_ack;
+        let delete = self.watches[usize::from(path.0)].delete_after_ack && !is_copy;
         match finished {
             Finished::Bound { seq } | Finished::Unchanged { seq } if delete => {
                 self.folders.await_delivery(seq, path, Some(stat));

@@ -223,6 +223,11 @@ impl Ingest {
         if stream.patient && !stream.hasty && !stream.is_long() && !self.stopping {
             return self.patient.push(number);
         }
+        self.look_up_now(number, out);
+    }
+
+    fn look_up_now(&mut self, number: u32, out: &mut Effects) {
+        let Some(stream) = self.streams.get(&number) else { return };
         let names = vec![stream.name.clone()];
         let ticket = self.ticket(Purpose::Lookup { stream: number });
         out.tell(Message::Ask { ticket, question: Question::Lookup(names) });
@@ -316,7 +321,8 @@ impl Ingest {
         self.release(now, out);
     }
 
-    /// The name's present binding is known: bind it, unless it says the same already.
+    /// The name's present binding is known: bind it, unless it says the same already. A file that gives way becomes
+    /// the copy that a conflict would have made.
     fn looked_up(&mut self, now: Time, number: u32, bound: Option<Bound>, out: &mut Effects) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
         let Phase::Binding(root) = &stream.phase else { return };
@@ -325,9 +331,7 @@ impl Ingest {
         let old = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
         let expected_seq = bound.map(|bound| bound.seq);
         if let (Some(old), Some(seq)) = (&old, expected_seq)
-            && old.binding.content == content
-            && old.binding.meta == meta
-            && !old.refused
+            && stream.is_known(old, content, meta)
         {
             stream.finished = Some(Finished::Unchanged { seq });
             if stream.hasty && stream.writes > 0 {
@@ -335,11 +339,17 @@ impl Ingest {
             }
             return self.finish_if_written(now, number, out);
         }
+        if old.as_ref().is_some_and(|old| stream.gives_way(old, content, &self.me)) {
+            let copy = stream.name.conflict(root.root);
+            stream.copy_of = Some(std::mem::replace(&mut stream.name, copy));
+            return self.look_up_now(number, out);
+        }
+        let conflict_of = stream.copy_of.clone();
         let mut version = old.map(|old| old.binding.version).unwrap_or_default();
         if let Err(error) = version.write(&self.me, now.wall_ms) {
             return self.fail(now, number, Failure::new(FailureKind::Invalid, error.to_string()), out);
         }
-        let binding = Binding { version, content, meta, origin: self.me.clone(), conflict_of: None };
+        let binding = Binding { version, content, meta, origin: self.me.clone(), conflict_of };
         self.bind(number, binding, expected_seq, out);
     }
 
@@ -377,6 +387,9 @@ impl Ingest {
             Ok(ChangeDone::Bound { seq }) => {
                 stream.finished = Some(Finished::Bound { seq });
                 let (bytes, name) = (stream.size, stream.name.clone());
+                if let Some(of) = stream.copy_of.clone() {
+                    out.tell(Message::Conflicted { name: of, kept_as: name.clone() });
+                }
                 let file = match &stream.source {
                     Source::File { watch, path, .. } => Some((*watch, path.clone())),
                     Source::Client(_) => None,
@@ -385,11 +398,7 @@ impl Ingest {
                 out.tell(Message::Changed { bytes });
                 self.finish_if_written(now, number, out);
             }
-            Ok(ChangeDone::Outrun | ChangeDone::Done) => {
-                let name = stream.name.clone();
-                let ticket = self.ticket(Purpose::Lookup { stream: number });
-                out.tell(Message::Ask { ticket, question: Question::Lookup(vec![name]) });
-            }
+            Ok(ChangeDone::Outrun | ChangeDone::Done) => self.look_up_now(number, out),
             Err(failure) => self.fail(now, number, failure, out),
         }
     }
@@ -425,7 +434,8 @@ impl Ingest {
             }
             Source::File { file, watch, path, stat } => {
                 self.stop_reading(number, file, out);
-                self.file_finished(now, (watch, path), stat, finished, out);
+                let is_copy = stream.copy_of.is_some();
+                self.file_finished(now, (watch, path), stat, is_copy, finished, out);
             }
         }
     }

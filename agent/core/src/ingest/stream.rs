@@ -3,8 +3,8 @@
 //! Holds the pieces that wait for its chunker and one partial manifest a level, whatever the object's size.
 
 use super::cutter::{Cut, Cutter, Pieces};
-use crate::binding::Meta;
-use crate::id::BlockId;
+use crate::binding::{Binding, Content, Meta, Stored};
+use crate::id::{BlockId, NodeName};
 use crate::limits::HASHED_ON_LOOP_BYTES_MAX;
 use crate::message::{Caller, FileId, FileStat};
 use crate::name::Name;
@@ -58,6 +58,8 @@ pub(super) struct Reading {
 pub(super) struct Stream {
     pub(super) source: Source,
     pub(super) name: Name,
+    /// The name that its file gave way under: `name` is that of a conflict's copy.
+    pub(super) copy_of: Option<Name>,
     pub(super) meta: Meta,
     pub(super) phase: Phase,
     /// Bytes that have come.
@@ -102,6 +104,7 @@ impl Stream {
         Stream {
             source,
             name,
+            copy_of: None,
             meta,
             phase: Phase::Reading(Box::new(reading)),
             size: 0,
@@ -187,6 +190,30 @@ impl Stream {
             debug_assert!(manifest.is_none() && root.last.is_empty(), "one block needs no manifest");
             self.phase = Phase::Binding(root);
         }
+    }
+
+    /// Whether its name stands for this already. A copy is known by its content, whoever made it, and one that was
+    /// deleted stays so.
+    pub(super) fn is_known(&self, old: &Stored, content: Content, meta: Meta) -> bool {
+        let is_copy = self.copy_of.is_some();
+        let is_deleted = is_copy
+            && old.binding.content == Content::Deleted
+            && old.binding.meta == Meta { size: 0, ..meta };
+        let is_same = old.binding.content == content && (is_copy || old.binding.meta == meta);
+        (is_same || is_deleted) && !old.refused
+    }
+
+    /// Whether its name belongs to another node's version that is not older: a file that was merely found again must
+    /// not replace what has come since it was taken.
+    pub(super) fn gives_way(&self, old: &Stored, content: Content, me: &NodeName) -> bool {
+        let Binding { content: there, meta, origin, .. } = &old.binding;
+        matches!(self.source, Source::File { .. })
+            && self.copy_of.is_none()
+            && !old.refused
+            && matches!(there, Content::Object { .. })
+            && *there != content
+            && origin != me
+            && meta.mtime_ms >= self.meta.mtime_ms
     }
 
     /// What the cleaner must keep though no name leads to it: the root, or every block so far.

@@ -335,6 +335,13 @@ pub enum Message {
         /// Its content's bytes, for the radio's batch.
         bytes: u64,
     },
+    /// To Sync: a watched file gave way to another node's version of its name.
+    Conflicted {
+        /// The name.
+        name: Name,
+        /// What the file is bound as.
+        kept_as: Name,
+    },
     /// To Ingest: the upstream peer has acknowledged everything up to this sequence number.
     Delivered {
         /// The cursor.

@@ -543,7 +543,8 @@ impl Sync {
         self.peers.iter().filter(|(_, peer)| peer.session.is_some()).map(|(name, _)| name)
     }
 
-    fn conflict(&mut self, name: &Name, kept_as: Option<Name>, out: &mut Effects) {
+    /// Two versions of a name are kept: counted, and said.
+    pub fn conflict(&mut self, name: &Name, kept_as: Option<Name>, out: &mut Effects) {
         self.wires.numbers.conflicts += 1;
         let names = &mut self.wires.numbers.conflicted_names;
         if !names.contains(name) {

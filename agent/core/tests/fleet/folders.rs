@@ -3,7 +3,10 @@
 use crate::sim::World;
 use crate::sim::setup::{below_settings, master_settings, peer, settings};
 use crate::transfer::{are_alike, by_name, noise};
+use larder_core::id::BlockId;
 use larder_core::message::Input;
+use larder_core::name::Name;
+use larder_core::note::Note;
 use larder_core::request::Request;
 use larder_core::role::Role;
 use larder_core::settings::Watch;
@@ -283,6 +286,137 @@ fn a_name_that_was_deleted_does_not_come_back_with_its_kept_file_by_a_scan() {
             world.machines[master].engine.table().contains_key("cam/a")
         });
     }
+}
+
+/// What a node's names are bound to, down to the last write.
+fn bindings(world: &World, node: usize) -> Vec<(String, u64)> {
+    let names = world.machines[node].engine.names.iter();
+    names.map(|(name, bound)| (name.as_str().to_owned(), bound.seq)).collect()
+}
+
+/// The worker starts again, and has time for many scans.
+fn restart(world: &mut World, worker: usize) {
+    world.crash(worker);
+    world.start(worker);
+    world.run_ms(600_000);
+}
+
+fn copy_of(name: &str, bytes: &[u8]) -> Name {
+    name.parse::<Name>().unwrap().conflict(BlockId::of(bytes))
+}
+
+/// Both nodes have these objects and no others.
+fn assert_kept(world: &mut World, nodes: [usize; 2], objects: &[(&Name, &[u8])]) {
+    assert!(are_alike(world, nodes[0], nodes[1]), "{}", world.describe());
+    for node in nodes {
+        assert_eq!(world.machines[node].engine.table().len(), objects.len());
+        for (name, bytes) in objects {
+            assert!(world.get(node, by_name(name.as_str())).as_deref() == Some(*bytes), "{name} on {node}");
+        }
+    }
+}
+
+#[test]
+fn a_kept_file_that_lost_a_conflict_stays_its_copy_when_the_worker_starts_again() {
+    let (mut world, master, worker) = watching(28, false);
+    let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 50_000));
+    let copy = copy_of("cam/a", &old);
+    world.cut(worker, 0);
+    write(&mut world, worker, "a", old.clone());
+    world.run_ms(10_000);
+    world.put_now(master, "cam/a", new.clone());
+    world.mend(worker);
+    world.run_until(60_000, "both have both", |world| {
+        world.machines[master].engine.names.len() == 2 && are_alike(world, master, worker)
+    });
+    world.run_ms(10_000);
+    let before = [bindings(&world, master), bindings(&world, worker)];
+    for _ in 0..2 {
+        restart(&mut world, worker);
+        assert_kept(&mut world, [master, worker], &[(&name, &new), (&copy, &old)]);
+        assert_eq!([bindings(&world, master), bindings(&world, worker)], before, "nothing is written");
+        assert_eq!(world.status(worker).sync.conflicts, 0, "nor said again");
+    }
+    assert!(world.machines[worker].folders.has(0, "a"), "it is kept");
+}
+
+#[test]
+fn a_later_version_from_elsewhere_keeps_its_name_and_the_old_file_becomes_the_copy() {
+    for delete_after_ack in [false, true] {
+        let (mut world, master, worker) = watching(29, delete_after_ack);
+        let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 300_000));
+        let copy = copy_of("cam/a", &old);
+        let written_ms = wall_ms(&world);
+        write(&mut world, worker, "a", old.clone());
+        world.run_ms(10_000);
+        world.put_now(master, "cam/a", new.clone());
+        world.run_ms(10_000);
+        assert_kept(&mut world, [master, worker], &[(&name, &new)]);
+        world.machines[worker].folders.write(written_ms, 0, "a", old.clone());
+        restart(&mut world, worker);
+        assert_kept(&mut world, [master, worker], &[(&name, &new), (&copy, &old)]);
+        let status = world.status(worker);
+        assert_eq!((status.sync.conflicts, status.sync.conflicted_names), (1, vec![name.clone()]));
+        let said = Note::Conflict { name: name.clone(), kept_as: Some(copy.clone()) };
+        assert_eq!(world.machines[worker].notes.iter().filter(|note| **note == said).count(), 1);
+        let before = [bindings(&world, master), bindings(&world, worker)];
+        restart(&mut world, worker);
+        assert_eq!([bindings(&world, master), bindings(&world, worker)], before, "nothing is written");
+        let wake_ups = world.machines[worker].wake_ups;
+        world.run_ms(3_600_000);
+        assert!(world.machines[worker].wake_ups - wake_ups < 10, "it is not read again and again");
+        assert!(world.machines[worker].folders.has(0, "a"), "only its copy was acknowledged");
+    }
+}
+
+#[test]
+fn an_edit_of_a_file_that_is_kept_as_a_copy_takes_the_name() {
+    let (mut world, master, worker) = watching(30, false);
+    let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 50_000));
+    let copy = copy_of("cam/a", &old);
+    write(&mut world, worker, "a", old.clone());
+    world.run_ms(10_000);
+    world.put_now(master, "cam/a", new.clone());
+    world.run_ms(10_000);
+    restart(&mut world, worker);
+    assert_kept(&mut world, [master, worker], &[(&name, &new), (&copy, &old)]);
+    let edit = noise(3, 60_000);
+    write(&mut world, worker, "a", edit.clone());
+    world.run_ms(60_000);
+    assert_kept(&mut world, [master, worker], &[(&name, &edit), (&copy, &old)]);
+    restart(&mut world, worker);
+    assert_kept(&mut world, [master, worker], &[(&name, &edit), (&copy, &old)]);
+}
+
+#[test]
+fn a_copy_that_was_deleted_does_not_come_back_with_its_file() {
+    let (mut world, master, worker) = watching(31, false);
+    let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 50_000));
+    let copy = copy_of("cam/a", &old);
+    write(&mut world, worker, "a", old.clone());
+    world.run_ms(10_000);
+    world.put_now(master, "cam/a", new.clone());
+    world.run_ms(10_000);
+    restart(&mut world, worker);
+    world.request(master, Request::Remove { name: copy });
+    world.run_ms(10_000);
+    restart(&mut world, worker);
+    assert_kept(&mut world, [master, worker], &[(&name, &new)]);
+    assert_eq!(world.status(worker).sync.conflicts, 0);
+}
+
+#[test]
+fn a_file_gives_way_also_where_something_else_has_the_name_of_its_copy() {
+    let (mut world, master, worker) = watching(32, false);
+    let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 50_000));
+    let copy = copy_of("cam/a", &old);
+    write(&mut world, worker, "a", old.clone());
+    world.run_ms(10_000);
+    world.put_now(master, "cam/a", new.clone());
+    world.put_now(worker, copy.as_str(), noise(3, 100));
+    world.run_ms(10_000);
+    restart(&mut world, worker);
+    assert_kept(&mut world, [master, worker], &[(&name, &new), (&copy, &old)]);
 }
 
 #[test]
