@@ -256,6 +256,7 @@ impl Node {
                 self.keeper.delivered(seq);
             }
             Message::Undelivered { name, is_lost } => self.ingest.undelivered(now, &name, is_lost),
+            Message::Rebound { name, seq } => self.ingest.superseded(now, &name, seq, None),
             Message::PutBegin { caller, name, meta, patient } => {
                 self.ingest.put_begin(caller, name, meta, patient, out);
             }

@@ -437,8 +437,9 @@ impl Control {
             let why = format!("{} is not here; `larder ls` shows what is", name.as_str());
             return self.respond(origin, Err(Failure::new(FailureKind::NotFound, why)), out);
         };
-        let change = if self.settings.role == Role::Leecher {
-            // It writes nothing: its copy goes, and can be had again from the master.
+        let is_fetched = name.under("cid") && old.origin != self.settings.me;
+        let change = if self.settings.role == Role::Leecher || is_fetched {
+            // Nothing is written: the copy goes, and can be had again from the master.
             Change::Unbind { name: name.clone(), expected_seq: seq }
         } else {
             match self.deletion(now, old) {

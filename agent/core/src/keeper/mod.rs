@@ -148,7 +148,7 @@ impl Keeper {
     pub fn grown(&mut self, now: Time, bytes: u64, full: bool, out: &mut Effects) {
         self.grown += bytes;
         self.dirty |= bytes > 0;
-        let far = self.grown >= (self.quota_bytes / 100).max(1 << 20);
+        let far = self.has_grown_far();
         let rested = self.last_full_ms.is_none_or(|at_ms| now.mono_ms >= at_ms + FULL_PAUSE_MS);
         if matches!(self.task, Task::Idle) && (far || full && rested) {
             if full {
@@ -156,6 +156,11 @@ impl Keeper {
             }
             self.decide(full, out);
         }
+    }
+
+    /// Far enough since the last look at how full the store is.
+    fn has_grown_far(&self) -> bool {
+        self.grown >= (self.quota_bytes / 100).max(1 << 20)
     }
 
     /// Upstream has acknowledged everything up to `seq`; nothing, where it is another.
@@ -261,6 +266,8 @@ impl Keeper {
                 self.task = Task::Erasing(Erasing::new(ticket, id));
                 self.ask(Question::Read(id), out);
             }
+            // While something else was done; what comes next may be long in coming.
+            None if self.has_grown_far() => self.decide(false, out),
             None => {}
         }
     }

@@ -354,6 +354,14 @@ pub enum Message {
         /// A block of it is damaged here: reading the file again mends it.
         is_lost: bool,
     },
+    /// To Ingest: a peer's version of this name was bound. What it stood for before goes upstream, if it has not gone,
+    /// behind all that waits now.
+    Rebound {
+        /// The name.
+        name: Name,
+        /// Its place in the order of changes.
+        seq: u64,
+    },
     /// To Ingest: a local put begins.
     PutBegin {
         /// The request.

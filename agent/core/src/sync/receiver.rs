@@ -259,7 +259,10 @@ impl Sync {
                 out.tell(Message::Changed { bytes: 0 });
                 self.bind_name(key, group, index, out)
             }
-            (Step::Bound(index), ChangeDone::Done | ChangeDone::Bound { .. }) => {
+            (Step::Bound(index), ChangeDone::Done) => self.bound(key, group, index, out),
+            (Step::Bound(index), ChangeDone::Bound { seq }) => {
+                let name = group.entries[usize::from(index)].name.clone();
+                out.tell(Message::Rebound { name, seq });
                 self.bound(key, group, index, out)
             }
             (Step::CopyBound(index) | Step::Bound(index), ChangeDone::Outrun) => {

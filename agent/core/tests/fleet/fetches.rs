@@ -77,6 +77,25 @@ fn a_disk_of_the_masters_that_fails_for_a_moment_is_no_missing_object() {
 }
 
 #[test]
+fn what_a_worker_has_fetched_by_its_hash_and_removed_it_can_fetch_again() {
+    let (mut world, [master, worker, ..]) = World::fleet(31);
+    world.run_ms(60_000);
+    world.put_now(master, "film", noise(1, 1 << 20));
+    let root = world.machines[master].engine.table()["film"];
+    for _ in 0..2 {
+        let answer = world.request(worker, Request::Fetch { target: Target::Cid(root) });
+        assert!(matches!(answer, Response::Fetched { .. }), "{answer:?}");
+        let name = format!("cid/{root}").parse().unwrap();
+        assert!(world.machines[worker].engine.table().contains_key(&format!("cid/{root}")));
+        let answer = world.request(worker, Request::Remove { name });
+        assert!(!matches!(answer, Response::Error(_)), "{answer:?}");
+        world.run_ms(60_000);
+        assert!(world.machines[worker].engine.table().is_empty());
+        assert_eq!(world.machines[master].engine.table().len(), 1);
+    }
+}
+
+#[test]
 fn a_damaged_block_of_the_masters_is_said_to_be_damaged() {
     let (mut world, master, leecher) = pair(5);
     world.put_now(master, "film", noise(1, 1 << 20));

@@ -244,6 +244,29 @@ fn a_file_whose_name_was_deleted_before_it_went_up_stays() {
 }
 
 #[test]
+fn a_file_that_loses_a_conflict_stays_until_its_copy_has_gone_up_behind_all_that_waits() {
+    let (mut world, master, worker) = watching(23, true);
+    world.cut(worker, 0);
+    write(&mut world, worker, "a", noise(1, 40_000));
+    world.run_ms(20_000);
+    for index in 0..400 {
+        world.put_now(worker, &format!("other/{index:03}"), noise(100 + index, 9_000));
+    }
+    world.run_ms(5_000);
+    world.put_now(master, "cam/a", noise(2, 40_000));
+    world.mend(worker);
+    let root = world.machines[worker].engine.table()["cam/a"];
+    for _ in 0..2_000 {
+        world.run_ms(10);
+        let is_safe = world.machines[master].engine.table().values().any(|of| *of == root);
+        assert!(is_safe || world.machines[worker].folders.has(0, "a"), "its bytes are on no other node");
+    }
+    world.run_until(60_000, "both versions are on both nodes", |world| {
+        are_alike(world, master, worker) && world.machines[master].engine.table().len() == 402
+    });
+}
+
+#[test]
 fn what_a_master_acknowledged_before_it_lost_its_store_deletes_no_file() {
     let (mut world, master, worker) = watching(20, true);
     let written_ms = wall_ms(&world);
