@@ -1,7 +1,7 @@
 //! Holds work until it is worth waking flash or radio for it.
 //!
-//! Writes, and the news that the radio is woken for, go through a [`LowPowerBatcher`]. A batch is due when enough bytes or
-//! items wait, when the oldest has waited long enough, when an item can not wait, or when the device is awake
+//! Writes, and the news that the radio is woken for, go through a [`LowPowerBatcher`]. A batch is due when enough
+//! bytes or items wait, when the oldest has waited long enough, when an item can not wait, or when the device is awake
 //! anyway. It keeps the order and loses nothing. Its bounds are [`Limits::bytes_held_max`] and
 //! [`Limits::count_held_max`]: past them an item goes back to the caller, who waits or refuses in turn; one
 //! item longer than the bound on bytes is taken when nothing else is held, or it could never go.

@@ -1,6 +1,6 @@
 //! Byte functions, with a portable form of each as the oracle.
 //!
-//! Unsafe code lives here, beside one ioctl of `hal`, and here only in `isa` (a bench counts cycles): a token for each
+//! Unsafe code lives here, beside one ioctl of `hal`, and here only in `isa` and a bench: a token for each
 //! instruction set, and thin vectors over it. The functions themselves are written once, over these
 //! vectors. A [`Level`] says which are used; the result never depends on it.
 

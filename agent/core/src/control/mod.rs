@@ -437,8 +437,13 @@ impl Control {
             let why = format!("{} is not here; `larder ls` shows what is", name.as_str());
             return self.respond(origin, Err(Failure::new(FailureKind::NotFound, why)), out);
         };
-        let is_fetched = name.under("cid") && old.origin != self.settings.me;
-        let change = if self.settings.role == Role::Leecher || is_fetched {
+        let is_copy = match (self.settings.role, old.content) {
+            (Role::Leecher, _) => true,
+            // as a fetch by hash has named it; it would keep a deletion to itself, and never have it again
+            (Role::Worker, Content::Object { root, .. }) => name.as_str() == format!("cid/{root}"),
+            (Role::Worker | Role::Master, _) => false,
+        };
+        let change = if is_copy {
             // Nothing is written: the copy goes, and can be had again from the master.
             Change::Unbind { name: name.clone(), expected_seq: seq }
         } else {

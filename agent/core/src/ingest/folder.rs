@@ -240,8 +240,8 @@ impl Ingest {
         }
     }
 
-    /// The name was bound anew here, by this file if by one, or by a peer. What it stood for before goes upstream no more, if it has
-    /// not gone: other files, of that content, stay and are looked at again.
+    /// The name was bound anew here, by this file if by one, or by a peer. What it stood for before goes upstream no
+    /// more, if it has not gone: other files, of that content, stay and are looked at again.
     pub(crate) fn superseded(&mut self, now: Time, name: &Name, by: u64, file: Option<&Path>) {
         for path in self.keep_files(name, self.folders.delivered.saturating_add(1)..by) {
             if Some(&path) != file {

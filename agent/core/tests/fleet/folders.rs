@@ -392,14 +392,19 @@ fn a_later_version_from_elsewhere_keeps_its_name_and_the_old_file_becomes_the_co
     }
 }
 
+/// The worker's file `a` is bound, and then the master puts another version; that one, and the file as its copy.
+fn later_version(world: &mut World, master: usize, worker: usize) -> [(Name, Vec<u8>); 2] {
+    let (old, new) = (noise(1, 40_000), noise(2, 50_000));
+    write(world, worker, "a", old.clone());
+    world.run_ms(10_000);
+    world.put_now(master, "cam/a", new.clone());
+    [("cam/a".parse().unwrap(), new), (copy_of("cam/a", &old), old)]
+}
+
 #[test]
 fn an_edit_of_a_file_that_is_kept_as_a_copy_takes_the_name() {
     let (mut world, master, worker) = watching(30, false);
-    let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 50_000));
-    let copy = copy_of("cam/a", &old);
-    write(&mut world, worker, "a", old.clone());
-    world.run_ms(10_000);
-    world.put_now(master, "cam/a", new.clone());
+    let [(name, new), (copy, old)] = later_version(&mut world, master, worker);
     world.run_ms(10_000);
     restart(&mut world, worker);
     assert_kept(&mut world, [master, worker], &[(&name, &new), (&copy, &old)]);
@@ -414,11 +419,7 @@ fn an_edit_of_a_file_that_is_kept_as_a_copy_takes_the_name() {
 #[test]
 fn a_copy_that_was_deleted_does_not_come_back_with_its_file() {
     let (mut world, master, worker) = watching(31, false);
-    let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 50_000));
-    let copy = copy_of("cam/a", &old);
-    write(&mut world, worker, "a", old.clone());
-    world.run_ms(10_000);
-    world.put_now(master, "cam/a", new.clone());
+    let [(name, new), (copy, _)] = later_version(&mut world, master, worker);
     world.run_ms(10_000);
     restart(&mut world, worker);
     world.request(master, Request::Remove { name: copy });
@@ -431,11 +432,7 @@ fn a_copy_that_was_deleted_does_not_come_back_with_its_file() {
 #[test]
 fn a_file_gives_way_also_where_something_else_has_the_name_of_its_copy() {
     let (mut world, master, worker) = watching(32, false);
-    let (name, old, new) = ("cam/a".parse().unwrap(), noise(1, 40_000), noise(2, 50_000));
-    let copy = copy_of("cam/a", &old);
-    write(&mut world, worker, "a", old.clone());
-    world.run_ms(10_000);
-    world.put_now(master, "cam/a", new.clone());
+    let [(name, new), (copy, old)] = later_version(&mut world, master, worker);
     world.put_now(worker, copy.as_str(), noise(3, 100));
     world.run_ms(10_000);
     restart(&mut world, worker);
