@@ -3,13 +3,17 @@
 //! Duty: stands between a client and a broker on loopback, counts MQTT packets and bytes in both directions
 //! by their fixed headers, and cuts, stalls or drops. With TLS it sees no packets: then only
 //! [`Proxy::cut`], [`Proxy::restore`] and [`Proxy::stall`] mean anything.
+//! A client's goodbye reaches the broker before the connection that it makes next: else the broker would end the old
+//! one, and what was relayed would be a matter of luck.
 //! Bound: two threads and 128 KiB per connection.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// A relay from a port of its own to another on 127.0.0.1; everything ends when it is dropped.
 pub struct Proxy {
@@ -101,7 +105,7 @@ impl Proxy {
 
     /// Whether nothing is moved.
     pub fn is_stalled(&self) -> bool {
-        *self.shared.stalled.lock().expect("no thread panics with the lock")
+        self.shared.is_stalled()
     }
 
     /// Moves everything on.
@@ -153,6 +157,10 @@ impl Shared {
         }
     }
 
+    fn is_stalled(&self) -> bool {
+        *self.stalled.lock().expect("no thread panics with the lock")
+    }
+
     fn wait_while_stalled(&self) {
         let stalled = self.stalled.lock().expect("no thread panics with the lock");
         drop(self.moved.wait_while(stalled, |stalled| *stalled).expect("no thread panics with the lock"));
@@ -160,6 +168,7 @@ impl Shared {
 }
 
 fn accept(listener: &TcpListener, to_port: u16, shared: &Arc<Shared>) {
+    let mut uplinks: Vec<(TcpStream, JoinHandle<()>)> = Vec::new();
     for client in listener.incoming() {
         if shared.ended.load(SeqCst) {
             return;
@@ -168,18 +177,32 @@ fn accept(listener: &TcpListener, to_port: u16, shared: &Arc<Shared>) {
         if shared.cut.load(SeqCst) {
             continue;
         }
+        uplinks.retain(|(_, pump)| !pump.is_finished());
+        for (_, pump) in uplinks.iter().filter(|(client, _)| is_closed(client)) {
+            while !pump.is_finished() && !shared.is_stalled() {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
         let Ok(broker) = TcpStream::connect((Ipv4Addr::LOCALHOST, to_port)) else { continue };
         shared.connections.fetch_add(1, SeqCst);
         let packets = Arc::new(AtomicU64::new(0));
         let ways: [fn(&Shared) -> &Way; 2] = [|shared| &shared.by_clients, |shared| &shared.by_broker];
-        for (from, to, way) in [(&client, &broker, ways[0]), (&broker, &client, ways[1])] {
-            let clone = |socket: &TcpStream| socket.try_clone().expect("a socket can be shared");
-            from.set_nodelay(true).expect("TCP sockets have this option");
-            shared.sockets.lock().expect("no thread panics with the lock").push(clone(from));
-            let (from, to, shared, packets) = (clone(from), clone(to), shared.clone(), packets.clone());
-            thread::spawn(move || pump(from, to, &shared, way(&shared), &packets));
-        }
+        let [uplink, _] =
+            [(&client, &broker, ways[0]), (&broker, &client, ways[1])].map(|(from, to, way)| {
+                let clone = |socket: &TcpStream| socket.try_clone().expect("a socket can be shared");
+                from.set_nodelay(true).expect("TCP sockets have this option");
+                shared.sockets.lock().expect("no thread panics with the lock").push(clone(from));
+                let (from, to, shared, packets) = (clone(from), clone(to), shared.clone(), packets.clone());
+                thread::spawn(move || pump(from, to, &shared, way(&shared), &packets))
+            });
+        uplinks.push((client, uplink));
     }
+}
+
+/// Whether the other end sends no more.
+fn is_closed(socket: &TcpStream) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, way: &Way, packets: &AtomicU64) {
