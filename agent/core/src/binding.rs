@@ -144,6 +144,13 @@ impl Binding {
         Ok(())
     }
 
+    /// Whether `other` knows of writes of `node` of which this one, written by it, does not: most likely the node has
+    /// lost its store since, and its clock was behind when it wrote this. So who wrote `other` has not seen this.
+    #[must_use]
+    pub fn has_forgotten(&self, node: &NodeName, other: &Binding) -> bool {
+        self.version.count(node) < other.version.count(node)
+    }
+
     /// The order in which concurrent versions win, the same on every node: an object beats a deletion, then
     /// the later modification, then the greater root. The rest only decides between bindings of one content.
     fn precedence(&self, other: &Binding) -> Ordering {
@@ -194,12 +201,19 @@ impl Stored {
 /// When both versions together have too many writers; the local binding then stays as it is.
 pub fn resolve(name: &Name, local: &Binding, incoming: &Binding) -> Result<Resolution, VersionError> {
     match local.version.order(&incoming.version) {
-        Relation::After => return Ok(Resolution::Stale),
-        Relation::Before => return Ok(Resolution::Newer),
-        Relation::Equal if local == incoming => return Ok(Resolution::Same),
+        Relation::After => Ok(Resolution::Stale),
+        Relation::Before => Ok(Resolution::Newer),
+        Relation::Equal if local == incoming => Ok(Resolution::Same),
         // Equal versions of different bindings: a node lost its store and counts anew under its old name.
-        Relation::Equal | Relation::Concurrent => {}
+        Relation::Equal | Relation::Concurrent => reconcile(name, local, incoming),
     }
+}
+
+/// What [`resolve`] decides of two versions of which neither replaces the other.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn reconcile(name: &Name, local: &Binding, incoming: &Binding) -> Result<Resolution, VersionError> {
     let version = local.version.merge(&incoming.version)?;
     let merged = |binding: &Binding| Binding { version: version.clone(), ..binding.clone() };
     let (winner, loser) =

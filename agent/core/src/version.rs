@@ -124,7 +124,9 @@ impl Version {
         &self.0
     }
 
-    fn count(&self, node: &NodeName) -> u64 {
+    /// How often `node` has written, as far as this version knows.
+    #[must_use]
+    pub fn count(&self, node: &NodeName) -> u64 {
         self.place(node).map_or(0, |index| self.0[index].1)
     }
 

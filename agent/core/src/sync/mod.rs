@@ -61,8 +61,8 @@ enum Purpose {
     CursorSaved { peer: NodeName },
     /// The next changes for a peer.
     Changes { peer: NodeName, after: u64 },
-    /// A binding that upstream refused, and then the mark on it.
-    Refused { peer: NodeName, group: u32, entry: u16 },
+    /// A binding that upstream has not taken, and then the mark on it.
+    Untaken { peer: NodeName, group: u32, entry: u16 },
     /// The manifest a peer wants children of.
     Manifest { peer: NodeName, group: u32, life: u64 },
     /// Blocks a peer wants.
@@ -441,8 +441,8 @@ impl Sync {
         match purpose {
             Purpose::Cursor { peer } => self.cursor_loaded(now, &peer, answer, out),
             Purpose::Changes { peer, after } => self.changes_read(now, &peer, after, answer, out),
-            Purpose::Refused { peer, group, entry } => {
-                self.refused_found(now, &peer, group, entry, answer, out);
+            Purpose::Untaken { peer, group, entry } => {
+                self.untaken_found(now, &peer, group, entry, answer, out);
             }
             Purpose::Manifest { peer, group, life } => {
                 self.manifest_read(&peer, group, life, answer, out);
@@ -472,9 +472,9 @@ impl Sync {
                     peer.out.saved(now, done.is_ok());
                 }
             }
-            Some(Purpose::Refused { peer, group, entry }) => match done {
-                Ok(_) => self.refusal_kept(now, &peer, group, entry, out),
-                Err(_) => self.refuse_again(&peer, group, entry),
+            Some(Purpose::Untaken { peer, group, entry }) => match done {
+                Ok(_) => self.mark_kept(now, &peer, group, entry, out),
+                Err(_) => self.announce_again(&peer, group, entry),
             },
             Some(Purpose::Receive { peer, group, life, step }) => {
                 self.receive_step(now, (&peer, group, life), step, group::News::Written(done), out);

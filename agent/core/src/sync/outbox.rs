@@ -103,8 +103,19 @@ pub(super) struct OutEntry {
     pub(super) name: Name,
     pub(super) binding: crate::binding::Binding,
     pub(super) acknowledged: bool,
-    /// Why upstream will not take it; acknowledged once the log knows.
-    pub(super) refusal: Option<Refusal>,
+    /// Upstream has not taken it; acknowledged once the log knows.
+    pub(super) untaken: Option<Untaken>,
+    /// How often upstream has answered that it has a later version, while none was here.
+    pub(super) superseded: u8,
+}
+
+/// Why upstream has not taken an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Untaken {
+    Refused(Refusal),
+    /// It has a later version: of another node that saw this one, or of this node, which has lost its store since.
+    /// It comes from upstream, and then this one is bound anew.
+    Superseded,
 }
 
 /// What a want is for. A second one for the same is for blocks that were sent and did not come whole.

@@ -7,10 +7,10 @@
 use super::credit::Amount;
 use super::group::{Ahead, InGroup, News, Node, Plan, Step, Take};
 use super::wire::{Announce, Blocks, Outcome, Refusal, SyncMessage, Want};
-use super::{Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
-use crate::binding::{Binding, Content, Resolution, Stored, resolve};
+use super::{Purpose, RETRY_MS, RETRY_MS_MAX, Sync, Wires};
+use crate::binding::{Binding, Content, Resolution, Stored, reconcile, resolve};
 use crate::id::{BlockId, NodeName};
-use crate::limits::{IN_GROUPS_MAX, IN_GROUPS_PEER_MAX};
+use crate::limits::{ANNOUNCE_BYTES_MAX, IN_GROUPS_MAX, IN_GROUPS_PEER_MAX};
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question};
 use crate::name::Name;
 use crate::note::Note;
@@ -178,7 +178,7 @@ impl Sync {
                 }
                 Err(GivenUp(failure.message))
             }
-            News::Answer(answer) => self.step_answered(&key, &mut group, step, answer, out),
+            News::Answer(answer) => self.step_answered(now, &key, &mut group, step, answer, out),
             News::Written(Ok(done)) => self.step_written(&key, &mut group, step, done, out),
         };
         self.put_back(now, key, group, result, out);
@@ -186,6 +186,7 @@ impl Sync {
 
     fn step_answered(
         &mut self,
+        now: Time,
         key: &(NodeName, u32),
         group: &mut InGroup,
         step: Step,
@@ -194,9 +195,10 @@ impl Sync {
     ) -> Result<(), GivenUp> {
         match (step, answer) {
             (Step::Lookup, Answer::Bindings(found)) => {
+                self.remind(now, &key.0, group, &found, out);
                 let mends = group.request.is_some_and(|request| self.fetches.is_open(request));
                 for (index, bound) in group.indices().zip(found) {
-                    plan(group, index, bound, &key.0, self.wires.role, mends);
+                    plan(group, index, bound, &key.0, &self.wires, mends);
                 }
                 if group.roots_needed().is_empty() {
                     group.expected_known = true;
@@ -229,12 +231,36 @@ impl Sync {
             }
             (Step::Again(index), Answer::Bindings(found)) => {
                 group.entries[usize::from(index)].plan = Plan::Unknown;
-                plan(group, index, found.into_iter().next().flatten(), &key.0, self.wires.role, false);
+                plan(group, index, found.into_iter().next().flatten(), &key.0, &self.wires, false);
                 self.bind(key, group, index, out);
             }
             (_, _) => return Err(GivenUp("the store gave an answer to another question".into())),
         }
         Ok(())
+    }
+
+    /// Tells the peer what it has written itself and, by what it announces, knows nothing of: it keeps both then.
+    fn remind(
+        &mut self,
+        now: Time,
+        peer: &NodeName,
+        group: &InGroup,
+        found: &[Option<Bound>],
+        out: &mut Effects,
+    ) {
+        let may = self.peers.get(peer).is_some_and(|known| may_announce(self.wires.role, known.role));
+        let mut bytes = 0;
+        let forgotten = group.entries.iter().zip(found).filter_map(|(entry, bound)| {
+            let bound = bound.as_ref()?;
+            let here = Stored::decode(&bound.value).ok()?.binding;
+            bytes += entry.name.as_str().len() + bound.value.len();
+            let is_its_own = entry.incoming.origin == *peer && entry.incoming.has_forgotten(peer, &here);
+            (may && is_its_own && bytes <= ANNOUNCE_BYTES_MAX).then(|| (entry.name.clone(), here))
+        });
+        let forgotten: Vec<_> = forgotten.collect();
+        if !forgotten.is_empty() {
+            self.announce(now, peer, forgotten, None, None, out);
+        }
     }
 
     fn step_written(
@@ -669,7 +695,7 @@ impl InGroup {
 
 /// Decides what becomes of an entry, from the binding that is here. `mends`: somebody here has asked for it, so what
 /// is bound already is looked through for blocks that are damaged or missing.
-fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, role: Role, mends: bool) {
+fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, wires: &Wires, mends: bool) {
     let entry = &mut group.entries[usize::from(index)];
     let incoming = &entry.incoming;
     let expected_seq = bound.as_ref().map(|bound| bound.seq);
@@ -678,15 +704,22 @@ fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, 
     };
     let newer = || take(incoming.clone(), Some(from.clone()), None, Outcome::Stored);
     // A binding here that can not be read is worth less than one that can.
-    let here = bound.and_then(|bound| Stored::decode(&bound.value).ok()).map(|stored| stored.binding);
-    let planned = match here.map(|here| resolve(&entry.name, &here, incoming)) {
+    let here = bound.and_then(|bound| Stored::decode(&bound.value).ok());
+    let resolution = here.map(|here| {
+        let has_forgotten = here.via.is_none() && here.binding.has_forgotten(&wires.me, incoming);
+        let decide = if has_forgotten { reconcile } else { resolve };
+        decide(&entry.name, &here.binding, incoming)
+    });
+    let planned = match resolution {
         None => newer(),
         Some(Ok(Resolution::Newer)) => newer(),
         Some(Ok(Resolution::Same)) if mends => newer().map(|take| Take { is_bound: true, ..take }),
         Some(Ok(Resolution::Same)) => Err(Outcome::Stored),
         Some(Ok(Resolution::Stale)) => Err(Outcome::Superseded),
         // A leecher writes nothing: where it differs, its master has changed.
-        Some(Ok(Resolution::Merged(_) | Resolution::Conflict { .. })) if role == Role::Leecher => newer(),
+        Some(Ok(Resolution::Merged(_) | Resolution::Conflict { .. })) if wires.role == Role::Leecher => {
+            newer()
+        }
         Some(Ok(Resolution::Merged(binding))) => take(binding, None, None, Outcome::Stored),
         Some(Ok(Resolution::Conflict { winner, loser_name, loser })) => {
             take(winner, None, Some((loser_name, loser)), Outcome::Conflict)

@@ -5,7 +5,7 @@
     reason = "an answer of another kind is one case, however many kinds there are"
 )]
 
-use super::outbox::{Echo, Layer, Lost, OutEntry, OutGroup, Outbox, Serving};
+use super::outbox::{Echo, Layer, Lost, OutEntry, OutGroup, Outbox, Serving, Untaken};
 use super::session::{Session, cursor_key};
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Outcome, Refusal, SyncMessage, Want, Wanted};
 use super::{Asked, Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
@@ -28,6 +28,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 /// Milliseconds after which the log is read again when the store had no time.
 const READ_AGAIN_MS: u64 = 1_000;
+/// Announcements of what upstream has a later version of, before it is taken for one that will not come.
+const SUPERSEDED_MAX: u8 = 3;
 /// Cursors saved in one turn.
 const CURSORS_MAX: usize = 128;
 
@@ -98,7 +100,8 @@ impl Sync {
             name,
             binding,
             acknowledged: false,
-            refusal: None,
+            untaken: None,
+            superseded: 0,
         });
         let group = OutGroup {
             id: peer.out.next_group,
@@ -334,13 +337,23 @@ impl Sync {
         let Some(peer) = self.peers.get_mut(from) else { return };
         let Some(group) = peer.out.group(group_id) else { return };
         group.touch(now);
-        let (mut conflicts, mut refused) = (Vec::new(), Vec::new());
+        let (mut conflicts, mut asked) = (Vec::new(), Vec::new());
         for (index, outcome) in outcomes {
             let Some(entry) = group.entries.get_mut(usize::from(*index)) else { continue };
-            if entry.acknowledged || entry.refusal.is_some() {
+            if entry.acknowledged || entry.untaken.is_some() {
                 continue;
             }
-            entry.acknowledged = true;
+            let untaken = match outcome {
+                Outcome::Refused(why) => Some(Untaken::Refused(*why)),
+                Outcome::Superseded => Some(Untaken::Superseded),
+                Outcome::Stored | Outcome::Conflict => None,
+            };
+            // The cursor may pass only once the log knows that the master does not have it.
+            entry.untaken = untaken.filter(|_| is_upstream && group.last_seq.is_some());
+            entry.acknowledged = entry.untaken.is_none();
+            if entry.untaken.is_some() {
+                asked.push((*index, entry.name.clone()));
+            }
             match outcome {
                 Outcome::Stored | Outcome::Superseded => self.wires.numbers.objects_acknowledged += 1,
                 Outcome::Conflict => {
@@ -348,12 +361,6 @@ impl Sync {
                     conflicts.push(entry.name.clone());
                 }
                 Outcome::Refused(why) => {
-                    if is_upstream && group.last_seq.is_some() {
-                        // The cursor may pass only once the log knows that the master does not have it.
-                        entry.acknowledged = false;
-                        entry.refusal = Some(*why);
-                        refused.push((*index, entry.name.clone()));
-                    }
                     let why = why.to_string();
                     self.wires.numbers.objects_refused += 1;
                     self.wires.numbers.last_problem =
@@ -368,15 +375,15 @@ impl Sync {
         for name in conflicts {
             self.conflict(&name, None, out);
         }
-        for (entry, name) in refused {
-            let purpose = Purpose::Refused { peer: from.clone(), group: group_id, entry };
+        for (entry, name) in asked {
+            let purpose = Purpose::Untaken { peer: from.clone(), group: group_id, entry };
             self.asked.ask(purpose, Question::Lookup(vec![name]), out);
         }
         self.pump(now, from, out);
     }
 
-    /// The binding that upstream refused, as it is now: marked in the log, if it is still that one.
-    pub(super) fn refused_found(
+    /// The binding that upstream has not taken, as it is now: marked in the log, if it is still that one.
+    pub(super) fn untaken_found(
         &mut self,
         now: Time,
         name: &NodeName,
@@ -385,23 +392,32 @@ impl Sync {
         answer: Answer,
         out: &mut Effects,
     ) {
-        let Answer::Bindings(found) = answer else { return self.refuse_again(name, group, entry) };
+        let Answer::Bindings(found) = answer else { return self.announce_again(name, group, entry) };
         let bound = found.into_iter().next().flatten();
-        let Some(of) = self.refused_entry(name, group, entry) else { return };
+        let Some(of) = self.untaken_entry(name, group, entry) else { return };
         let stored = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
-        match (bound, stored.filter(|stored| stored.binding == of.binding)) {
-            (Some(bound), Some(stored)) => {
+        let stored = stored.filter(|stored| stored.binding == of.binding);
+        if of.untaken == Some(Untaken::Superseded) && stored.is_some() && of.superseded < SUPERSEDED_MAX {
+            of.superseded += 1;
+            return self.announce_again(name, group, entry);
+        }
+        match (bound, stored) {
+            (Some(bound), Some(stored)) if !stored.refused => {
                 let value = Bytes::from(Stored { refused: true, ..stored }.encode());
                 let change = Change::Bind { name: of.name.clone(), value, expected_seq: Some(bound.seq) };
-                let purpose = Purpose::Refused { peer: name.clone(), group, entry };
+                let purpose = Purpose::Untaken { peer: name.clone(), group, entry };
                 self.asked.write(purpose, change, Haste::Patient, out);
             }
-            _ => self.refusal_kept(now, name, group, entry, out), // bound anew: that version goes its own way
+            (_, Some(_)) => self.mark_kept(now, name, group, entry, out),
+            (_, None) => {
+                of.acknowledged = true; // bound anew: that version goes its own way
+                self.pump(now, name, out);
+            }
         }
     }
 
-    /// The log knows of the refusal: the cursor may pass, and what the object was made from stays.
-    pub(super) fn refusal_kept(
+    /// The log knows that upstream does not have it: the cursor may pass, and what the object was made from stays.
+    pub(super) fn mark_kept(
         &mut self,
         now: Time,
         name: &NodeName,
@@ -409,23 +425,23 @@ impl Sync {
         entry: u16,
         out: &mut Effects,
     ) {
-        let Some(of) = self.refused_entry(name, group, entry) else { return };
+        let Some(of) = self.untaken_entry(name, group, entry) else { return };
         of.acknowledged = true;
-        let is_lost = of.refusal == Some(Refusal::Lost);
+        let is_lost = matches!(of.untaken, Some(Untaken::Refused(Refusal::Lost) | Untaken::Superseded));
         out.tell(Message::Undelivered { name: of.name.clone(), is_lost });
         self.pump(now, name, out);
     }
 
-    /// The log could not be asked or told: the entry is announced again later, and refused again.
-    pub(super) fn refuse_again(&mut self, name: &NodeName, group: u32, entry: u16) {
-        if let Some(of) = self.refused_entry(name, group, entry) {
-            of.refusal = None;
+    /// The entry is announced again later.
+    pub(super) fn announce_again(&mut self, name: &NodeName, group: u32, entry: u16) {
+        if let Some(of) = self.untaken_entry(name, group, entry) {
+            of.untaken = None;
         }
     }
 
-    fn refused_entry(&mut self, name: &NodeName, group: u32, entry: u16) -> Option<&mut OutEntry> {
+    fn untaken_entry(&mut self, name: &NodeName, group: u32, entry: u16) -> Option<&mut OutEntry> {
         let entry = self.peers.get_mut(name)?.out.group(group)?.entries.get_mut(usize::from(entry))?;
-        (entry.refusal.is_some() && !entry.acknowledged).then_some(entry)
+        (entry.untaken.is_some() && !entry.acknowledged).then_some(entry)
     }
 
     /// Moves the cursor as far as it goes, and tells Ingest.
@@ -538,10 +554,11 @@ fn take_entries(
     entries
 }
 
-/// Whether a change is of the peer's business: upstream everything, downstream what it subscribes to or
-/// has written itself; never what came from it, save what it has lost: upstream with a store, and the end of a log.
+/// Whether a change is of the peer's business: upstream everything but what it would not take, downstream what it
+/// subscribes to or has written itself; never what came from it. Save what it has lost: upstream with a store, and the
+/// end of a log.
 fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored, lost: Option<Lost>) -> bool {
-    if session.upstream && stored.refused {
+    if session.upstream && stored.refused && lost != Some(Lost::Store) {
         return false;
     }
     if stored.via.as_ref() == Some(peer) {

@@ -288,6 +288,31 @@ fn what_a_master_acknowledged_before_it_lost_its_store_deletes_no_file() {
 }
 
 #[test]
+fn a_file_that_a_master_knows_a_later_version_of_stays_until_its_own_bytes_are_safe() {
+    for seed in 0..20 {
+        let (mut world, master, worker) = watching(600 + seed, true);
+        world.net.faults.delay_ms_max = 300;
+        write(&mut world, worker, "a", noise(1, 40_000));
+        world.run_until(60_000, "it is safe and gone", |world| !world.machines[worker].folders.has(0, "a"));
+        world.crash(worker);
+        world.wipe(worker);
+        world.machines[worker].clock_off_ms = -crate::sim::START_MS;
+        world.start(worker);
+        let wait_ms = world.random.below(2_000);
+        world.run_ms(wait_ms);
+        let root = BlockId::of(&noise(2, 40_000));
+        write(&mut world, worker, "a", noise(2, 40_000));
+        for _ in 0..4_000 {
+            world.run_ms(20);
+            let is_safe = world.machines[master].engine.table().values().any(|of| *of == root);
+            assert!(is_safe || world.machines[worker].folders.has(0, "a"), "seed {seed}: it is nowhere else");
+        }
+        world.run_until(600_000, "it is safe and gone", |world| !world.machines[worker].folders.has(0, "a"));
+        assert!(are_alike(&world, master, worker), "seed {seed}: {}", world.describe());
+    }
+}
+
+#[test]
 fn a_name_that_was_deleted_does_not_come_back_with_its_kept_file_by_a_scan() {
     for delete_after_ack in [false, true] {
         let (mut world, master, worker) = watching(18, false);

@@ -1,9 +1,10 @@
 //! Objects reach those who want them, whole, once, and are acknowledged when they are durable.
 
-use crate::sim::World;
 use crate::sim::net::Faults;
 use crate::sim::random::Random;
 use crate::sim::setup::{below_settings, master_settings};
+use crate::sim::{START_MS, World};
+use larder_core::id::BlockId;
 use larder_core::note::Note;
 use larder_core::request::{FailureKind, Request, Response, Target};
 use larder_core::role::Role;
@@ -272,6 +273,39 @@ fn a_worker_that_lost_its_store_writes_later_versions_than_before() {
     world.run_until(60_000, "it is there", |world| are_alike(world, master, worker));
     assert!(world.get(master, by_name("latest.jpg")) == Some(noise(9, 30_000)));
     assert_eq!(world.status(master).sync.conflicts, 0);
+}
+
+#[test]
+fn what_a_worker_writes_after_it_lost_its_store_with_its_clock_unset_is_kept_beside_what_it_wrote_before() {
+    for seed in 0..40 {
+        let (mut world, master, worker) = World::pair(500 + seed);
+        world.net.faults.delay_ms_max = 300;
+        let (before, after) = (noise(seed, 30_000), noise(100 + seed, 30_000));
+        world.put_now(worker, "latest.jpg", before.clone());
+        world.put_now(worker, "same.jpg", before.clone());
+        world.run_until(60_000, "both are there", |world| are_alike(world, master, worker));
+        world.crash(worker);
+        world.wipe(worker);
+        world.machines[worker].clock_off_ms = -START_MS;
+        world.start(worker);
+        let wait_ms = world.random.below(1_000);
+        world.run_ms(wait_ms);
+        let is_on_top = !world.machines[worker].engine.table().is_empty();
+        world.put_now(worker, "latest.jpg", after.clone());
+        world.put_now(worker, "same.jpg", before.clone());
+        world.run_ms(60_000);
+        assert!(are_alike(&world, master, worker), "seed {seed}: {}", world.describe());
+        for node in [master, worker] {
+            let table = world.machines[node].engine.table();
+            let of_latest = |bytes: &[u8]| {
+                let root = BlockId::of(bytes);
+                table.iter().any(|(name, of)| name.starts_with("latest") && *of == root)
+            };
+            assert!(of_latest(&after), "seed {seed}: {}", world.describe());
+            assert!(of_latest(&before) || is_on_top, "seed {seed}: {}", world.describe());
+            assert!(table.len() <= 3, "the same bytes are no conflict: {}", world.describe());
+        }
+    }
 }
 
 #[test]
