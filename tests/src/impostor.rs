@@ -173,7 +173,7 @@ impl Impostor {
             role: self.role,
             subscriptions: vec![],
             answers: None,
-            log: None,
+            starts: Vec::new(),
         };
         self.say(to, &SyncMessage::Hello(hello));
     }

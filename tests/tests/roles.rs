@@ -449,7 +449,7 @@ fn what_a_role_may_not_send_is_counted_and_refused() {
         role: Role::Master,
         subscriptions: vec![],
         answers: None,
-        log: None,
+        starts: Vec::new(),
     };
     let promoted = SyncMessage::Hello(hello.clone());
     assert_counted(

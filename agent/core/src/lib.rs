@@ -25,6 +25,7 @@ pub mod request;
 pub mod role;
 pub mod seal;
 pub mod settings;
+pub mod start;
 pub mod store;
 pub mod sync;
 pub mod time;

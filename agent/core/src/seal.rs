@@ -9,8 +9,8 @@ use crate::id::NodeName;
 use crate::message::Channel;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
-/// Version of what is sealed; a receiver reads the older one too, and drops any other.
-pub const SEAL_VERSION: u8 = 2;
+/// Version of what is sealed; a receiver reads the older ones too, and drops any other.
+pub const SEAL_VERSION: u8 = 3;
 const HEAD: usize = 1 + 64;
 
 /// What a signature is bound to, beside the body.

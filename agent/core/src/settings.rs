@@ -4,6 +4,7 @@ use crate::id::NodeName;
 use crate::power::plan::PowerPlan;
 use crate::request::SettingInForce;
 use crate::role::{Evict, Role};
+use crate::start::Start;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use larder_kernels::Level;
 
@@ -49,12 +50,10 @@ pub struct Settings {
     pub role: Role,
     /// What it signs with.
     pub key: SigningKey,
-    /// Drawn at each start of the process.
-    pub epoch: u64,
     /// Drawn when the store was made.
     pub store: u64,
-    /// The newest sequence number in its log when the process started.
-    pub log: u64,
+    /// Its last starts on this store, the present one last.
+    pub starts: Vec<Start>,
     /// Whom it trusts.
     pub peers: Vec<Peer>,
     /// Why there is no link before there is one; empty where none is wanted.
@@ -110,6 +109,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Drawn at each start of the process.
+    pub fn epoch(&self) -> u64 {
+        self.starts.last().map_or(0, |start| start.epoch)
+    }
+
+    /// The newest sequence number in the log when the process started.
+    pub fn log(&self) -> u64 {
+        self.starts.last().map_or(0, |start| start.log)
+    }
+
     /// The peer this node uploads to and fetches from; a master has none.
     pub fn upstream(&self) -> Option<&Peer> {
         match self.role {

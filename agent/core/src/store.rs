@@ -14,6 +14,7 @@ use crate::message::{
 use crate::object::chunk::BLOCK_BYTES_AVERAGE;
 use crate::request::{Failure, FailureKind};
 use crate::settings::Settings;
+use crate::start::{self, STARTS_KEY};
 use crate::time::{Deadline, Time};
 use heapless::Deque;
 use std::collections::BTreeMap;
@@ -49,6 +50,8 @@ pub struct Store {
     questions: Deque<(Ticket, Question), QUESTIONS_MAX>,
     open: BTreeMap<JobId, Option<Ticket>>,
     next_job: u32,
+    /// What this start has to say goes before all else that is written, until it is durable.
+    first: Option<Change>,
     checkpoint_age_ms: u64,
     /// When the index must follow the log.
     checkpoint_at_ms: Option<u64>,
@@ -58,6 +61,8 @@ struct Committing {
     job: JobId,
     /// Whom to answer, in order; `false`: a barrier, which has no change.
     askers: Vec<(Ticket, bool)>,
+    /// [`Store::first`] was in it.
+    has_first: bool,
     bytes: u64,
 }
 
@@ -75,6 +80,10 @@ impl Store {
             questions: Deque::new(),
             open: BTreeMap::new(),
             next_job: 0,
+            first: Some(Change::Set {
+                key: STARTS_KEY.into(),
+                value: start::encode(&settings.starts).into(),
+            }),
             checkpoint_age_ms: settings.checkpoint_age_ms,
             checkpoint_at_ms: None,
         }
@@ -221,8 +230,13 @@ impl Store {
             }
         }
         let bytes = changes.iter().map(|change| change.bytes() as u64).sum();
+        // what only takes away has room where a setting has none
+        let grows = changes.iter().any(|change| !matches!(change, Change::Unbind { .. }));
+        let first = self.first.clone().filter(|_| grows);
+        let has_first = first.is_some();
+        changes.splice(..0, first);
         let job = self.start(None, Job::Commit { run: self.run, changes }, out);
-        let handed = self.committing.push_back(Committing { job, askers, bytes });
+        let handed = self.committing.push_back(Committing { job, askers, has_first, bytes });
         debug_assert!(handed.is_ok(), "a batch is handed over in its turn");
     }
 
@@ -240,7 +254,8 @@ impl Store {
         };
         match result {
             Ok(done) => {
-                let mut done = done.into_iter();
+                let mut done = done.into_iter().skip(usize::from(committing.has_first));
+                self.first.take_if(|_| committing.has_first);
                 for (ticket, has_change) in committing.askers {
                     let done =
                         if has_change { done.next().unwrap_or(ChangeDone::Done) } else { ChangeDone::Done };
@@ -330,6 +345,7 @@ mod tests {
             questions: Deque::new(),
             open: BTreeMap::new(),
             next_job: 0,
+            first: None,
             checkpoint_age_ms: 60_000,
             checkpoint_at_ms: None,
         }

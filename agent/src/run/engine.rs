@@ -7,6 +7,7 @@
 //! checkpoint.
 
 use super::files::Files;
+use bytes::Bytes;
 use larder_core::id::BlockId;
 use larder_core::message::{
     Answer, Bound, Change, ChangeDone, FileId, FileJob, Input, Job, JobDone, JobId, Question,
@@ -14,6 +15,7 @@ use larder_core::message::{
 use larder_core::name::Name;
 use larder_core::object::manifest::Manifest;
 use larder_core::request::{Failure, FailureKind, StoreNumbers};
+use larder_core::start::STARTS_KEY;
 use larder_core::sync::buffer::Buffers;
 use larder_core::sync::wire::{Packing, Placed};
 use larder_store::{
@@ -68,6 +70,8 @@ pub(super) struct Opened {
     pub(super) id: u64,
     /// The newest sequence number in its log.
     pub(super) log: u64,
+    /// The setting that holds its last starts.
+    pub(super) starts: Option<Bytes>,
     /// What was found and done.
     pub(super) report: OpenReport,
     /// Counts what the store writes and syncs.
@@ -174,9 +178,10 @@ fn run(
     opened: oneshot::Sender<Result<Opened, OpenError>>,
 ) -> Result<(), MaintainError> {
     let keeper = match StoreKeeper::open(directory, options) {
-        Ok((keeper, report)) => {
+        Ok((mut keeper, report)) => {
             let (id, log) = (store_number(&keeper.status()), keeper.status().last_seq);
-            let _ = opened.send(Ok(Opened { id, log, report, disk: keeper.disk.clone() }));
+            let (starts, disk) = (keeper.starts(), keeper.disk.clone());
+            let _ = opened.send(Ok(Opened { id, log, starts, report, disk }));
             keeper
         }
         Err(error) => {
@@ -314,6 +319,12 @@ impl StoreKeeper {
 
     fn status(&self) -> StoreStatus {
         self.store.as_ref().expect("the store is open until it is closed").status()
+    }
+
+    /// Where it can not be read now, the starts before this one are not told.
+    fn starts(&mut self) -> Option<Bytes> {
+        let settings = self.store.as_mut()?.settings(STARTS_KEY).ok()?;
+        settings.into_iter().find_map(|(key, value)| (key == STARTS_KEY).then_some(value))
     }
 
     /// A full device only costs the last checkpoint: the next start reads more of the log.

@@ -31,6 +31,7 @@ use larder_core::node::{Node, Woken};
 use larder_core::power::plan::{PowerPlan, Steering};
 use larder_core::request::{FailureKind, ProcessNumbers};
 use larder_core::settings::Settings;
+use larder_core::start::{self, Start};
 use larder_core::time::Time;
 use larder_hal::board::Machine;
 use larder_store::{MaintainError, OpenError, OsDisk};
@@ -200,7 +201,8 @@ impl Agent {
             tracing::warn!("{note}");
         }
         let plan = settings::plan(config, machine, &effective, &effective);
-        let mut core = settings::core(config, &effective, plan, key, epoch, (opened.id, opened.log));
+        let starts = start::with(opened.starts.as_deref(), Start { epoch, log: opened.log });
+        let mut core = settings::core(config, &effective, plan, key, opened.id, starts);
         if is_alone {
             // a command of its own ends before any sensor could matter
             core.watches.clear();
@@ -358,7 +360,7 @@ impl Agent {
             return None;
         }
         let plan = settings::plan(config, &self.machine, &effective, &self.opened);
-        let new = settings::core(config, &effective, plan, old.key.clone(), old.epoch, (old.store, old.log));
+        let new = settings::core(config, &effective, plan, old.key.clone(), old.store, old.starts.clone());
         if new.watches != old.watches {
             tracing::warn!("changed [[watch]] folders need a restart");
         }

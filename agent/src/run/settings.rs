@@ -8,6 +8,7 @@ use larder_core::power::plan::{PowerPlan, Steering};
 use larder_core::profile::Profile;
 use larder_core::request::SettingInForce;
 use larder_core::settings::{BatchSettings, Peer, Settings, Watch};
+use larder_core::start::Start;
 use larder_hal::board::Machine;
 use larder_store::{Options, Prepare};
 use std::path::Path;
@@ -116,17 +117,16 @@ pub(super) fn core(
     effective: &Effective,
     plan: PowerPlan,
     key: SigningKey,
-    epoch: u64,
-    (store, log): (u64, u64),
+    store: u64,
+    starts: Vec<Start>,
 ) -> Settings {
     Settings {
         me: config.name.clone(),
         fleet: config.fleet.to_string(),
         role: config.role.value,
         key,
-        epoch,
         store,
-        log,
+        starts,
         peers: config.peers.iter().map(peer).collect(),
         unlinked: unlinked(config).into(),
         subscriptions: config.subscribe.clone(),

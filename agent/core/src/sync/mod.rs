@@ -33,6 +33,7 @@ use crate::request::{Failure, LinkStatus, PeerStatus, SyncNumbers, Target};
 use crate::role::Role;
 use crate::seal::{self, Between};
 use crate::settings::{Peer as PeerSettings, Settings};
+use crate::start::Start;
 use crate::time::{Deadline, Time};
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -98,8 +99,8 @@ pub(crate) struct Wires {
     key: SigningKey,
     epoch: u64,
     store: u64,
-    /// The newest number in the log when the process started, and the newest that this actor has met.
-    log_began: u64,
+    starts: Vec<Start>,
+    /// The newest number in the log that this actor has met.
     log: u64,
     up: bool,
     reason: String,
@@ -212,10 +213,10 @@ impl Sync {
                 fleet: settings.fleet.clone(),
                 role: settings.role,
                 key: settings.key.clone(),
-                epoch: settings.epoch,
+                epoch: settings.epoch(),
                 store: settings.store,
-                log_began: settings.log,
-                log: settings.log,
+                starts: settings.starts.clone(),
+                log: settings.log(),
                 up: false,
                 reason: settings.unlinked.clone(),
                 connects: 0,
@@ -239,7 +240,7 @@ impl Sync {
             serving: BTreeSet::new(),
             served: None,
             news: LowPowerBatcher::new(news_limits(settings)),
-            fetches: Fetches::new(settings.offline_requests_max, settings.epoch),
+            fetches: Fetches::new(settings.offline_requests_max, settings.epoch()),
             unsaved: Vec::new(),
         };
         sync.reload(Time { mono_ms: 0, wall_ms: 0 }, settings);

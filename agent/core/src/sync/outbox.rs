@@ -8,6 +8,7 @@ use super::session::Session;
 use super::wire::{Refusal, Wanted};
 use crate::id::BlockId;
 use crate::name::Name;
+use crate::start;
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -28,9 +29,9 @@ struct Saved {
     interest: u64,
     /// The echo that is unfinished.
     echo: Option<Lost>,
-    /// The newest change known in the peer's log, and its start that told of it.
+    /// The newest change known in the peer's log, and its last two starts when it told of it.
     known: u64,
-    epoch: u64,
+    epochs: [u64; 2],
 }
 
 /// The outbox of one peer.
@@ -58,8 +59,8 @@ pub(super) struct Outbox {
     /// The newest change known in the peer's log, and of some before: where the cursor was when they were the newest.
     known: u64,
     marks: VecDeque<(u64, u64)>,
-    /// The peer's start that told of it.
-    epoch: u64,
+    /// The peer's last two starts when it told of it.
+    epochs: [u64; 2],
     /// What it told while the saved cursor was being read.
     told: u64,
     saved: u64,
@@ -168,9 +169,10 @@ impl Outbox {
         let saved = value.and_then(read_saved).filter(|saved| saved.store == store);
         let is_same_store = self.store == store;
         let told = std::mem::take(&mut self.told);
-        let is_unwatched = !is_same_store && saved.is_some_and(|saved| saved.epoch != session.epoch);
+        let is_unwatched = !is_same_store && saved.is_some_and(|saved| saved.epochs[1] != session.epoch);
         if !is_same_store {
-            (self.known, self.epoch) = saved.map_or((0, session.epoch), |saved| (saved.known, saved.epoch));
+            (self.known, self.epochs) =
+                saved.map_or((0, session.epochs()), |saved| (saved.known, saved.epochs));
         }
         let saved = saved.filter(|saved| saved.interest == interest);
         let from_log = saved.map_or(0, |saved| saved.cursor);
@@ -187,8 +189,8 @@ impl Outbox {
         self.saved = from_log;
         self.save_at_ms = None;
         self.loading = false;
-        let is_another_start = std::mem::replace(&mut self.epoch, session.epoch) != session.epoch;
-        let lost_behind = session.log.filter(|log| is_another_start && *log < self.known);
+        let epochs = std::mem::replace(&mut self.epochs, session.epochs());
+        let lost_behind = start::least_behind(&session.starts, epochs).filter(|log| *log < self.known);
         if let Some(log) = lost_behind {
             self.marks.retain(|(known, _)| *known <= log);
             self.cursor = self.cursor.min(self.marks.back().map_or(0, |(_, cursor)| *cursor));
@@ -227,7 +229,7 @@ impl Outbox {
             interest: self.interest,
             echo: self.echo.map(|echo| echo.lost),
             known: self.known,
-            epoch: self.epoch,
+            epochs: self.epochs,
         };
         postcard::to_allocvec(&saved).expect("numbers can be written")
     }
@@ -298,11 +300,16 @@ impl Outbox {
 
 /// Also as it was saved when nothing was known of the peer's log.
 fn read_saved(bytes: &[u8]) -> Option<Saved> {
-    postcard::from_bytes(bytes).ok().or_else(|| {
+    let of_one_start = |bytes| {
+        let (cursor, store, interest, echo, known, epoch) = postcard::from_bytes(bytes).ok()?;
+        Some(Saved { cursor, store, interest, echo, known, epochs: [0, epoch] })
+    };
+    let of_no_start = |bytes| {
         let (cursor, store, interest, echoes): (u64, u64, u64, bool) = postcard::from_bytes(bytes).ok()?;
         let echo = echoes.then_some(Lost::Store);
-        Some(Saved { cursor, store, interest, echo, known: 0, epoch: 0 })
-    })
+        Some(Saved { cursor, store, interest, echo, known: 0, epochs: [0; 2] })
+    };
+    postcard::from_bytes(bytes).ok().or_else(|| of_one_start(bytes)).or_else(|| of_no_start(bytes))
 }
 
 impl OutGroup {
@@ -318,7 +325,7 @@ mod tests {
     #[test]
     fn the_example_of_the_format_page_is_the_cursor_that_is_saved() {
         let outbox =
-            Outbox { cursor: 300, store: 77, interest: 9, known: 400, epoch: 5, ..Outbox::default() };
+            Outbox { cursor: 300, store: 77, interest: 9, known: 400, epochs: [4, 5], ..Outbox::default() };
         let hex: String = outbox.value().iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(include_str!("../../../../docs/format.md").contains(&format!("    {hex}\n")), "{hex}");
     }

@@ -20,6 +20,7 @@ use crate::message::{Answer, Effects, Question};
 use crate::name::NAME_BYTES_MAX;
 use crate::note::Note;
 use crate::role::{Role, may_announce, may_fetch};
+use crate::start::Start;
 use crate::time::Time;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -35,14 +36,19 @@ pub(super) struct Session {
     pub(super) epoch: u64,
     pub(super) number: u64,
     pub(super) store: u64,
-    /// The newest number in its log when it started, if it says.
-    pub(super) log: Option<u64>,
+    /// Its last starts, as far as it says.
+    pub(super) starts: Vec<Start>,
     pub(super) subscriptions: Vec<String>,
 }
 
 impl Session {
     fn is_of(&self, hello: &Hello) -> bool {
         (self.epoch, self.number) == (hello.epoch, hello.session)
+    }
+
+    /// The peer's last two starts, as far as it says.
+    pub(super) fn epochs(&self) -> [u64; 2] {
+        [self.starts.iter().rev().nth(1).map_or(0, |start| start.epoch), self.epoch]
     }
 
     /// A number that changes when the peer wants to hear of other names.
@@ -76,7 +82,7 @@ impl Sync {
             role: self.wires.role,
             subscriptions: if upstream { self.subscriptions.clone() } else { Vec::new() },
             answers,
-            log: Some(self.wires.log_began),
+            starts: self.wires.starts.clone(),
         };
         self.wires.post(to, &SyncMessage::Hello(hello), out);
     }
@@ -126,7 +132,7 @@ impl Sync {
             epoch: hello.epoch,
             number: hello.session,
             store: hello.store,
-            log: hello.log,
+            starts: hello.starts,
             subscriptions: hello.subscriptions,
         };
         if !is_repeated {

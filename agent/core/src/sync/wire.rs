@@ -10,6 +10,7 @@ use crate::limits::{ANNOUNCE_ENTRIES_MAX, MESSAGE_BLOCKS_MAX, MESSAGE_BYTES_MAX}
 use crate::name::Name;
 use crate::request::Target;
 use crate::role::Role;
+use crate::start::{STARTS_MAX, Start};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -107,9 +108,29 @@ pub struct Hello {
     pub subscriptions: Vec<String>,
     /// The receiver's epoch and session, whose hello this answers; `None`: please answer.
     pub answers: Option<(u64, u64)>,
-    /// The newest number in its log when the process started, if it says. Who was told a greater one knows that the end
-    /// of that log is lost, and with it what was acknowledged there.
-    pub log: Option<u64>,
+    /// The sender's last starts, the present one last; none if it does not say. Who was told of a later change than there
+    /// was at one knows that the end of that log is lost, and with it what was acknowledged there.
+    pub starts: Vec<Start>,
+}
+
+/// A [`Hello`] of version 2.
+#[derive(Deserialize)]
+struct Hello2 {
+    epoch: u64,
+    session: u64,
+    store: u64,
+    role: Role,
+    subscriptions: Vec<String>,
+    answers: Option<(u64, u64)>,
+    log: Option<u64>,
+}
+
+impl From<Hello2> for Hello {
+    fn from(hello: Hello2) -> Hello {
+        let Hello2 { epoch, session, store, role, subscriptions, answers, log } = hello;
+        let starts = log.map(|log| Start { epoch, log }).into_iter().collect();
+        Hello { epoch, session, store, role, subscriptions, answers, starts }
+    }
 }
 
 /// Up to [`ANNOUNCE_ENTRIES_MAX`] names.
@@ -202,15 +223,24 @@ impl SyncMessage {
         postcard::to_allocvec(self).expect("sync messages hold only types that postcard can write")
     }
 
-    /// Reads a message whose signature was checked. Those of version 1 say nothing of logs, which a message says last.
+    /// Reads a message whose signature was checked. Those of version 1 say nothing of logs, which a message says last;
+    /// a hello of version 2 knows of one start.
     pub fn decode(version: u8, bytes: &[u8]) -> Result<Self, WireError> {
-        let message = if version == 1 && matches!(bytes.first(), Some(0 | 1 | 4)) {
-            decode_all(&[bytes, &[0]].concat())?
+        let with_log;
+        let bytes = if version == 1 && matches!(bytes.first(), Some(0 | 1 | 4)) {
+            with_log = [bytes, &[0]].concat();
+            &with_log
         } else {
-            decode_all(bytes)?
+            bytes
+        };
+        let message = match bytes {
+            [0, hello @ ..] if version < 3 => SyncMessage::Hello(decode_all::<Hello2>(hello)?.into()),
+            _ => decode_all(bytes)?,
         };
         let long = match &message {
-            SyncMessage::Hello(hello) => hello.subscriptions.len() > ANNOUNCE_ENTRIES_MAX,
+            SyncMessage::Hello(hello) => {
+                hello.subscriptions.len() > ANNOUNCE_ENTRIES_MAX || hello.starts.len() > STARTS_MAX
+            }
             SyncMessage::Announce(announce) => announce.entries.len() > ANNOUNCE_ENTRIES_MAX,
             SyncMessage::Want(Want { blocks: Wanted::Roots(roots), .. }) => {
                 roots.len() > ANNOUNCE_ENTRIES_MAX
@@ -414,7 +444,7 @@ mod tests {
             role: Role::Worker,
             subscriptions,
             answers: None,
-            log: None,
+            starts: Vec::new(),
         };
         for message in [
             SyncMessage::Hello(hello),
@@ -426,9 +456,26 @@ mod tests {
             let before =
                 if matches!(message, SyncMessage::Busy { .. }) { &now } else { &now[..now.len() - 1] };
             assert_eq!(SyncMessage::decode(1, before), Ok(message.clone()));
-            assert_eq!(SyncMessage::decode(2, &now), Ok(message));
-            assert_eq!(SyncMessage::decode(2, &before[..before.len() - 1]), Err(WireError::Malformed));
+            assert_eq!(
+                SyncMessage::decode(2, &now),
+                Ok(message.clone()),
+                "no start is written as no log was"
+            );
+            assert_eq!(SyncMessage::decode(3, &now), Ok(message));
+            assert_eq!(SyncMessage::decode(3, &before[..before.len() - 1]), Err(WireError::Malformed));
         }
+    }
+
+    #[test]
+    fn a_hello_of_version_2_tells_of_one_start_and_none_tells_of_too_many() {
+        // as the example of docs/protocol.md was until version 3
+        let bytes = [0, 0xac, 2, 2, 77, 1, 1, 4, b'm', b'a', b'p', b's', 0, 1, 0x80, 1];
+        let Ok(SyncMessage::Hello(hello)) = SyncMessage::decode(2, &bytes) else { panic!("it is a hello") };
+        assert_eq!(hello.starts, [Start { epoch: 300, log: 128 }]);
+        assert_eq!(SyncMessage::decode(3, &bytes), Err(WireError::Malformed));
+        let starts = vec![hello.starts[0]; STARTS_MAX + 1];
+        let long = SyncMessage::Hello(Hello { starts, ..hello }).encode();
+        assert_eq!(SyncMessage::decode(3, &long), Err(WireError::Long));
     }
 
     #[test]

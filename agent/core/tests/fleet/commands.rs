@@ -11,6 +11,7 @@ use larder_core::limits::{COMMAND_SKEW_MS, COMMANDS_OPEN_MAX, ERRANDS_MAX};
 use larder_core::message::Channel;
 use larder_core::request::{FailureKind, Request, Response};
 use larder_core::seal::Between;
+use larder_core::start::Start;
 
 pub(crate) fn remote(node: &str, request: Request) -> Request {
     Request::Remote { node: name(node), request: Box::new(request) }
@@ -293,7 +294,7 @@ fn the_examples_of_the_protocol_page_are_what_the_code_makes() {
         role: larder_core::role::Role::Worker,
         subscriptions: vec!["maps".into()],
         answers: None,
-        log: Some(128),
+        starts: [(5, 90), (300, 128)].map(|(epoch, log)| Start { epoch, log }).to_vec(),
     });
     let body = hello.encode();
     assert!(page.contains(&hex(&body)), "hello {}", hex(&body));

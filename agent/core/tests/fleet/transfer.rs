@@ -259,6 +259,41 @@ fn a_node_that_lost_the_end_of_its_log_is_told_again_what_was_there_and_no_more(
 }
 
 #[test]
+fn the_end_of_a_log_that_was_lost_before_starts_that_nobody_heard_of_is_told_again() {
+    for seed in 0..12 {
+        let (mut world, master, worker) = World::pair(700 + seed);
+        let victim = if seed % 2 == 0 { master } else { worker };
+        for index in 0..20 {
+            world.put_now(worker, &format!("f{index}"), noise(index, 3_000));
+        }
+        world.run_until(60_000, "all are there", |world| are_alike(world, master, worker));
+        let before = world.machines[victim].engine.clone();
+        for index in 20..30 {
+            world.put_now(worker, &format!("f{index}"), noise(index, 3_000));
+        }
+        world.run_until(60_000, "these too", |world| are_alike(world, master, worker));
+        world.cut(victim, 1_000);
+        world.crash(victim);
+        world.machines[victim].engine = before;
+        // its log grows past what the other knows of it, before that hears of any of these starts
+        for start in 0..1 + seed / 2 {
+            world.start(victim);
+            for index in 0..20 * (1 - start.min(1)) {
+                world.put_now(victim, &format!("own{index}"), noise(100 + index, 3_000));
+            }
+            world.run_ms(10_000);
+            world.crash(victim);
+        }
+        world.start(victim);
+        world.mend(victim);
+        world.run_until(300_000, "what was lost is there again", |world| {
+            let table = world.machines[victim].engine.table();
+            is_whole(world, victim) && (0..30).all(|index| table.contains_key(&format!("f{index}")))
+        });
+    }
+}
+
+#[test]
 fn a_worker_that_lost_its_store_writes_later_versions_than_before() {
     let (mut world, master, worker) = World::pair(20);
     for version in 0..4 {

@@ -37,7 +37,7 @@ pub(crate) fn hello(role: Role, session: u64, answers: Option<(u64, u64)>) -> Sy
         role,
         subscriptions: Vec::new(),
         answers,
-        log: None,
+        starts: Vec::new(),
     })
 }
 

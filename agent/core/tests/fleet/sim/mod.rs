@@ -26,6 +26,7 @@ use larder_core::note::Note;
 use larder_core::power::conditions::Readings;
 use larder_core::request::{AirNumbers, ProcessNumbers, Response};
 use larder_core::settings::Settings;
+use larder_core::start::{self, STARTS_KEY, Start};
 use larder_core::time::Time;
 use net::{Message, Net};
 use random::Random;
@@ -208,8 +209,8 @@ impl World {
         let epoch = self.random.next() >> 1;
         let now_ms = self.now_ms;
         let machine = &mut self.machines[node];
-        machine.settings.epoch = epoch;
-        machine.settings.log = machine.engine.last_seq;
+        let saved = machine.engine.settings.get(STARTS_KEY).map(|value| value.as_ref());
+        machine.settings.starts = start::with(saved, Start { epoch, log: machine.engine.last_seq });
         machine.booted_ms = now_ms;
         machine.stopped = false;
         machine.air = AirNumbers::default();
@@ -410,7 +411,7 @@ impl World {
                 self.publish(node, Some(token), Message { from, to, channel, payload });
             }
             Effect::Presence(presence) => {
-                let epoch = self.machines[node].settings.epoch;
+                let epoch = self.machines[node].settings.epoch();
                 let state = match presence {
                     Presence::Online => "online",
                     Presence::Sleeping => "sleeping",

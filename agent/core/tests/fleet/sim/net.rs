@@ -130,7 +130,7 @@ impl World {
         }
         link.alive = false;
         let connection = link.connection;
-        let epoch = self.machines[node].settings.epoch;
+        let epoch = self.machines[node].settings.epoch();
         if !self.net.broker_down {
             self.retain(node, "lost", epoch);
         }
