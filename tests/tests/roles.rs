@@ -217,7 +217,7 @@ fn no_messages(from: &Impostor, to: &str, ghost: &Impostor) -> Vec<(&'static str
     let mut altered = good.clone();
     *altered.last_mut().expect("it has bytes") ^= 1;
     let mut newer = good.clone();
-    newer[0] = 3;
+    newer[0] = 4;
     let by_another_key = {
         let to = to.parse().expect("a plain name");
         let between = Between { fleet: FLEET, from: &from.name, to: &to, channel: Channel::Sync };
@@ -232,7 +232,7 @@ fn no_messages(from: &Impostor, to: &str, ghost: &Impostor) -> Vec<(&'static str
     vec![
         ("too short to be signed", b"hello".to_vec()),
         ("too short to be signed", Vec::new()),
-        ("seal version 3", newer),
+        ("seal version 4", newer),
         ("signature", unsigned),
         ("signature", altered),
         ("signature", by_another_key),
