@@ -12,6 +12,7 @@ use thiserror::Error;
 use crate::id::{BlockId, NodeName};
 use crate::name::Name;
 use crate::object::{DEPTH_MAX, EMPTY_OBJECT, object_bytes_max};
+use crate::time::CLOCK_UNSET_MS;
 use crate::version::{Relation, Version, VersionError};
 
 /// The most bytes a stored binding takes: 64 writers with names of 64 bytes are 4.9 KB, a name 1 KB.
@@ -144,11 +145,13 @@ impl Binding {
         Ok(())
     }
 
-    /// Whether `other` knows of writes of `node` of which this one, written by it, does not: most likely the node has
-    /// lost its store since, and its clock was behind when it wrote this. So who wrote `other` has not seen this.
+    /// Whether `other` knows of writes of `node` of which this one, written by it, does not, and its clock was not set
+    /// then: it had lost its store, so who wrote `other` has not seen this. With the clock set it wrote this before:
+    /// what came behind may be lost with the end of its log, and `other` is later.
     #[must_use]
     pub fn has_forgotten(&self, node: &NodeName, other: &Binding) -> bool {
-        self.version.count(node) < other.version.count(node)
+        let count = self.version.count(node);
+        count < other.version.count(node) && i64::try_from(count).is_ok_and(|count| count < CLOCK_UNSET_MS)
     }
 
     /// The order in which concurrent versions win, the same on every node: an object beats a deletion, then

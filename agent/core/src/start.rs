@@ -2,7 +2,7 @@
 //!
 //! A peer that was told of a later change than there was at a start knows that the end of the log is lost. It may hear
 //! of that start only after others, when the log is longer again: so a node keeps its last [`STARTS_MAX`], writes them
-//! before all else that it writes, and tells them all.
+//! with its first batch that adds anything, and tells them all. A command without an agent is a start too.
 
 use serde::{Deserialize, Serialize};
 

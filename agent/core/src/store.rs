@@ -50,7 +50,7 @@ pub struct Store {
     questions: Deque<(Ticket, Question), QUESTIONS_MAX>,
     open: BTreeMap<JobId, Option<Ticket>>,
     next_job: u32,
-    /// What this start has to say goes before all else that is written, until it is durable.
+    /// The setting of this start goes with the first batch that adds anything, before the rest, until it is durable.
     first: Option<Change>,
     checkpoint_age_ms: u64,
     /// When the index must follow the log.

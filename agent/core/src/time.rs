@@ -13,7 +13,7 @@ pub struct Time {
 }
 
 /// A clock before 2020 was never set.
-const CLOCK_UNSET_MS: i64 = 1_577_836_800_000;
+pub(crate) const CLOCK_UNSET_MS: i64 = 1_577_836_800_000;
 
 impl Time {
     /// Whether the machine's clock can be taken for one that was set.

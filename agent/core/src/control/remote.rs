@@ -8,6 +8,7 @@ use crate::id::NodeName;
 use crate::limits::{COMMAND_BYTES_MAX, COMMAND_SKEW_MS, MESSAGE_BYTES_MAX};
 use crate::message::Channel;
 use crate::seal::Between;
+use crate::time::CLOCK_UNSET_MS;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +83,6 @@ impl Envelope {
 
     /// Whether a command is in time. A clock before 2020 was never set and can not judge.
     pub fn check_expiry(&self, wall_ms: i64) -> Result<(), EnvelopeError> {
-        const CLOCK_UNSET_MS: i64 = 1_577_836_800_000;
         let far = self.expires_ms > wall_ms.saturating_add(24 * 3_600_000);
         let past = self.expires_ms.saturating_add(COMMAND_SKEW_MS) < wall_ms;
         if wall_ms >= CLOCK_UNSET_MS && (past || far) {

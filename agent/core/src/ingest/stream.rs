@@ -203,7 +203,7 @@ impl Stream {
         (is_same || is_deleted) && !old.refused
     }
 
-    /// Whether its name belongs to another node's version that is not older: a file that was merely found again must
+    /// Whether its name belongs to a version from elsewhere that is not older: a file that was merely found again must
     /// not replace what has come since it was taken.
     pub(super) fn gives_way(&self, old: &Stored, content: Content, me: &NodeName) -> bool {
         let Binding { content: there, meta, origin, .. } = &old.binding;
@@ -212,7 +212,7 @@ impl Stream {
             && !old.refused
             && matches!(there, Content::Object { .. })
             && *there != content
-            && origin != me
+            && (origin != me || old.via.is_some())
             && meta.mtime_ms >= self.meta.mtime_ms
     }
 

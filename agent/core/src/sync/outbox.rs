@@ -114,8 +114,8 @@ pub(super) struct OutEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Untaken {
     Refused(Refusal),
-    /// It has a later version: of another node that saw this one, or of this node, which has lost its store since.
-    /// It comes from upstream, and then this one is bound anew.
+    /// It has a later version: of another node that saw this one, or of this node before it lost its store. That comes
+    /// from upstream, and then the name is bound anew.
     Superseded,
 }
 
@@ -195,7 +195,9 @@ impl Outbox {
             self.marks.retain(|(known, _)| *known <= log);
             self.cursor = self.cursor.min(self.marks.back().map_or(0, |(_, cursor)| *cursor));
             (self.known, self.saved) = (log, self.cursor);
-            self.echo = Some(Echo { until: None, lost: Lost::End });
+            // what an unfinished echo of a lost store tells is more
+            let lost = self.echo.map_or(Lost::End, |echo| echo.lost);
+            self.echo = Some(Echo { until: None, lost: if session.upstream { lost } else { Lost::End } });
         }
         self.rewind();
         self.peer_has(told);

@@ -7,10 +7,10 @@
 use super::credit::Amount;
 use super::group::{Ahead, InGroup, News, Node, Plan, Step, Take};
 use super::wire::{Announce, Blocks, Outcome, Refusal, SyncMessage, Want};
-use super::{Purpose, RETRY_MS, RETRY_MS_MAX, Sync, Wires};
+use super::{Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync, Wires};
 use crate::binding::{Binding, Content, Resolution, Stored, reconcile, resolve};
 use crate::id::{BlockId, NodeName};
-use crate::limits::{ANNOUNCE_BYTES_MAX, IN_GROUPS_MAX, IN_GROUPS_PEER_MAX};
+use crate::limits::{ANNOUNCE_BYTES_MAX, IN_GROUPS_MAX, IN_GROUPS_PEER_MAX, OUT_GROUPS_MAX};
 use crate::message::{Answer, Bound, Change, ChangeDone, Effects, Haste, Message, Question};
 use crate::name::Name;
 use crate::note::Note;
@@ -179,7 +179,7 @@ impl Sync {
                 Err(GivenUp(failure.message))
             }
             News::Answer(answer) => self.step_answered(now, &key, &mut group, step, answer, out),
-            News::Written(Ok(done)) => self.step_written(&key, &mut group, step, done, out),
+            News::Written(Ok(done)) => self.step_written(now, &key, &mut group, step, done, out),
         };
         self.put_back(now, key, group, result, out);
     }
@@ -239,7 +239,8 @@ impl Sync {
         Ok(())
     }
 
-    /// Tells the peer what it has written itself and, by what it announces, knows nothing of: it keeps both then.
+    /// Tells the peer what it has written itself and, by what it announces, knows nothing of: it keeps both then. What
+    /// finds no room is told when it is announced again.
     fn remind(
         &mut self,
         now: Time,
@@ -248,14 +249,22 @@ impl Sync {
         found: &[Option<Bound>],
         out: &mut Effects,
     ) {
-        let may = self.peers.get(peer).is_some_and(|known| may_announce(self.wires.role, known.role));
+        let may = |known: &Peer| {
+            may_announce(self.wires.role, known.role) && known.out.groups.len() < OUT_GROUPS_MAX
+        };
+        if !self.peers.get(peer).is_some_and(may) {
+            return;
+        }
         let mut bytes = 0;
         let forgotten = group.entries.iter().zip(found).filter_map(|(entry, bound)| {
             let bound = bound.as_ref()?;
             let here = Stored::decode(&bound.value).ok()?.binding;
+            let is_its_own = entry.incoming.origin == *peer && !entry.name.under("cid");
+            if !is_its_own || !entry.incoming.has_forgotten(peer, &here) {
+                return None;
+            }
             bytes += entry.name.as_str().len() + bound.value.len();
-            let is_its_own = entry.incoming.origin == *peer && entry.incoming.has_forgotten(peer, &here);
-            (may && is_its_own && bytes <= ANNOUNCE_BYTES_MAX).then(|| (entry.name.clone(), here))
+            (bytes <= ANNOUNCE_BYTES_MAX).then(|| (entry.name.clone(), here))
         });
         let forgotten: Vec<_> = forgotten.collect();
         if !forgotten.is_empty() {
@@ -265,6 +274,7 @@ impl Sync {
 
     fn step_written(
         &mut self,
+        now: Time,
         key: &(NodeName, u32),
         group: &mut InGroup,
         step: Step,
@@ -288,6 +298,7 @@ impl Sync {
             (Step::Bound(index), ChangeDone::Done) => self.bound(key, group, index, out),
             (Step::Bound(index), ChangeDone::Bound { seq }) => {
                 let name = group.entries[usize::from(index)].name.clone();
+                self.announce_now(now, &key.0, &name);
                 out.tell(Message::Rebound { name, seq });
                 self.bound(key, group, index, out)
             }
@@ -722,7 +733,8 @@ fn plan(group: &mut InGroup, index: u16, bound: Option<Bound>, from: &NodeName, 
         }
         Some(Ok(Resolution::Merged(binding))) => take(binding, None, None, Outcome::Stored),
         Some(Ok(Resolution::Conflict { winner, loser_name, loser })) => {
-            take(winner, None, Some((loser_name, loser)), Outcome::Conflict)
+            let via = (winner == *incoming).then(|| from.clone());
+            take(winner, via, Some((loser_name, loser)), Outcome::Conflict)
         }
         Some(Err(_)) => Err(Outcome::Refused(Refusal::Writers)),
     };

@@ -28,8 +28,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 /// Milliseconds after which the log is read again when the store had no time.
 const READ_AGAIN_MS: u64 = 1_000;
-/// Announcements of what upstream has a later version of, before it is taken for one that will not come.
-const SUPERSEDED_MAX: u8 = 3;
+/// Announcements of what upstream has a later version of, before that is taken for one that will not come.
+const SUPERSEDED_MAX: u8 = 10;
 /// Cursors saved in one turn.
 const CURSORS_MAX: usize = 128;
 
@@ -124,6 +124,14 @@ impl Sync {
         let due = self.peers.iter().filter(|(_, peer)| due(peer)).map(|(name, _)| name.clone());
         for name in due.take(QUESTIONS_MAX / 4).collect::<Vec<_>>() {
             self.pump(now, &name, out);
+        }
+    }
+
+    /// What the peer has a later version of is bound here: announced again at once, it is known not to matter any more.
+    pub(super) fn announce_now(&mut self, now: Time, name: &NodeName, of: &Name) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        for group in peer.out.groups.iter_mut().filter(|group| group.is_superseded(of)) {
+            group.retry_at_ms = now.mono_ms;
         }
     }
 
@@ -355,6 +363,7 @@ impl Sync {
                 asked.push((*index, entry.name.clone()));
             }
             match outcome {
+                Outcome::Superseded if entry.untaken.is_some() => {}
                 Outcome::Stored | Outcome::Superseded => self.wires.numbers.objects_acknowledged += 1,
                 Outcome::Conflict => {
                     self.wires.numbers.objects_acknowledged += 1;
@@ -397,9 +406,13 @@ impl Sync {
         let Some(of) = self.untaken_entry(name, group, entry) else { return };
         let stored = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
         let stored = stored.filter(|stored| stored.binding == of.binding);
-        if of.untaken == Some(Untaken::Superseded) && stored.is_some() && of.superseded < SUPERSEDED_MAX {
+        let is_own = stored.as_ref().is_some_and(|stored| stored.via.as_ref() != Some(name));
+        let stored = stored.filter(|_| is_own || of.untaken != Some(Untaken::Superseded));
+        if of.untaken == Some(Untaken::Superseded) && stored.is_some() {
             of.superseded += 1;
-            return self.announce_again(name, group, entry);
+            if of.superseded < SUPERSEDED_MAX {
+                return self.announce_again(name, group, entry);
+            }
         }
         match (bound, stored) {
             (Some(bound), Some(stored)) if !stored.refused => {
@@ -410,7 +423,8 @@ impl Sync {
             }
             (_, Some(_)) => self.mark_kept(now, name, group, entry, out),
             (_, None) => {
-                of.acknowledged = true; // bound anew: that version goes its own way
+                // bound anew: that version goes its own way; or it came from upstream, which has replaced it
+                of.acknowledged = true;
                 self.pump(now, name, out);
             }
         }
@@ -427,7 +441,12 @@ impl Sync {
     ) {
         let Some(of) = self.untaken_entry(name, group, entry) else { return };
         of.acknowledged = true;
-        let is_lost = matches!(of.untaken, Some(Untaken::Refused(Refusal::Lost) | Untaken::Superseded));
+        let is_superseded = of.untaken == Some(Untaken::Superseded);
+        let is_lost = is_superseded || of.untaken == Some(Untaken::Refused(Refusal::Lost));
+        if is_superseded {
+            let why = "it has a later version, which does not come".into();
+            out.note(Note::Refused { by: name.clone(), name: of.name.clone(), why });
+        }
         out.tell(Message::Undelivered { name: of.name.clone(), is_lost });
         self.pump(now, name, out);
     }
@@ -558,7 +577,7 @@ fn take_entries(
 /// subscribes to or has written itself; never what came from it. Save what it has lost: upstream with a store, and the
 /// end of a log.
 fn concerns(session: &Session, peer: &NodeName, name: &Name, stored: &Stored, lost: Option<Lost>) -> bool {
-    if session.upstream && stored.refused && lost != Some(Lost::Store) {
+    if session.upstream && stored.refused && lost.is_none() {
         return false;
     }
     if stored.via.as_ref() == Some(peer) {
@@ -581,6 +600,12 @@ fn announcement(group: &OutGroup, log: u64) -> SyncMessage {
 }
 
 impl OutGroup {
+    /// Whether the peer has answered that it has a later version of this name.
+    pub(super) fn is_superseded(&self, name: &Name) -> bool {
+        let is_it = |entry: &OutEntry| entry.superseded > 0 && !entry.acknowledged && entry.name == *name;
+        self.entries.iter().any(is_it)
+    }
+
     fn touch(&mut self, now: Time) {
         self.retry_wait_ms = 3 * RETRY_MS;
         self.retry_at_ms = now.mono_ms + self.retry_wait_ms;
