@@ -631,7 +631,9 @@ fn of_commit(error: CommitError) -> Failure {
     let kind = match &error {
         CommitError::Full { .. } => FailureKind::Full,
         CommitError::TooLarge { .. } => FailureKind::Invalid,
-        CommitError::Stopped { .. } | CommitError::Index { .. } => FailureKind::Disk,
+        CommitError::Passing { .. } | CommitError::Stopped { .. } | CommitError::Index { .. } => {
+            FailureKind::Disk
+        }
     };
     Failure::new(kind, error.to_string())
 }

@@ -104,6 +104,12 @@ pub enum CommitError {
         /// The bound.
         limit: u64,
     },
+    /// The machine lacks memory or open files; the store goes on.
+    #[error("the batch was not written: {source}; try again")]
+    Passing {
+        /// The operating system's answer.
+        source: io::Error,
+    },
     /// The log could not be written, and the second segment tried neither.
     #[error("the store refuses writes since {reason}; it still reads; check the device and reopen")]
     Stopped {
@@ -192,6 +198,7 @@ impl From<CommitError> for MaintainError {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Full { used, quota } => Self::Full { used, quota },
+            CommitError::Passing { source } => Self::Io { doing: "writing a batch", source },
             CommitError::Stopped { reason } => Self::Stopped { reason },
             CommitError::Index { reason } => Self::Index { reason },
             CommitError::TooLarge { .. } => Self::Stopped { reason: error.to_string() },
@@ -211,6 +218,11 @@ impl Display for Hex<'_> {
 /// Whether the device, not the quota, said that it is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The device or the machine lacks something that may be there the next time.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    is_full(error) || lacks_means(error)
 }
 
 /// Errors of the process or the mount rather than of the file or its sectors.

@@ -7,7 +7,7 @@
 //! a bounded number of open files.
 
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
-use crate::error::{is_unsupported, says_nothing_of_the_file};
+use crate::error::{is_unsupported, lacks_means, says_nothing_of_the_file};
 use crate::format::{
     Decoded, RECYCLED_GENERATION_MIN, SEGMENT_HEADER_BYTES, SegmentHeader, StoreId, generation, salt,
     segment_id, segment_name, spare_name,
@@ -357,14 +357,22 @@ impl<D: Disk> Segments<D> {
         let page = header.encode();
         let name = segment_name(header.id);
         while let Some(spare) = self.spares.best() {
-            let made = self.spares.take(spare).and_then(|file| {
+            let made = self.spares.open(spare).and_then(|file| {
                 file.write_gathered(&[IoSlice::new(&page)], 0)?;
                 self.disk.rename(&spare_name(spare.id), &name)?;
                 self.disk.sync_dir()?;
                 Ok(file)
             });
             match made {
-                Ok(file) => return Ok((file, None)),
+                Ok(file) => {
+                    self.spares.let_go(spare.id);
+                    return Ok((file, None));
+                }
+                Err(error) if lacks_means(&error) => {
+                    // It may have either name; one that keeps the new one goes with it.
+                    let _kept = self.disk.rename(&name, &spare_name(spare.id));
+                    return Err(error);
+                }
                 // A spare is worth no error: it goes, under whichever name it has.
                 Err(_unusable) => self.spares.give_up(spare.id),
             }

@@ -77,6 +77,7 @@ impl<D: Disk> Spares<D> {
 
     /// Removes a file that is good for nothing.
     pub(crate) fn give_up(&mut self, id: u32) {
+        self.let_go(id);
         if !self.is_removed(id) {
             self.held.insert(0, Spare { id, disk_bytes: self.segment_bytes, is_stuck: true });
         }
@@ -93,10 +94,14 @@ impl<D: Disk> Spares<D> {
         self.held.iter().filter(|spare| !spare.is_stuck).copied().max_by_key(|spare| spare.disk_bytes)
     }
 
-    /// Opens a spare to make a segment of it; it is none any more.
-    pub(crate) fn take(&mut self, spare: Spare) -> io::Result<D::File> {
-        self.held.retain(|held| held.id != spare.id);
+    /// Opens a spare to make a segment of it.
+    pub(crate) fn open(&self, spare: Spare) -> io::Result<D::File> {
         self.disk.open(&spare_name(spare.id), OpenMode::ReadWrite)
+    }
+
+    /// It has become a segment.
+    pub(crate) fn let_go(&mut self, id: u32) {
+        self.held.retain(|held| held.id != id);
     }
 
     /// Gives spares back to the device until `kept` are left. True if one went.

@@ -2,13 +2,14 @@
 //!
 //! Duty: leave out what is stored already, keep within quota and limits, and put the rest into the open
 //! segment. A failed sync is never retried: the segment is closed where it last was acknowledged and the
-//! batch goes once more into a new one; if that fails too the store refuses writes and goes on reading.
+//! batch goes once more into a new one; if that fails too the store refuses writes and goes on reading. A batch that
+//! finds too few open files or no memory is refused alone.
 
 use super::Store;
 use crate::Hash;
 use crate::batch::{Encoded, Key, Record, encode, padded_length};
 use crate::disk::Disk;
-use crate::error::{CommitError, MaintainError, is_full};
+use crate::error::{CommitError, MaintainError, is_full, is_passing, lacks_means};
 use crate::filter::probe;
 use crate::format::{Kind, record_bytes};
 use crate::index::{ByPrefix, IndexError, Place, Prefix, prefix_of};
@@ -128,7 +129,7 @@ impl<D: Disk> Store<D> {
     /// batch with nothing left does no I/O.
     ///
     /// # Errors
-    /// Full, too large, stopped after a failed device, or an index that can not be made again.
+    /// Full, too large, a machine out of means, stopped after a failed device, or an index that can not be made again.
     pub fn commit(&mut self, ops: Vec<Op>) -> Result<Committed, CommitError> {
         self.refuse_if_stopped()?;
         check_limits(&ops)?;
@@ -239,8 +240,8 @@ impl<D: Disk> Store<D> {
         for _attempt in 0..2 {
             self.refuse_if_stopped()?;
             if let Err(error) = self.open_for(length) {
-                if is_full(&error) {
-                    return Err(self.full());
+                if is_passing(&error) {
+                    return Err(self.refusal(error));
                 }
                 failure = error.to_string();
                 continue;
@@ -248,14 +249,14 @@ impl<D: Disk> Store<D> {
             let generation = self.segments.open_segment().map_or(0, |(_, generation, _)| generation);
             let encoded = encode(records, commit_seq, generation, self.salt());
             match self.segments.write(&encoded.slices(), encoded.length) {
-                Err(error) if is_full(&error) => {
+                Err(error) if is_passing(&error) => {
                     // All of it may have arrived but the padding: it is gone when the cut, or the next header, is
                     // durable.
                     self.end_untold = true;
                     if self.segments.cut().is_err() {
                         self.close_failed_segment(&error);
                     }
-                    return Err(self.full());
+                    return Err(self.refusal(error));
                 }
                 Err(error) => failure = self.close_failed_segment(&error),
                 Ok(()) => match self.sync_log() {
@@ -265,8 +266,8 @@ impl<D: Disk> Store<D> {
                     }
                     Err(error) => {
                         failure = self.close_failed_segment(&error);
-                        if is_full(&error) {
-                            return Err(self.full());
+                        if is_passing(&error) {
+                            return Err(self.refusal(error));
                         }
                     }
                 },
@@ -341,8 +342,8 @@ impl<D: Disk> Store<D> {
             }
             Err(error) => {
                 let reason = self.close_failed_segment(&error);
-                if is_full(&error) {
-                    return Err(self.full());
+                if is_passing(&error) {
+                    return Err(self.refusal(error));
                 }
                 self.stopped = Some(reason.clone());
                 Err(CommitError::Stopped { reason })
@@ -498,6 +499,11 @@ impl<D: Disk> Store<D> {
 
     pub(super) fn full(&self) -> CommitError {
         CommitError::Full { used: self.used_bytes(), quota: self.options.quota_bytes }
+    }
+
+    /// What a batch is answered that may be taken the next time.
+    fn refusal(&self, error: io::Error) -> CommitError {
+        if lacks_means(&error) { CommitError::Passing { source: error } } else { self.full() }
     }
 
     pub(super) fn refuse_if_stopped(&self) -> Result<(), CommitError> {

@@ -1,13 +1,13 @@
 //! Emptied segments come back as the next ones, and nothing they held comes back with them.
 
-use crate::common::faults::FaultDisk;
+use crate::common::faults::{FaultDisk, Faults};
 use crate::common::*;
 use larder_store::{CommitError, Op, Options, OsDisk, Prepare, Store, rebuild_index};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const PAGE: usize = 4096;
 /// Numbers of the first blocks, all deleted before the others come.
@@ -258,6 +258,39 @@ fn a_full_device_gets_the_spares_back_for_a_batch() {
     assert_eq!(store.status().spare_segments, 0);
     for number in (5000..5010).chain(6000..number) {
         assert_eq!(store.get(&hash(&content(number, 5000))).unwrap(), Some(content(number, 5000)));
+    }
+}
+
+#[test]
+fn too_few_open_files_or_no_memory_cost_a_batch_and_neither_a_spare_nor_the_store() {
+    let starve: [fn(&Faults) -> &AtomicU64; 3] = [
+        |faults| &faults.starved_opens,
+        |faults| &faults.starved_directory_syncs,
+        |faults| &faults.starved_writes,
+    ];
+    for starved in starve {
+        let directory = tempfile::tempdir().unwrap();
+        let (disk, mut store) = faulty(directory.path());
+        let (spares, mut number) = (store.status().spare_segments, 6000);
+        let count = starved(&disk.faults);
+        count.store(1000, SeqCst);
+        let error = loop {
+            match store.commit(puts(number..number + 5, 5000)) {
+                Ok(_) => number += 5,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, CommitError::Passing { .. }), "{error}");
+        assert!(!store.has(&hash(&content(number, 5000))).unwrap());
+        count.store(0, SeqCst);
+        assert_eq!((store.status().stopped, store.status().spare_segments), (None, spares));
+        store.commit(puts(number..number + 5, 5000)).unwrap();
+        drop(store);
+        let (mut store, report) = Store::open(disk, recycling()).unwrap();
+        assert_eq!(report.damaged_bytes, 0, "{report:?}");
+        for number in (5000..5010).chain(6000..number + 5) {
+            assert_eq!(store.get(&hash(&content(number, 5000))).unwrap(), Some(content(number, 5000)));
+        }
     }
 }
 

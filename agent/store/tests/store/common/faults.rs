@@ -44,6 +44,12 @@ pub(crate) struct Faults {
     pub(crate) index_opens: Mutex<Vec<i32>>,
     /// Reads of the index that fail with `ENOMEM` from now on; counted down.
     pub(crate) starved_index_reads: AtomicU64,
+    /// Opens of segments and spares for writing that fail with `EMFILE` from now on; counted down.
+    pub(crate) starved_opens: AtomicU64,
+    /// The same of syncs of the directory, which is opened for them.
+    pub(crate) starved_directory_syncs: AtomicU64,
+    /// Writes to segments that fail with `ENOMEM` from now on; counted down.
+    pub(crate) starved_writes: AtomicU64,
     /// `EIO` for opening, removing or renaming files whose names begin so.
     refused: Mutex<Vec<String>>,
 }
@@ -130,6 +136,10 @@ impl Disk for FaultDisk {
         if let Some(errno) = self.faults.index_opens.lock().unwrap().pop_if(|_| name == "index.redb") {
             return Err(io::Error::from_raw_os_error(errno));
         }
+        let is_log = name.starts_with("segment-") || name.starts_with("spare-");
+        if is_log && mode != OpenMode::Read && counts_down(&self.faults.starved_opens) {
+            return Err(io::Error::from_raw_os_error(24));
+        }
         let inner = self.inner.open(name, mode)?;
         let (is_segment, is_index) = (name.starts_with("segment-"), name == "index.redb");
         let has_bad_header = self.faults.bad_header_of.lock().unwrap().as_deref() == Some(name);
@@ -162,6 +172,9 @@ impl Disk for FaultDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         self.faults.changes()?;
+        if counts_down(&self.faults.starved_directory_syncs) {
+            return Err(io::Error::from_raw_os_error(24));
+        }
         self.inner.sync_dir()
     }
 
@@ -211,6 +224,9 @@ impl DiskFile for FaultFile {
         self.faults.takes(end.saturating_sub(self.inner.len()?))?;
         if self.is_index && offset > 4096 && self.faults.index_full.load(SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if self.is_segment && counts_down(&self.faults.starved_writes) {
+            return Err(io::Error::from_raw_os_error(12));
         }
         self.faults.segment_writes.fetch_add(u64::from(self.is_segment), SeqCst);
         self.inner.write_gathered(buffers, offset)
