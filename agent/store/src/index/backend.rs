@@ -1,11 +1,12 @@
 //! redb's storage on a file of the store's disk.
 //!
 //! Duty: pass redb's reads and writes on, through the checks of pages, and count them. It remembers that the
-//! device said it was full, because redb answers later operations with an error that no longer tells.
+//! device said it was full, or that the machine lacked memory, because redb answers later operations with an error
+//! that no longer tells.
 
 use super::check::CheckedFile;
 use crate::disk::DiskFile;
-use crate::error::is_full;
+use crate::error::{is_full, lacks_means};
 use redb::StorageBackend;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -24,6 +25,7 @@ struct Shared<F> {
     bytes: AtomicU64,
     syncs: AtomicU64,
     full: AtomicBool,
+    starved: AtomicBool,
     /// What the file takes on the device, [`UNKNOWN`] after a write: asking costs more than a system call, since Linux
     /// gives a file whose times were looked at new ones with the next write.
     disk_bytes: AtomicU64,
@@ -33,10 +35,10 @@ const UNKNOWN: u64 = u64::MAX;
 
 impl<F: DiskFile> Backend<F> {
     pub(crate) fn new(file: F) -> Self {
-        let (bytes, syncs, full) = Default::default();
+        let (bytes, syncs, full, starved) = Default::default();
         let disk_bytes = AtomicU64::new(UNKNOWN);
         let file = Mutex::new(Some(CheckedFile::new(file)));
-        Self { shared: Arc::new(Shared { file, bytes, syncs, full, disk_bytes }) }
+        Self { shared: Arc::new(Shared { file, bytes, syncs, full, starved, disk_bytes }) }
     }
 
     /// Lets go of the file, whoever else still holds a clone.
@@ -46,7 +48,11 @@ impl<F: DiskFile> Backend<F> {
 
     fn with<T>(&self, act: impl FnOnce(&mut CheckedFile<F>) -> io::Result<T>) -> io::Result<T> {
         let mut file = self.shared.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.as_mut().map_or(Err(io::ErrorKind::NotConnected.into()), act)
+        let done = file.as_mut().map_or(Err(io::ErrorKind::NotConnected.into()), act);
+        if done.as_ref().is_err_and(lacks_means) {
+            self.shared.starved.store(true, Relaxed);
+        }
+        done
     }
 
     pub(crate) fn bytes_on_disk(&self) -> u64 {
@@ -69,6 +75,10 @@ impl<F: DiskFile> Backend<F> {
 
     pub(crate) fn met_full(&self) -> bool {
         self.shared.full.load(Relaxed)
+    }
+
+    pub(crate) fn was_starved(&self) -> bool {
+        self.shared.starved.load(Relaxed)
     }
 
     fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {

@@ -263,7 +263,11 @@ impl<D: Disk> Index<D> {
             Ok(())
         });
         self.failed = written.is_err();
-        written.map_err(|error| if self.backend.met_full() { IndexError::Full } else { error })
+        written.map_err(|error| match error {
+            _ if self.backend.met_full() => IndexError::Full,
+            IndexError::Failed(reason) if self.backend.was_starved() => IndexError::Passing(reason),
+            IndexError::Full | IndexError::Passing(_) | IndexError::Failed(_) => error,
+        })
     }
 
     fn keep_runs(&self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
@@ -308,6 +312,12 @@ impl<D: Disk> Index<D> {
 
     pub(crate) fn is_shut(&self) -> bool {
         self.database.is_none()
+    }
+
+    /// Whether it may be well and only has to be opened again: it is closed, or the machine lacked memory for a read,
+    /// after which redb answers nothing.
+    pub(crate) fn wants_opening(&self) -> bool {
+        self.is_shut() || self.backend.was_starved()
     }
 
     pub(crate) fn bytes_on_disk(&self) -> u64 {

@@ -67,22 +67,19 @@ impl<D: Disk> Store<D> {
     }
 
     fn checkpoint_at(&mut self, checkpoint: Checkpoint) -> Result<(), MaintainError> {
-        if self.index.is_shut() {
-            self.reopen_index();
-        }
+        let failed = |error: IndexError| MaintainError::Index { reason: error.reason() };
+        self.reopen_if_wanted().map_err(failed)?;
         match self.write_index(checkpoint) {
             Ok(()) => {}
             Err(IndexError::Full) => {
-                self.reopen_index();
+                let _put_off = self.reopen_index();
                 if self.segments.spares.give_back(0) {
                     return self.checkpoint_at(checkpoint);
                 }
                 return Err(self.full().into());
             }
             Err(IndexError::Passing(reason)) => return Err(MaintainError::Index { reason }),
-            Err(IndexError::Failed(reason)) => {
-                self.heal_index(reason).map_err(|error| MaintainError::Index { reason: error.reason() })?;
-            }
+            Err(IndexError::Failed(reason)) => self.heal_index(reason).map_err(failed)?,
         }
         Ok(())
     }
@@ -108,7 +105,7 @@ impl<D: Disk> Store<D> {
         match self.index.merge(merge_entries, self.blocks, self.options.garbage_entries_min()) {
             // Merging can wait for room; the checkpoint is written.
             Err(IndexError::Full) => {
-                self.reopen_index();
+                let _put_off = self.reopen_index();
                 Ok(())
             }
             merged => merged,
@@ -157,41 +154,46 @@ impl<D: Disk> Store<D> {
         let checkpoint = Checkpoint { clean: false, ..self.checkpoint };
         let (segments, unread, damaged) = (Vec::new(), None, None);
         let update = Update { table: None, checkpoint, segments, unread, damaged };
+        let failed = |error: IndexError| CommitError::Index { reason: error.reason() };
+        self.reopen_if_wanted().map_err(failed)?;
         match self.index.write(&update) {
             Ok(()) => {}
             Err(IndexError::Full) => {
-                self.reopen_index();
+                let _put_off = self.reopen_index();
                 if self.segments.spares.give_back(0) {
                     return self.clear_clean_mark();
                 }
                 return Err(self.full());
             }
             Err(IndexError::Passing(reason)) => return Err(CommitError::Index { reason }),
-            Err(IndexError::Failed(reason)) => {
-                self.heal_index(reason).map_err(|error| CommitError::Index { reason: error.reason() })?;
-            }
+            Err(IndexError::Failed(reason)) => self.heal_index(reason).map_err(failed)?,
         }
         self.checkpoint.clean = false;
         Ok(())
     }
 
-    /// After a failed write redb answers nothing until it is opened again. True if it is as it was. What a failed sync
-    /// dropped does no harm: no page of the last durable commit is in it, and opening writes redb's header anew.
-    fn reopen_index(&mut self) -> bool {
+    /// Opens the index again if that may be all it takes, and says whether it was. An error says that it may be well.
+    fn reopen_if_wanted(&mut self) -> Result<bool, IndexError> {
+        match self.index.wants_opening().then(|| self.reopen_index()) {
+            Some(Ok(())) => Ok(true),
+            Some(Err(passing @ IndexError::Passing(_))) => Err(passing),
+            Some(Err(IndexError::Full | IndexError::Failed(_))) | None => Ok(false),
+        }
+    }
+
+    /// After a failed write or read redb answers nothing until it is opened again; it is as it was then. What a failed
+    /// sync dropped does no harm: no page of the last durable commit is in it, and opening writes redb's header anew.
+    fn reopen_index(&mut self) -> Result<(), IndexError> {
         self.index.shut();
         if self.index_incomplete {
-            return false;
+            return Err(IndexError::Failed("it lacks a part of the log".into()));
         }
-        match open_index(self.disk.as_ref(), &self.options, &self.id) {
-            Ok((index, opened)) => {
-                let fits = opened.checkpoint.unwrap_or_default().next_seq >= self.checkpoint.next_seq;
-                if fits {
-                    self.index = index;
-                }
-                fits
-            }
-            Err(_full_or_failed) => false,
+        let (index, opened) = open_index(self.disk.as_ref(), &self.options, &self.id)?;
+        if opened.checkpoint.unwrap_or_default().next_seq < self.checkpoint.next_seq {
+            return Err(IndexError::Failed("it is older than it was".into()));
         }
+        self.index = index;
+        Ok(())
     }
 
     /// Answers nothing until the index has been made again from the log, with the next question.
@@ -201,9 +203,9 @@ impl<D: Disk> Store<D> {
         self.index_incomplete = true;
     }
 
-    /// Sets a failed index aside and makes it again from the log.
+    /// Sets a failed index aside and makes it again from the log, unless it only has to be opened again.
     pub(super) fn heal_index(&mut self, reason: String) -> Result<(), IndexError> {
-        if self.index.is_shut() && self.reopen_index() {
+        if self.reopen_if_wanted()? {
             return Ok(());
         }
         self.index.give_up();

@@ -578,6 +578,37 @@ fn a_batch_that_could_not_be_applied_whole_is_seen_whole_by_the_next_question() 
 }
 
 #[test]
+fn an_index_that_could_not_be_read_for_want_of_memory_is_opened_again_and_not_made_again() {
+    let directory = filled();
+    let disk = FaultDisk::new(OsDisk::new(directory.path()).unwrap());
+    let options = Options { index_cache_bytes: 0, cache_bytes: 0, ..options() };
+    let (mut store, _) = Store::open(disk.clone(), options).unwrap();
+    store.commit(vec![bind("other", "value")]).unwrap();
+    disk.faults.starved_index_reads.store(1, SeqCst);
+    let error = store.binding("name").unwrap_err();
+    assert!(matches!(error, ReadError::Index { .. }), "{error}");
+    // nor while the file does not open either
+    disk.faults.index_opens.lock().unwrap().push(24);
+    assert!(store.binding("name").is_err());
+    for name in ["name", "other"] {
+        assert_eq!(&store.binding(name).unwrap().unwrap().value[..], b"value");
+    }
+    assert_eq!(store.status().index_rebuilt, None);
+    disk.faults.starved_index_reads.store(1, SeqCst);
+    assert!(store.checkpoint().is_err());
+    store.checkpoint().unwrap();
+    for number in 0..100 {
+        assert_eq!(store.get(&hash(&content(number, 5000))).unwrap(), Some(content(number, 5000)));
+    }
+    assert_eq!((store.status().index_rebuilt, store.status().names), (None, 2));
+    store.close().unwrap();
+    let (mut store, report) = open(directory.path());
+    assert!(report.clean, "{report:?}");
+    assert_all_there(&mut store, 0..100, 5000);
+    assert_eq!(&store.binding("other").unwrap().unwrap().value[..], b"value");
+}
+
+#[test]
 fn killed_while_runs_are_merged_nothing_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let options = Options { segment_bytes: 4 << 20, ..options() };
