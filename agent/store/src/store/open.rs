@@ -199,6 +199,10 @@ fn open_once<D: Disk>(
     let (mut segments, unreadable) =
         Segments::load(Arc::clone(disk), id, &files, spares, &rows, checkpoint.generation)
             .map_err(failed("reading segments"))?;
+    if let Some(reason) = late_misfit(&segments, &rows, &checkpoint) {
+        drop((lock, index, segments));
+        return open_once(disk, options, Some(&reason));
+    }
     report.unreadable_files = [set_aside, unreadable].concat();
     segments.forgotten = rows.keys().copied().filter(|id| segments.get(*id).is_none()).collect();
     let mut store = empty_store(Arc::clone(disk), lock, options.clone(), id, segments, index);
@@ -443,7 +447,22 @@ fn misfit(opened: &Opened, files: &[SegmentFile]) -> Option<String> {
         Decoded::Whole(header) => header.generation <= checkpoint.generation && !rows.contains_key(&file.id),
         Decoded::Newer(_) | Decoded::Damaged => false,
     });
-    unknown.map(|file| format!("it does not know {}", segment_name(file.id)))
+    unknown.map(|file| not_known(file.id))
+}
+
+/// The same of a segment whose header is damaged, so that only its records tell that it is one. What they say is in no
+/// table, and nobody would read them: it would pass for empty.
+fn late_misfit<D: Disk>(
+    segments: &Segments<D>,
+    rows: &BTreeMap<u32, SegmentRow>,
+    checkpoint: &Checkpoint,
+) -> Option<String> {
+    let mut settled = segments.iter().filter(|(_, segment)| segment.row.generation <= checkpoint.generation);
+    settled.find(|(id, _)| !rows.contains_key(id)).map(|(id, _)| not_known(id))
+}
+
+fn not_known(id: u32) -> String {
+    format!("it does not know {}", segment_name(id))
 }
 
 fn index_error<D: Disk>(disk: &D, error: IndexError) -> OpenError {

@@ -108,6 +108,32 @@ fn an_index_that_fails_to_open_once_is_not_made_again() {
     assert!(Store::open(disk, options()).unwrap().1.index_rebuilt.is_none());
 }
 
+/// A start that could not read it has left it out of the index and gone on, so that it lies behind the checkpoint.
+#[test]
+fn a_segment_that_was_left_out_and_has_lost_its_header_is_read_and_not_taken_for_empty() {
+    let (directory, disk) = filled();
+    std::fs::remove_file(directory.path().join("index.redb")).unwrap();
+    let name = "segment-00000001";
+    disk.faults.refuse(name);
+    let (store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert_eq!(report.unreadable_files, [name]);
+    drop(store);
+    disk.faults.allow_all();
+    let mut bytes = std::fs::read(directory.path().join(name)).unwrap();
+    bytes[35] ^= 1;
+    std::fs::write(directory.path().join(name), bytes).unwrap();
+    let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+    assert_eq!(report.index_rebuilt.as_deref(), Some("it does not know segment-00000001"));
+    assert_eq!(there(&mut store), 200);
+    let kept: Vec<_> = (0..200).map(|number| hash(&content(number, 5000))).collect();
+    store.clean_begin();
+    store.clean_mark(&kept).unwrap();
+    while !store.clean_step(1 << 20).unwrap().done {}
+    assert_eq!(there(&mut store), 200);
+    drop(store);
+    assert!(Store::open(disk, options()).unwrap().1.index_rebuilt.is_none(), "once is enough");
+}
+
 /// Its header says where the segment before it ends: what was written behind that would be gone when it is read again.
 #[test]
 fn behind_a_segment_whose_header_was_not_read_the_log_goes_on_in_a_new_one() {
