@@ -162,6 +162,14 @@ fn store(table: &mut Table, status: &Status) {
         let (damaged, quarantined) = (HumanCount(store.damaged), HumanCount(store.quarantined));
         table.row("damage", format_args!("{damaged} blocks; {quarantined} records set aside at start"));
     }
+    if let [first, others @ ..] = &store.unread[..] {
+        let files =
+            if others.is_empty() { first.clone() } else { format!("{first} and {} more", others.len()) };
+        table.row(
+            "unread",
+            format_args!("{files}: no space is given back; `larder index rebuild` reads again"),
+        );
+    }
 }
 
 fn scrub(table: &mut Table, scrub: &ScrubNumbers) {

@@ -9,6 +9,7 @@
 use super::files::Files;
 use bytes::Bytes;
 use larder_core::id::BlockId;
+use larder_core::limits::UNREAD_LISTED_MAX;
 use larder_core::message::{
     Answer, Bound, Change, ChangeDone, FileId, FileJob, Input, Job, JobDone, JobId, Question,
 };
@@ -557,6 +558,7 @@ impl StoreKeeper {
             filter_skips: status.filter_negatives,
             damaged: status.damaged,
             quarantined: self.quarantined,
+            unread: status.unread.into_iter().take(UNREAD_LISTED_MAX).collect(),
             notes: self.notes.clone(),
         }
     }
@@ -683,6 +685,7 @@ fn of_maintain(error: MaintainError) -> Failure {
         MaintainError::Stopped { .. }
         | MaintainError::Index { .. }
         | MaintainError::Io { .. }
+        | MaintainError::Unread { .. }
         | MaintainError::Read(_) => FailureKind::Disk,
     };
     Failure::new(kind, error.to_string())

@@ -189,6 +189,16 @@ pub enum MaintainError {
     /// Something stored could not be read.
     #[error(transparent)]
     Read(ReadError),
+    /// Part of the log could not be read when a start or a healing came to it. It may hold names that need any block.
+    #[error(
+        "no space is given back while {} could not be read whole: `larder index rebuild` reads the log again, \
+         and gives up what it can not read",
+        first_of(files)
+    )]
+    Unread {
+        /// The segment files, at least one.
+        files: Vec<String>,
+    },
     /// `clean_mark` or `clean_step` without `clean_begin`.
     #[error("no cleaning is under way; begin one first")]
     NotCleaning,
@@ -203,6 +213,14 @@ impl From<CommitError> for MaintainError {
             CommitError::Index { reason } => Self::Index { reason },
             CommitError::TooLarge { .. } => Self::Stopped { reason: error.to_string() },
         }
+    }
+}
+
+fn first_of(files: &[String]) -> String {
+    match files {
+        [] => String::new(),
+        [only] => only.clone(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
     }
 }
 

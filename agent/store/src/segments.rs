@@ -12,7 +12,7 @@ use crate::format::{
     Decoded, RECYCLED_GENERATION_MIN, SEGMENT_HEADER_BYTES, SegmentHeader, StoreId, generation, salt,
     segment_id, segment_name, spare_name,
 };
-use crate::index::SegmentRow;
+use crate::index::{SegmentRow, Unread};
 use crate::limits::{AHEAD_BATCH_BYTES, AHEAD_BYTES, OPEN_FILES_MAX, PAGE_BYTES};
 use crate::options::Prepare;
 use crate::scan::Reader;
@@ -62,6 +62,8 @@ pub(crate) struct Segments<D: Disk> {
     /// Most recently used last.
     readers: Vec<(u32, D::File)>,
     next_id: u32,
+    /// A rebuild that was asked for could not read those that are unread either.
+    given_up: bool,
     /// Zeros written ahead of batches.
     pub(crate) ahead_bytes_written: u64,
     pub(crate) spares: Spares<D>,
@@ -152,9 +154,19 @@ impl<D: Disk> Segments<D> {
         let next_id = used.max().map_or(0, |id| id + 1);
         let all = BTreeMap::new();
         let (open, readers, forgotten) = (None, Vec::new(), Vec::new());
-        let ahead_bytes_written = 0;
-        let mut segments =
-            Self { disk, store, all, open, readers, next_id, ahead_bytes_written, spares, forgotten };
+        let (given_up, ahead_bytes_written) = (false, 0);
+        let mut segments = Self {
+            disk,
+            store,
+            all,
+            open,
+            readers,
+            next_id,
+            given_up,
+            ahead_bytes_written,
+            spares,
+            forgotten,
+        };
         let mut unreadable = Vec::new();
         for file in files {
             let name = segment_name(file.id);
@@ -577,16 +589,36 @@ impl<D: Disk> Segments<D> {
     pub(crate) fn set_unread(&mut self, id: u32) {
         if let Some(segment) = self.all.get_mut(&id) {
             (segment.unread, segment.damaged, segment.changed) = (true, true, true);
+            self.given_up = false;
         }
     }
 
+    /// What the index says of segments that a replay passed over bytes of.
+    pub(crate) fn take_unread(&mut self, unread: Unread) {
+        unread.ids.into_iter().for_each(|id| self.set_unread(id));
+        self.given_up = unread.given_up;
+    }
+
     /// Those a replay passed over bytes of.
-    pub(crate) fn unread(&self) -> Vec<u32> {
-        self.iter().filter(|(_, segment)| segment.unread).map(|(id, _)| id).collect()
+    pub(crate) fn unread(&self) -> Unread {
+        let ids = self.iter().filter(|(_, segment)| segment.unread).map(|(id, _)| id).collect();
+        Unread { ids, given_up: self.given_up }
+    }
+
+    /// Whoever asked for a rebuild has been told what it could not read: that holds no cleaning up any more.
+    pub(crate) fn give_up_unread(&mut self) {
+        self.given_up = true;
+    }
+
+    /// Files of those that may hold names nobody knows of: what these lead to is not known to be garbage.
+    pub(crate) fn withheld(&self) -> Vec<String> {
+        let unread = self.iter().filter(|(_, segment)| segment.unread && !self.given_up);
+        unread.map(|(id, _)| segment_name(id)).collect()
     }
 
     /// The whole log is read again: what it says of a segment is found anew.
     pub(crate) fn begin_anew(&mut self) {
+        self.given_up = false;
         for segment in self.all.values_mut() {
             (segment.unread, segment.damaged) = (false, false);
             (segment.row.live, segment.changed) = (0, true);

@@ -177,6 +177,39 @@ fn what_can_not_be_read_whole_stops_cleaning_and_goes_with_its_name() {
     }
 }
 
+#[test]
+fn while_a_part_of_the_log_is_unread_nothing_is_cleaned_erased_or_evicted_and_it_is_said() {
+    for evict in [Evict::Never, Evict::Oldest] {
+        let mut world = World::new(13);
+        let mut settings = master_settings(&[]);
+        settings.evict = evict;
+        settings.quota_bytes = 8 << 20;
+        settings.clean_period_ms = 700;
+        let node = world.add(settings);
+        world.put_now(node, "junk", noise(0, 300_000));
+        let root = world.machines[node].engine.table()["junk"];
+        world.machines[node].engine.is_unread = true;
+        world.request(node, Request::Remove { name: "junk".parse().unwrap() });
+        for index in 0..25 {
+            world.put_now(node, &format!("f{index:02}"), noise(1 + index, 300_000));
+        }
+        world.run_ms(20_000);
+        let erased = world.request(node, Request::Erase { cid: root });
+        assert!(
+            matches!(&erased, Response::Error(why) if why.message.contains("segment-00000007")),
+            "{erased:?}"
+        );
+        let machine = &world.machines[node];
+        assert_eq!((machine.engine.cleaned, machine.engine.erased, machine.engine.table().len()), (0, 0, 25));
+        let says = |note: &Note| matches!(note, Note::Store { what } if what.contains("segment-00000007"));
+        assert!(machine.notes.iter().any(says));
+        assert_eq!(world.status(node).store.unread, ["segment-00000007"]);
+        world.machines[node].engine.is_unread = false;
+        world.put_now(node, "last", noise(100, 300_000));
+        world.run_until(60_000, "it is cleaned", |world| world.machines[node].engine.cleaned > 0);
+    }
+}
+
 fn blocks_of(world: &World, node: usize, root: BlockId) -> BTreeSet<BlockId> {
     let blocks = &world.machines[node].engine.blocks;
     let mut found = BTreeSet::from([root]);

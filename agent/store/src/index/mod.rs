@@ -49,7 +49,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Keys of `meta` whose values decide over the log.
 const CHECKPOINT: &str = "checkpoint";
 const RUNS: &str = "runs";
-/// Absent if there are none, and in an index of before they were kept.
+/// [`Unread`]; absent if there are none, and in an index of before they were kept.
 const UNREAD: &str = "unread";
 
 /// Why the index can not answer.
@@ -98,6 +98,14 @@ pub(crate) struct SegmentRow {
     pub(crate) retired: bool,
 }
 
+/// Segments that a replay passed over bytes of: they may hold what the index lacks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unread {
+    pub(crate) ids: Vec<u32>,
+    /// A rebuild that was asked for could not read them either.
+    pub(crate) given_up: bool,
+}
+
 /// Everything one checkpoint makes durable.
 pub(crate) struct Update<'a> {
     /// What is new, if anything but the checkpoint is.
@@ -105,8 +113,8 @@ pub(crate) struct Update<'a> {
     pub(crate) checkpoint: Checkpoint,
     /// Segments to write, or with `None` to forget.
     pub(crate) segments: Vec<(u32, Option<SegmentRow>)>,
-    /// All segments that a replay passed over bytes of; with `None` they are those of the checkpoint before.
-    pub(crate) unread: Option<Vec<u32>>,
+    /// All there are; with `None` they are those of the checkpoint before.
+    pub(crate) unread: Option<Unread>,
     /// The whole quarantine, if it changed.
     pub(crate) damaged: Option<BTreeSet<Prefix>>,
 }
@@ -132,8 +140,7 @@ pub(crate) struct Opened {
     /// None in a new or unfinished index.
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) segments: Vec<(u32, SegmentRow)>,
-    /// Segments that a replay passed over bytes of: they may hold what the index lacks.
-    pub(crate) unread: Vec<u32>,
+    pub(crate) unread: Unread,
     pub(crate) damaged: BTreeSet<Prefix>,
 }
 
@@ -371,8 +378,8 @@ fn read_opening(
     let list = meta.get(RUNS)?.ok_or_else(damaged)?;
     let runs = Runs::load(level, list.value(), &transaction)?;
     let unread = match meta.get(UNREAD)? {
-        Some(bytes) => decode_ids(bytes.value())?,
-        None => Vec::new(),
+        Some(bytes) => decode_unread(bytes.value())?,
+        None => Unread::default(),
     };
     let mut opened = Opened { checkpoint, unread, ..Opened::default() };
     for item in transaction.open_table(SEGMENTS)?.iter()? {
@@ -421,8 +428,8 @@ fn write_rows(transaction: &redb::WriteTransaction, update: &Update<'_>) -> Resu
     }
     let mut meta = transaction.open_table(META)?;
     match &update.unread {
-        Some(ids) if ids.is_empty() => drop(meta.remove(UNREAD)?),
-        Some(ids) => drop(meta.insert(UNREAD, encode_ids(ids).as_slice())?),
+        Some(unread) if unread.ids.is_empty() => drop(meta.remove(UNREAD)?),
+        Some(unread) => drop(meta.insert(UNREAD, encode_unread(unread).as_slice())?),
         None => {}
     }
     meta.insert(CHECKPOINT, encode_checkpoint(&update.checkpoint).as_slice())?;
@@ -461,13 +468,19 @@ fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, redb::Error> {
     })
 }
 
-fn encode_ids(ids: &[u32]) -> Vec<u8> {
-    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+fn encode_unread(unread: &Unread) -> Vec<u8> {
+    let ids = unread.ids.iter().flat_map(|id| id.to_le_bytes());
+    ids.chain(unread.given_up.then_some(1)).collect()
 }
 
-fn decode_ids(bytes: &[u8]) -> Result<Vec<u32>, redb::Error> {
+fn decode_unread(bytes: &[u8]) -> Result<Unread, redb::Error> {
     let (ids, rest) = bytes.as_chunks();
-    if rest.is_empty() { Ok(ids.iter().map(|id| u32::from_le_bytes(*id)).collect()) } else { Err(damaged()) }
+    let given_up = match rest {
+        [] => false,
+        [1] => true,
+        _ => return Err(damaged()),
+    };
+    Ok(Unread { ids: ids.iter().map(|id| u32::from_le_bytes(*id)).collect(), given_up })
 }
 
 /// Numbers and a mark.

@@ -4,7 +4,8 @@
 //! since `clean_begin` count as marked. The marks are a bloom filter: a false positive keeps garbage, never
 //! loses a block. Live records go to the open segment as ordinary batches with their old sequence numbers;
 //! only when an index that knows the new places is durable is the old file freed, so a crash at any point
-//! leaves at least one copy. A segment with bytes that are no records is left alone.
+//! leaves at least one copy. A segment with bytes that are no records is left alone; while a part of the log is unread,
+//! which may hold names that the caller can not know of, nothing is given back.
 
 use super::commit::{Op, Purpose};
 use super::names::read_error;
@@ -93,7 +94,7 @@ impl<D: Disk> Store<D> {
     /// Marks blocks as reachable. All of them have to be marked before the first step.
     ///
     /// # Errors
-    /// No cleaning is under way.
+    /// No cleaning is under way, or a part of the log is unread.
     pub fn clean_mark(&mut self, hashes: &[Hash]) -> Result<(), MaintainError> {
         self.under_way()?;
         self.note_used(hashes);
@@ -103,7 +104,7 @@ impl<D: Disk> Store<D> {
     /// Deletes those of these blocks that are not marked, as one batch; how many. All that is to be marked has to be.
     ///
     /// # Errors
-    /// No cleaning is under way, or those of [`Store::commit`].
+    /// No cleaning is under way, a part of the log is unread, or those of [`Store::commit`].
     pub fn clean_delete(&mut self, hashes: &[Hash]) -> Result<usize, MaintainError> {
         self.under_way()?;
         let mut garbage = BTreeSet::new();
@@ -126,7 +127,8 @@ impl<D: Disk> Store<D> {
     /// Cleans for about `budget_bytes` bytes read. The first steps look through the index.
     ///
     /// # Errors
-    /// No cleaning is under way, no room to move, or failing I/O; the step may be tried again.
+    /// No cleaning is under way, a part of the log is unread, no room to move, or failing I/O; the step may be tried
+    /// again.
     pub fn clean_step(&mut self, budget_bytes: u64) -> Result<CleanProgress, MaintainError> {
         self.refuse_if_stopped()?;
         let mut progress = CleanProgress::default();
@@ -161,7 +163,12 @@ impl<D: Disk> Store<D> {
         Ok(progress)
     }
 
+    /// The cleaning, unless nothing may be dropped.
     fn under_way(&mut self) -> Result<&mut Cleaning, MaintainError> {
+        let files = self.segments.withheld();
+        if !files.is_empty() {
+            return Err(MaintainError::Unread { files });
+        }
         self.cleaning.as_mut().ok_or(MaintainError::NotCleaning)
     }
 

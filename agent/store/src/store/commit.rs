@@ -526,6 +526,7 @@ impl<D: Disk> Store<D> {
             MaintainError::Index { .. }
             | MaintainError::Io { .. }
             | MaintainError::Read(_)
+            | MaintainError::Unread { .. }
             | MaintainError::NotCleaning => CommitError::Index { reason: error.to_string() },
         })
     }

@@ -51,12 +51,14 @@ pub struct OpenReport {
     pub unreadable_files: Vec<String>,
 }
 
-/// Makes the index again from the log alone, and says what the log held.
+/// Makes the index again from the log alone, and says what the log held. What it can not read either holds no cleaning
+/// up any more.
 ///
 /// # Errors
 /// As for [`Store::open`].
 pub fn rebuild_index<D: Disk>(disk: D, options: Options) -> Result<OpenReport, OpenError> {
-    let (store, report) = open(disk, options, Some("a rebuild was asked for"))?;
+    let (mut store, report) = open(disk, options, Some("a rebuild was asked for"))?;
+    store.segments.give_up_unread();
     let disk = Arc::clone(&store.disk);
     store.close().map_err(|error| {
         let is_full = matches!(error, MaintainError::Full { .. });
@@ -83,7 +85,7 @@ impl<D: Disk> Store<D> {
         self.next_seq = self.next_seq.max(checkpoint.next_seq);
         (self.blocks, self.names) = (checkpoint.blocks, checkpoint.names);
         self.damaged = opened.damaged;
-        opened.unread.into_iter().for_each(|id| self.segments.set_unread(id));
+        self.segments.take_unread(opened.unread);
         let newest = self.segments.newest().map(|(id, segment)| (id, segment.row.generation));
         if checkpoint.clean && newest.map_or(0, |(_, generation)| generation) == checkpoint.generation {
             report.clean = true;

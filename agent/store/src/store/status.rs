@@ -113,6 +113,8 @@ pub struct StoreStatus {
     pub blocks_found_damaged: u64,
     /// Bytes of the log found damaged while reading it again.
     pub damaged_bytes: u64,
+    /// Segment files that could not be read whole, for which nothing is given back.
+    pub unread: Vec<String>,
     /// Writes or syncs of segments that failed.
     pub write_faults: u64,
     /// The last of them.
@@ -177,6 +179,7 @@ impl<D: Disk> Store<D> {
             damaged: self.damaged.len() as u64,
             blocks_found_damaged: counters.blocks_found_damaged,
             damaged_bytes: counters.damaged_bytes,
+            unread: self.segments.withheld(),
             write_faults: counters.write_faults,
             last_fault: counters.last_fault.clone(),
             stopped: self.stopped.clone(),

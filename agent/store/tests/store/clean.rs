@@ -293,18 +293,54 @@ fn assert_named(store: &mut Store<FaultDisk>, name: &str, value: &str) {
     assert_eq!(found.as_deref(), Some(value.as_bytes()), "{name}");
 }
 
+fn blocks_there(store: &mut Store<FaultDisk>) -> usize {
+    (0..200).filter(|number| store.has(&hash(&content(*number, 5000))).unwrap()).count()
+}
+
+/// The name whose record can not be read may lead to blocks in any segment.
 #[test]
-fn what_could_not_be_read_once_outlives_the_cleanings_of_all_later_starts() {
+fn nothing_is_given_back_at_this_start_or_later_ones_while_a_part_of_the_log_is_unread() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, unread) = with_an_unread_name(directory.path());
     let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
     assert!(report.damaged_bytes > 0 && store.binding("n7").unwrap().is_none(), "{report:?}");
-    store.checkpoint().unwrap();
+    let name = unread.file_name().unwrap().to_str().unwrap();
+    for start in 0..3 {
+        assert_eq!(store.status().unread, [name], "start {start}");
+        let files = segments(directory.path());
+        store.clean_begin();
+        let error = store.clean_step(1 << 20).unwrap_err();
+        assert!(matches!(error, MaintainError::Unread { .. }), "{error}");
+        assert!(error.to_string().contains(name) && error.to_string().contains("index rebuild"), "{error}");
+        let error = store.clean_delete(&[hash(&content(0, 5000))]).unwrap_err();
+        assert!(matches!(error, MaintainError::Unread { .. }), "{error}");
+        assert_eq!((blocks_there(&mut store), segments(directory.path())), (200, files));
+        store.checkpoint().unwrap();
+        drop(store);
+        disk.faults.bad_sector.store(0, SeqCst);
+        store = Store::open(disk.clone(), options()).unwrap().0;
+        assert_eq!(store.status().index_rebuilt, None);
+    }
     drop(store);
-    disk.faults.bad_sector.store(0, SeqCst);
+    let report = rebuild_index(disk.clone(), options()).unwrap();
+    assert_eq!(report.damaged_bytes, 0);
+    let (mut store, _) = Store::open(disk, options()).unwrap();
+    assert!(store.status().unread.is_empty());
+    assert_named(&mut store, "n7", "value 7");
+    clean_all(&mut store);
+    assert!(!unread.exists(), "a rebuild read all of it");
+    (0..20).for_each(|batch| assert_named(&mut store, &format!("n{batch}"), &format!("value {batch}")));
+}
+
+#[test]
+fn what_a_rebuild_that_was_asked_for_can_not_read_either_holds_nothing_up_and_is_never_cleaned() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, unread) = with_an_unread_name(directory.path());
+    assert!(rebuild_index(disk.clone(), options()).unwrap().damaged_bytes > 0);
     for start in 0..3 {
         let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
         assert!(report.index_rebuilt.is_none() && report.damaged_bytes == 0, "{report:?}");
+        assert!(store.status().unread.is_empty());
         for batch in 0..10 {
             let first = 1000 + start * 100 + batch * 10;
             store.commit(puts(first..first + 10, 5000)).unwrap();
@@ -312,14 +348,13 @@ fn what_could_not_be_read_once_outlives_the_cleanings_of_all_later_starts() {
         assert!(clean_all(&mut store) > 400_000, "the other segments are cleaned");
         assert!(unread.exists(), "start {start}");
         store.close().unwrap();
+        disk.faults.bad_sector.store(0, SeqCst);
     }
-    let report = rebuild_index(disk.clone(), options()).unwrap();
-    assert_eq!(report.damaged_bytes, 0);
+    assert_eq!(rebuild_index(disk.clone(), options()).unwrap().damaged_bytes, 0);
     let (mut store, _) = Store::open(disk, options()).unwrap();
-    assert_named(&mut store, "n7", "value 7");
+    (0..20).for_each(|batch| assert_named(&mut store, &format!("n{batch}"), &format!("value {batch}")));
     clean_all(&mut store);
     assert!(!unread.exists(), "a rebuild read all of it");
-    (0..20).for_each(|batch| assert_named(&mut store, &format!("n{batch}"), &format!("value {batch}")));
 }
 
 #[test]

@@ -283,10 +283,13 @@ impl Life {
     fn clean(&mut self, garbage: u32, deleted: u32, budget: u64, steps: usize) -> Checked {
         let kept = self.kept(garbage);
         let hashes: Vec<_> = kept.iter().map(|number| block(*number).0).collect();
-        self.with(|store| {
+        let marked = self.with(|store| {
             store.clean_begin();
-            store.clean_mark(&hashes).map_err(|error| error.to_string())
-        })??;
+            store.clean_mark(&hashes)
+        })?;
+        if let Err(error) = marked {
+            return self.excuse(&error.to_string());
+        }
         if deleted > 0 {
             self.delete_garbage(&kept, deleted)?;
             if self.store.is_none() {

@@ -35,6 +35,8 @@ pub(crate) struct Engine {
     pub(crate) cleaned: u64,
     /// Blocks that were deleted by request.
     pub(crate) erased: u64,
+    /// A part of the log could not be read.
+    pub(crate) is_unread: bool,
     /// The next so many commits fail.
     pub(crate) failing_commits: u32,
     /// The next so many questions for settings fail.
@@ -212,6 +214,10 @@ impl Engine {
                 Answer::Settings(found.map(|(key, value)| (key.clone(), value.clone())).collect())
             }
             Question::Numbers => Answer::Numbers(Box::new(self.numbers())),
+            Question::CleanMark(_) | Question::CleanDelete(_) | Question::CleanStep(_) if self.is_unread => {
+                let why = "no space is given back while segment-00000007 could not be read whole";
+                Answer::Failed(Failure::new(FailureKind::Disk, why))
+            }
             Question::CleanBegin
             | Question::CleanMark(_)
             | Question::CleanDelete(_)
@@ -277,6 +283,7 @@ impl Engine {
             quota_bytes: self.quota_bytes,
             batches: self.commits,
             damaged: self.damaged.len() as u64,
+            unread: self.is_unread.then(|| "segment-00000007".to_owned()).into_iter().collect(),
             ..StoreNumbers::default()
         }
     }
