@@ -41,6 +41,8 @@ pub(crate) struct Salvage {
     pub(crate) whole: Vec<Found>,
     /// Blocks whose header is whole and whose bytes are not.
     pub(crate) broken_blocks: Vec<Found>,
+    /// There is something else, which may have been any record.
+    pub(crate) is_gapped: bool,
     /// Bytes of the stretch.
     pub(crate) bytes: u64,
 }
@@ -124,16 +126,18 @@ impl<F: DiskFile> Reader<F> {
         while at < to {
             let header = self.header(at).filter(|header| at + header.record_bytes() <= to);
             let Some(header) = header else {
+                salvage.is_gapped = true;
                 at += 8;
                 continue;
             };
-            match self.record(at, &header) {
-                Some(_) if header.kind == Kind::Commit => {}
-                Some(found) => salvage.whole.push(found),
-                None if header.kind == Kind::Block => salvage.broken_blocks.extend(self.keyed(at, &header)),
-                None => {}
+            let end = at + header.record_bytes();
+            match (self.record(at, &header), self.keyed(at, &header)) {
+                (Some(found), _) if header.kind != Kind::Commit => salvage.whole.push(found),
+                (None, Some(found)) if header.kind == Kind::Block => salvage.broken_blocks.push(found),
+                (found, _) => salvage.is_gapped |= found.is_none(),
             }
-            at += header.record_bytes();
+            // what pads a batch is no gap
+            at = if header.kind == Kind::Commit { end.next_multiple_of(PAGE_BYTES) } else { end };
         }
         salvage
     }

@@ -122,7 +122,7 @@ impl<D: Disk> Store<D> {
         parser: &mut Reader<F>,
         report: &mut OpenReport,
     ) -> Result<(), IndexError> {
-        let Salvage { whole, broken_blocks, bytes } = parser.salvage(from, to);
+        let Salvage { whole, broken_blocks, is_gapped, bytes } = parser.salvage(from, to);
         // Of a block the last word in the log counts.
         let mut in_order: Vec<&Found> = whole.iter().chain(&broken_blocks).collect();
         in_order.sort_unstable_by_key(|found| found.offset);
@@ -140,7 +140,10 @@ impl<D: Disk> Store<D> {
         }
         report.damaged_bytes += bytes;
         report.salvaged_records += whole.len() as u64;
-        self.segments.set_unread(id);
+        if is_gapped {
+            self.segments.set_unread(id);
+        }
+        self.segments.get_mut(id).into_iter().for_each(|segment| segment.damaged = true);
         Ok(())
     }
 

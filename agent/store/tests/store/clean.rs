@@ -258,6 +258,11 @@ fn a_segment_with_damage_is_left_alone_and_served() {
 /// A killed store of several segments, on a disk that can not read the sector with one of its names for now; the file
 /// with that sector.
 fn with_an_unread_name(directory: &Path) -> (FaultDisk, PathBuf) {
+    with_a_bad_sector(directory, b"value 7")
+}
+
+/// The same of the sector in which these bytes begin.
+fn with_a_bad_sector(directory: &Path, bytes: &[u8]) -> (FaultDisk, PathBuf) {
     let (mut store, _) = open(directory);
     for batch in 0..20 {
         store.commit(puts(batch * 10..batch * 10 + 10, 5000)).unwrap();
@@ -265,7 +270,8 @@ fn with_an_unread_name(directory: &Path) -> (FaultDisk, PathBuf) {
     }
     drop(store);
     let place = segments(directory).into_iter().find_map(|path| {
-        let at = std::fs::read(&path).unwrap().windows(7).position(|window| window == b"value 7")?;
+        let content = std::fs::read(&path).unwrap();
+        let at = content.windows(bytes.len()).position(|window| window == bytes)?;
         Some((path, at as u64))
     });
     let (path, at) = place.unwrap();
@@ -355,6 +361,33 @@ fn what_a_rebuild_that_was_asked_for_can_not_read_either_holds_nothing_up_and_is
     (0..20).for_each(|batch| assert_named(&mut store, &format!("n{batch}"), &format!("value {batch}")));
     clean_all(&mut store);
     assert!(!unread.exists(), "a rebuild read all of it");
+}
+
+/// All that is not known of the stretch is what the block says, and which it is its record's header tells.
+#[test]
+fn a_block_that_can_not_be_read_holds_up_its_own_segment_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, unread) = with_a_bad_sector(directory.path(), &content(75, 5000)[2000..2600]);
+    for rebuilt in [false, true] {
+        if rebuilt {
+            rebuild_index(disk.clone(), options()).unwrap();
+        }
+        let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
+        assert_eq!((report.damaged_blocks, report.salvaged_records), if rebuilt { (0, 0) } else { (1, 9) });
+        assert!(store.status().unread.is_empty() && store.status().damaged == 1);
+        let kept: Vec<Hash> = (70..80).map(|number| hash(&content(number, 5000))).collect();
+        store.clean_begin();
+        store.clean_mark(&kept).unwrap();
+        while !store.clean_step(1 << 20).unwrap().done {}
+        assert!(unread.exists() && segments(directory.path()).len() <= 3, "{:?}", segments(directory.path()));
+        store.close().unwrap();
+    }
+    disk.faults.bad_sector.store(0, SeqCst);
+    let (mut store, _) = Store::open(disk, options()).unwrap();
+    for number in 70..80 {
+        assert_eq!(store.get(&hash(&content(number, 5000))).unwrap(), Some(content(number, 5000)));
+    }
+    assert_named(&mut store, "n7", "value 7");
 }
 
 #[test]
