@@ -105,6 +105,31 @@ impl FromStr for Level {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
+
+    /// What this kind of machine may have.
+    const KNOWN: &[&str] = if cfg!(target_arch = "x86_64") {
+        &["portable", "avx2", "avx512"]
+    } else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
+        &["portable", "neon"]
+    } else {
+        &["portable"]
+    };
+
+    /// A suite goes over the levels there are: one that no machine of a run has would go untested without a word. No
+    /// machine can be given one, so that is no skip, which would fail the run.
+    #[test]
+    fn a_level_that_this_machine_lacks_is_noted_as_untested() {
+        assert!(Level::available().all(|level| KNOWN.contains(&level.name())));
+        for name in KNOWN.iter().filter(|name| name.parse::<Level>().is_err()) {
+            let note = format!("kernels at level {name}: this machine does not have it");
+            println!("untested: {note}");
+            if let Some(path) = std::env::var_os("LARDER_NOTES") {
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                writeln!(file.unwrap(), "{note}").unwrap();
+            }
+        }
+    }
 
     #[test]
     fn every_level_of_this_machine_is_found_by_its_name() {
