@@ -2,7 +2,7 @@
 //!
 //! A put may say that it is patient: neither it nor what its connection says next is in a hurry. Such a
 //! connection, when it has said all for now, *rests*: it is not read, and the processor is not woken for it.
-//! Between half and three quarters of the profile's flush age later all that rest are read together, and what
+//! Between five and seven eighths of the profile's flush age later all that rest are read together, and what
 //! they have put goes in one batch, so that nothing is answered later than that age. Profiles with a short age
 //! have no rests, which would save nothing.
 
@@ -114,7 +114,7 @@ impl Control {
 
     pub(super) fn rest_deadline(&self) -> Option<Deadline> {
         let age_ms = self.settings.flush.age_ms;
-        let at_ms = self.rest_ms?.saturating_add(age_ms / 2);
+        let at_ms = self.rest_ms?.saturating_add(age_ms / 8 * 5);
         Some(Deadline { at_ms, slack_ms: age_ms / 4, why: "patient puts" })
     }
 }

@@ -41,7 +41,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const ROW_BYTES: usize = 33;
 const CHECKPOINT_BYTES: usize = 41;
 /// The layout of the tables below; an index of another layout is made again.
-const LAYOUT: u8 = 5;
+const LAYOUT: u8 = 6;
 
 const SEGMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("segments");
 const DAMAGED: TableDefinition<'_, &Prefix, ()> = TableDefinition::new("damaged");

@@ -78,12 +78,70 @@ fn compare(index: &mut Index<OsDisk>, model: &Model) {
     assert_eq!(&walked, model);
 }
 
+/// Names, each bound or gone, in one checkpoint.
+fn flush_names(index: &mut Index<OsDisk>, model: &mut BTreeMap<String, Entry>, names: &[(String, bool)]) {
+    let mut table = Table::default();
+    let last = model.values().map(|entry| entry.seq).max().unwrap_or_default();
+    for (seq, (name, there)) in (last + 1..).zip(names) {
+        let value = bytes::Bytes::from(vec![seq as u8; 62]);
+        let place = Place { segment: 1, offset: seq as u32 * 8, length: 62 };
+        let entry = there.then_some(Entry { seq, place, value });
+        table.put_name(name.clone(), entry.clone());
+        match entry {
+            Some(entry) => drop(model.insert(name.clone(), entry)),
+            None => drop(model.remove(name)),
+        }
+    }
+    let (segments, unread, damaged, checkpoint) = (Vec::new(), None, None, Checkpoint::default());
+    index.write(&Update { table: Some(&table), checkpoint, segments, unread, damaged }).unwrap();
+}
+
+fn compare_names(index: &Index<OsDisk>, model: &BTreeMap<String, Entry>) {
+    let found = index.names_after("", None, usize::MAX, |_| false).unwrap();
+    assert!(found.iter().map(|(name, entry)| (name, entry)).eq(model));
+    let mut changes: Vec<(u64, String)> =
+        model.iter().map(|(name, entry)| (entry.seq, name.clone())).collect();
+    changes.sort_unstable();
+    assert_eq!(index.changes_after(0, usize::MAX, |_| false).unwrap(), changes);
+}
+
+#[test]
+fn names_that_come_between_others_fill_their_leaves() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = OsDisk::new(directory.path()).unwrap();
+    let (mut index, mut model) = (open(&disk), BTreeMap::new());
+    let readings = |numbers: std::ops::Range<u32>| -> Vec<(String, bool)> {
+        numbers.map(|number| (format!("readings/{number}"), true)).collect()
+    };
+    let costs = [1..7_200, 7_200..14_400].map(|numbers| {
+        let before = index.bytes_written();
+        flush_names(&mut index, &mut model, &readings(numbers));
+        index.bytes_written() - before
+    });
+    compare_names(&index, &model);
+    assert!(costs[1] * 10 <= costs[0] * 14, "10000 to 14399 lie between 1000 and 1440: {costs:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: ProptestConfig::default().cases * 40 / 256,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
+
+    #[test]
+    fn names_are_what_a_map_says_wherever_new_ones_come(
+        flushes in prop::collection::vec(prop::collection::vec((0..3_000_u32, prop::bool::weighted(0.8)), 1..600), 1..12)
+    ) {
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let disk = OsDisk::new(directory.path()).unwrap();
+        let (mut index, mut model) = (open(&disk), BTreeMap::new());
+        for names in flushes {
+            let names: Vec<_> = names.iter().map(|(number, there)| (format!("n/{number}"), *there)).collect();
+            flush_names(&mut index, &mut model, &names);
+            compare_names(&index, &model);
+        }
+    }
 
     #[test]
     fn runs_say_what_a_map_says_whatever_is_merged_and_when_it_is_reopened(
