@@ -1,6 +1,8 @@
 //! Power in a whole fleet: an hour of work under two profiles, noisy sensors, radios that sleep.
 
 use crate::commands::remote;
+use crate::sim::client::Call;
+use crate::sim::flash::Flash;
 use crate::sim::random::Random;
 use crate::sim::setup::{below_settings, master_settings};
 use crate::sim::{START_MS, World};
@@ -16,18 +18,25 @@ use std::sync::Arc;
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
+const READING_BYTES: u64 = 4_096;
+
+const LOW_POWER: &str = include_str!("../../../../power-profiles/low-power.toml");
 
 fn performance() -> Steering {
     shipped(include_str!("../../../../power-profiles/performance.toml"))
 }
 
 fn low_power() -> Steering {
-    shipped(include_str!("../../../../power-profiles/low-power.toml"))
+    shipped(LOW_POWER)
+}
+
+fn profile(file: &str) -> Profile {
+    toml::from_str(file).unwrap()
 }
 
 /// What a profile's file steers on a board of the usual heat; it reacts to nothing.
 fn shipped(file: &str) -> Steering {
-    let profile: Profile = toml::from_str(file).unwrap();
+    let profile = profile(file);
     let batch = |bytes, age_ms| BatchSettings { bytes: usize::try_from(bytes).unwrap(), age_ms };
     let percent = |value| u8::try_from(value).unwrap();
     Steering {
@@ -69,73 +78,141 @@ fn under(settings: Settings, profiles: Vec<Steering>) -> Settings {
 
 /// A master, and a worker that may run under these profiles.
 fn pair(seed: u64, profiles: Vec<Steering>) -> (World, usize, usize) {
+    pair_with(seed, "worker", profiles)
+}
+
+fn pair_with(seed: u64, name: &str, profiles: Vec<Steering>) -> (World, usize, usize) {
     let mut world = World::new(seed);
-    let master = world.add(master_settings(&[("worker", Role::Worker)]));
-    let worker = world.add(under(below_settings("worker", Role::Worker), profiles));
+    let master = world.add(master_settings(&[(name, Role::Worker)]));
+    let worker = world.add(under(below_settings(name, Role::Worker), profiles));
     world.run_ms(500);
     (world, master, worker)
 }
 
 /// What an hour of work cost, and the longest wait for an answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Cost {
     wake_ups: u64,
     batches: u64,
     messages: u64,
     latest_ms: u64,
+    payload_bytes: u64,
 }
 
-/// Twenty readings of one program within a second, a quarter of a minute apart on average.
-fn hour_of_work(profile: Steering) -> Cost {
-    let (mut world, master, worker) = pair(71, vec![profile]);
-    let machine = &world.machines[worker];
-    let (woken, batches) = (machine.wake_ups, machine.engine.commits);
-    let messages = world.net.messages;
-    let mut random = Random::new(72);
-    let (mut open, mut latest_ms, mut number) = (Vec::new(), 0, 0);
-    let mut pass = |world: &mut World, open: &mut Vec<(u64, _)>, ms: u64| {
+/// A program that puts readings of 4 KiB and can wait.
+struct Program {
+    node: usize,
+    random: Random,
+    open: Vec<(u64, Call)>,
+    count: usize,
+    latest_ms: u64,
+}
+
+impl Program {
+    fn put(&mut self, world: &mut World) {
+        self.count += 1;
+        let bytes: Vec<u8> = (0..READING_BYTES).map(|_| self.random.next() as u8).collect();
+        let call = world.put_patiently(self.node, 1, &format!("readings/{}", self.count), bytes);
+        self.open.push((world.now_ms, call));
+    }
+
+    fn pass(&mut self, world: &mut World, ms: u64) {
         world.run_ms(ms);
-        open.retain(|(asked_ms, call)| {
+        self.open.retain(|(asked_ms, call)| {
             let is_stored = world.heard(*call).iter().any(|answer| matches!(answer, Response::Stored { .. }));
             if is_stored {
-                latest_ms = latest_ms.max(world.now_ms - asked_ms);
+                self.latest_ms = self.latest_ms.max(world.now_ms - asked_ms);
             }
             !is_stored
         });
-    };
+    }
+}
+
+/// An hour of a program, until the master has all of it.
+fn hour_of_work(
+    (world, master, worker): &mut (World, usize, usize),
+    mut put: impl FnMut(&mut World, &mut Program),
+) -> Cost {
+    let machine = &world.machines[*worker];
+    let (woken, batches) = (machine.wake_ups, machine.engine.commits);
+    let messages = world.net.messages;
+    let (random, open) = (Random::new(72), Vec::new());
+    let mut program = Program { node: *worker, random, open, count: 0, latest_ms: 0 };
     let began_ms = world.now_ms;
     while world.now_ms < began_ms + HOUR_MS {
-        for _ in 0..20 {
-            number += 1;
-            let bytes: Vec<u8> = (0..4_096).map(|_| random.next() as u8).collect();
-            open.push((world.now_ms, world.put_patiently(worker, 1, &format!("r{number}"), bytes)));
-            pass(&mut world, &mut open, random.below(40));
-        }
-        for _ in 0..random.below(290) {
-            pass(&mut world, &mut open, 100);
-        }
+        put(world, &mut program);
     }
     world.run_until(2 * MINUTE_MS, "the master has all", |world| {
-        world.machines[master].engine.names.len() == number
+        world.machines[*master].engine.names.len() == program.count
     });
-    let machine = &world.machines[worker];
+    let machine = &world.machines[*worker];
     Cost {
         wake_ups: machine.wake_ups - woken,
         batches: machine.engine.commits - batches,
         messages: world.net.messages - messages,
-        latest_ms,
+        latest_ms: program.latest_ms,
+        payload_bytes: program.count as u64 * READING_BYTES,
     }
 }
 
-#[test]
-fn low_power_saves_nine_tenths_of_what_it_can_wait_with_and_is_never_late() {
-    let (eager, frugal) = (hour_of_work(performance()), hour_of_work(low_power()));
+/// Twenty readings within a second, a quarter of a minute apart on average.
+fn in_bursts(world: &mut World, program: &mut Program) {
+    for _ in 0..20 {
+        program.put(world);
+        let ms = program.random.below(40);
+        program.pass(world, ms);
+    }
+    for _ in 0..program.random.below(290) {
+        program.pass(world, 100);
+    }
+}
+
+/// Four readings a second, as the bench `power` puts them.
+fn steadily(world: &mut World, program: &mut Program) {
+    program.put(world);
+    program.pass(world, 250);
+}
+
+fn assert_saves(eager: &Cost, frugal: &Cost) {
     println!("performance {eager:?}\nlow-power {frugal:?}");
     // all of them: by the program that puts, the disk, the peer, sensors and the node itself
     assert!(frugal.wake_ups * 10 <= eager.wake_ups, "{frugal:?} against {eager:?}");
     assert!(frugal.batches * 10 <= eager.batches, "{frugal:?} against {eager:?}");
     assert!(frugal.messages * 10 <= eager.messages, "{frugal:?} against {eager:?}");
     assert!(frugal.latest_ms <= low_power().flush.age_ms, "{frugal:?}");
+}
+
+#[test]
+fn low_power_saves_nine_tenths_of_what_it_can_wait_with_and_is_never_late() {
+    let [eager, frugal] =
+        [performance(), low_power()].map(|of| hour_of_work(&mut pair(71, vec![of]), in_bursts));
+    assert_saves(&eager, &frugal);
+}
+
+/// On a real store, whose index follows: all that an hour costs the flash, log and index. Names are those of the bench
+/// `power`, the node's among them, which is twice in each binding.
+#[test]
+fn an_hour_of_low_power_writes_a_tenth_more_to_flash_than_was_put() {
+    let eager = hour_of_work(&mut pair_with(71, "cam", vec![performance()]), steadily);
+    let mut fleet = pair_with(71, "cam", vec![low_power()]);
+    let worker = fleet.2;
+    fleet.0.machines[worker].flash = Some(Flash::new(profile(LOW_POWER).table_entries));
+    let frugal = hour_of_work(&mut fleet, steadily);
+    assert_saves(&eager, &frugal);
+    let flash = |world: &World| world.machines[worker].flash.as_ref().unwrap().status();
+    let age_ms = low_power().checkpoint_age_ms;
+    fleet.0.run_until(age_ms * 5 / 4, "all is in the index", |world| flash(world).table_entries == 0);
+    let store = flash(&fleet.0);
+    let (log, index) = (store.log_bytes_written, store.index_bytes_written);
+    let share = |bytes: u64| bytes as f64 / frugal.payload_bytes as f64;
+    println!(
+        "log {:.4} of payload, index {:.4} in {} checkpoints",
+        share(log),
+        share(index),
+        store.checkpoints
+    );
+    assert!(store.checkpoints >= 2, "{}", store.checkpoints);
+    assert!(fleet.0.machines[worker].flash.as_ref().unwrap().bytes() * 10 <= frugal.payload_bytes * 11);
 }
 
 #[test]

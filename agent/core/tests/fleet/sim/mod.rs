@@ -5,6 +5,7 @@
 
 pub(crate) mod client;
 pub(crate) mod engine;
+pub(crate) mod flash;
 pub(crate) mod folder;
 pub(crate) mod hasher;
 pub(crate) mod impostor;
@@ -15,6 +16,7 @@ pub(crate) mod setup;
 
 use client::{Client, Frame};
 use engine::Engine;
+use flash::{Flash, wants_checkpoint};
 use folder::Folders;
 use hasher::Hasher;
 use judge::Judge;
@@ -102,6 +104,8 @@ pub(crate) struct Machine {
     pub(crate) settings: Settings,
     pub(crate) node: Option<Node>,
     pub(crate) engine: Engine,
+    /// What the work costs a real store, where a test asks.
+    pub(crate) flash: Option<Flash>,
     pub(crate) folders: Folders,
     pub(crate) hasher: Hasher,
     pub(crate) notes: Vec<Note>,
@@ -171,6 +175,7 @@ impl World {
             settings,
             node: None,
             engine: Engine::new(quota_bytes),
+            flash: None,
             folders: Folders::default(),
             hasher: Hasher::default(),
             notes: Vec::new(),
@@ -359,7 +364,11 @@ impl World {
         let Some(work) = machine.work.remove(first_other.unwrap_or(0)) else { return };
         match work {
             Work::Store(job, what) => {
+                let told = machine.flash.as_ref().map(|_| (Flash::ops(&what), wants_checkpoint(&what)));
                 let done = machine.engine.run(what);
+                if let Some((flash, (ops, wants_checkpoint))) = machine.flash.as_mut().zip(told) {
+                    flash.done(ops, wants_checkpoint, &done);
+                }
                 self.input(node, Input::JobDone { job, done });
             }
             Work::File(file, what) => {
