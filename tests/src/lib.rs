@@ -1,7 +1,7 @@
 //! What Larder's tests share: nodes, fleets, brokers, certificates and bad networks.
 
 pub mod broker;
-
+pub mod clock;
 pub mod fleet;
 pub mod impostor;
 pub mod intake;

@@ -1,39 +1,13 @@
 //! A machine without a clock of its own wakes up in 1970: what it takes in is safe and in order, and what the
 //! clock stops is said and goes on when the clock is right.
-//!
-//! `libfaketime` gives one agent a wall clock of its own; its monotonic clock runs as it is.
 
 use larder_tests::broker::{Certificates, Config, Mosquitto};
+use larder_tests::clock::{self, set_clock, with_clock};
 use larder_tests::fleet::{befriend, connect, connect_by_tls, put, settled};
 use larder_tests::node::{Node, noise, skip, wait_for};
-use std::fs;
-use std::path::{Path, PathBuf};
 
 const BOOT: &str = "@1970-01-01 00:00:07";
 const RIGHT: &str = "+0";
-
-/// Where Debian puts the library on this machine.
-fn library() -> Option<PathBuf> {
-    let places = fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
-    let library = |place: PathBuf| place.join("faketime/libfaketime.so.1");
-    places.map(library).find(|library| library.exists())
-}
-
-/// Gives a node's next processes a wall clock, which [`set_clock`] steps while they run.
-fn with_clock(node: &mut Node, library: &Path, clock: &str) {
-    set_clock(node, clock);
-    let file = node.path("clock");
-    node.variable("LD_PRELOAD", library.to_str().expect("a plain path"));
-    node.variable("FAKETIME_TIMESTAMP_FILE", file.to_str().expect("a plain path"));
-    node.variable("FAKETIME_NO_CACHE", "1");
-    node.variable("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-}
-
-fn set_clock(node: &Node, clock: &str) {
-    // in one step, so that nobody reads half of it
-    fs::write(node.path("clock.new"), clock).expect("the folder is writable");
-    fs::rename(node.path("clock.new"), node.path("clock")).expect("the folder is writable");
-}
 
 fn pair() -> (Node, Node) {
     let (master, worker) = (Node::new("hub", "master"), Node::new("cam", "worker"));
@@ -43,7 +17,7 @@ fn pair() -> (Node, Node) {
 
 #[test]
 fn a_worker_that_wakes_up_in_1970_syncs_and_its_versions_stay_in_order() {
-    let Some(library) = library() else {
+    let Some(library) = clock::library() else {
         return skip("a clock in 1970", "no libfaketime here");
     };
     let broker = Mosquitto::start(Config::default());
@@ -79,7 +53,7 @@ fn a_worker_that_wakes_up_in_1970_syncs_and_its_versions_stay_in_order() {
 
 #[test]
 fn tls_in_1970_says_what_is_wrong_and_the_link_comes_up_when_the_clock_does() {
-    let Some(library) = library() else {
+    let Some(library) = clock::library() else {
         return skip("a clock in 1970 with TLS", "no libfaketime here");
     };
     let certificates = Certificates::new();
