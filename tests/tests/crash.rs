@@ -61,7 +61,7 @@ fn a_process_killed_anywhere_leaves_nothing_that_the_next_one_builds_on_and_the_
     let (looked, broken) = kill_all(LENGTH - 1, threads());
     println!("{looked:?}");
     assert!(broken.is_empty(), "{} programs break a promise:\n{}", broken.len(), broken.join("\n"));
-    assert!(looked.programs >= 72 && looked.images > 5_000, "{looked:?}");
+    assert!(looked.programs >= 72 && looked.images > 2_500, "{looked:?}");
 }
 
 #[test]
@@ -69,8 +69,9 @@ fn every_error_at_every_call_of_a_step_loses_nothing() {
     let (looked, broken) = fail_all(threads());
     println!("{looked:?}");
     assert!(broken.is_empty(), "{}", broken.join("\n"));
-    assert!(looked.images > 5_000, "{looked:?}");
-    reaches(&looked.coverage, &[(Event::ErrorInRecycling, 90), (Event::ErrorOnRecycled, 30)]);
+    assert!(looked.programs >= 24 && looked.images > 5_000, "{looked:?}");
+    let least = [(Event::ErrorInRecycling, 90), (Event::ErrorOnRecycled, 30), (Event::ErrorInMerge, 90)];
+    reaches(&looked.coverage, &least);
 }
 
 #[test]

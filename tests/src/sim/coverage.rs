@@ -29,6 +29,8 @@ pub enum Event {
     Merged,
     /// All runs began to become one because most of their entries said nothing any more.
     Collected,
+    /// A call failed of a step that goes on with a merge.
+    ErrorInMerge,
     /// A power cut left a merge half done.
     CutInMerge,
     /// A power cut left a merge half done that makes one run of all.

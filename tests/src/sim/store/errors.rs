@@ -2,51 +2,70 @@
 //!
 //! Of each program the last step meets one error: once, or from there on until the device is well again. Then
 //! the live store must answer as if nothing had happened but the step, take another batch or say why not,
-//! and a power cut must leave what was acknowledged.
+//! and a power cut must leave what was acknowledged. Programs start from a used store, from nothing, so that making a
+//! store is part of their first step, with each way of preparing segments, and one checkpoint before a merge.
 
-use super::exhaustive::{Looked, batch_after};
+use super::exhaustive::{Looked, Opened, batch_after};
 use super::life::{Life, Step, options};
 use super::model::{Change, Checked, Model};
-use super::programs::{Letter, programs, used_store};
+use super::programs::{Letter, merging_options, programs, store_before_merge, used_store};
 use super::workers::spread;
+use crate::sim::coverage::Event;
 use crate::sim::disk::{Errno, Fate, Faults, Image, Injection, SimDisk};
+use larder_store::{Options, Prepare};
+use std::sync::Arc;
 
 /// Programs whose last step makes a segment of a spare, or writes to one that was made so.
 const RECYCLED: [&[Letter]; 2] =
     [&[Letter::Clean, Letter::Seal], &[Letter::Clean, Letter::Seal, Letter::Put]];
 
+/// From nothing: making a store, its first segment, closing it and opening it again.
+const FROM_NOTHING: [&[Letter]; 2] = [&[Letter::Put], &[Letter::Open]];
+
+/// Where preparing makes a difference: the open segment grows, a fresh one is made, and grows.
+const PREPARED: [&[Letter]; 3] = [&[Letter::Put], &[Letter::Seal], &[Letter::Seal, Letter::Put]];
+
+/// Checkpoints that begin a merge, go on with it, and end it, and the one behind.
+const MERGING: [usize; 4] = [1, 2, 5, 6];
+
 /// Calls of a put that has to tell first where the log ends.
 const CALLS_OF_A_PUT: u64 = 8;
 
+/// What programs start from.
+struct Start {
+    image: Image,
+    model: Model,
+    options: Options,
+    /// There is no store yet: the first step makes it.
+    is_nothing: bool,
+    opened: Opened,
+}
+
 /// One error in one step.
 struct Trial<'a> {
-    image: &'a Image,
-    model: &'a Model,
+    start: &'a Start,
     steps: &'a [Step],
     errno: Errno,
     lasting: bool,
 }
 
 /// Runs a program once for each call of its last step, each error and each duration.
-///
-/// # Errors
-/// A promise is broken; the words say where.
-pub fn fail_everywhere(image: &Image, model: &Model, program: &[Letter], looked: &mut Looked) -> Checked {
+fn fail_everywhere(start: &Start, program: &[Letter], looked: &mut Looked) -> Checked {
     looked.programs += 1;
     let mut broken: Vec<String> = Vec::new();
     let steps: Vec<Step> = (0..).zip(program).map(|(place, letter)| letter.step(place)).collect();
     for errno in Errno::ALL {
         for lasting in [false, true] {
-            let trial = Trial { image, model, steps: &steps, errno, lasting };
+            let trial = Trial { start, steps: &steps, errno, lasting };
             for call in 1.. {
                 looked.cuts += 1;
                 match trial.run(call, looked) {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(words) => {
-                        let from = if lasting { "from" } else { "at" };
+                        let (from, place) = (if lasting { "from" } else { "at" }, start.words());
                         broken.push(format!(
-                            "{program:?}, {errno:?} {from} call {call} of the last step: {words}"
+                            "{program:?} {place}, {errno:?} {from} call {call} of the last step: {words}"
                         ));
                     }
                 }
@@ -56,27 +75,69 @@ pub fn fail_everywhere(image: &Image, model: &Model, program: &[Letter], looked:
     if broken.is_empty() { Ok(()) } else { Err(broken.join("\n")) }
 }
 
-/// Every program of one letter and those of recycled segments, errors everywhere.
+/// Every program of one letter and those of recycled segments from a used store, and a few from each other start,
+/// errors everywhere.
 pub fn fail_all(threads: usize) -> (Looked, Vec<String>) {
-    let (image, model) = match used_store() {
-        Ok(made) => made,
+    let work = match work() {
+        Ok(work) => work,
         Err(words) => return (Looked::default(), vec![words]),
     };
-    let on_recycled = RECYCLED.iter().map(|program| program.to_vec());
-    let work: Vec<Vec<Letter>> = programs(&Letter::FAILING, 1).into_iter().chain(on_recycled).collect();
-    let fail = |looked: &mut Looked, program: &Vec<Letter>| fail_everywhere(&image, &model, program, looked);
+    let fail = |looked: &mut Looked, (start, program): &(Arc<Start>, Vec<Letter>)| {
+        fail_everywhere(start, program, looked)
+    };
     let (parts, broken) = spread(&work, threads, Looked::default, fail);
     let mut looked = Looked::default();
     parts.into_iter().for_each(|part| looked += part);
     (looked, broken)
 }
 
+/// Programs, each with what it starts from.
+fn work() -> Checked<Vec<(Arc<Start>, Vec<Letter>)>> {
+    let all = |of: &[&[Letter]]| of.iter().map(|program| program.to_vec()).collect::<Vec<_>>();
+    let used = |prepare| {
+        let options = Options { prepare, ..options() };
+        used_store(&options).map(|made| Start::new(made, options))
+    };
+    let nothing = Start { is_nothing: true, ..Start::new((Image::default(), Model::default()), options()) };
+    let works = [
+        (used(Prepare::Allocate)?, [programs(&Letter::FAILING, 1), all(&RECYCLED)].concat()),
+        (nothing, all(&FROM_NOTHING)),
+        (used(Prepare::None)?, all(&PREPARED)),
+        (used(Prepare::Zero)?, all(&PREPARED)),
+        (
+            Start::new(store_before_merge()?, merging_options()),
+            MERGING.map(|length| [Letter::Put, Letter::Checkpoint].repeat(length)).to_vec(),
+        ),
+    ];
+    let mut work = Vec::new();
+    for (start, programs) in works {
+        let start = Arc::new(start);
+        work.extend(programs.into_iter().map(|program| (Arc::clone(&start), program)));
+    }
+    Ok(work)
+}
+
+impl Start {
+    fn new((image, model): (Image, Model), options: Options) -> Self {
+        Self { image, model, options, is_nothing: false, opened: Opened::default() }
+    }
+
+    fn words(&self) -> String {
+        let Options { prepare, table_entries, .. } = self.options;
+        let place = if self.is_nothing { "nothing" } else { "a store" };
+        format!("from {place}, prepared {prepare:?}, {table_entries} entries in the table")
+    }
+}
+
 impl Trial<'_> {
     /// False if the step has fewer calls.
     fn run(&self, call: u64, looked: &mut Looked) -> Checked<bool> {
-        let disk = SimDisk::new(self.image.clone(), Faults::default(), call);
-        let mut life = Life::faulty(disk, self.model.clone(), options());
-        life.open()?;
+        let Start { image, model, options, is_nothing, .. } = self.start;
+        let disk = SimDisk::new(image.clone(), Faults::default(), call);
+        let mut life = Life::faulty(disk, model.clone(), options.clone());
+        if !is_nothing {
+            life.open()?;
+        }
         let (last, before) = self.steps.split_last().ok_or("a program has a step")?;
         for step in before {
             life.step(step)?;
@@ -84,10 +145,13 @@ impl Trial<'_> {
         let at = life.disk.calls() + call;
         let injection = Some(Injection { at, errno: self.errno, lasting: self.lasting });
         life.disk.set_faults(Faults { injection, ..Faults::default() });
+        let merged = life.is_merging();
         life.step(last)?;
         let reached = life.disk.calls() >= at;
         life.disk.set_faults(Faults::default());
         if life.disk.injected() {
+            let in_merge = merged || life.is_merging();
+            looked.coverage.note_times(Event::ErrorInMerge, u64::from(in_merge));
             looked.coverage += life.disk.coverage();
             self.aftermath(life, call, looked)?;
         }
@@ -111,9 +175,14 @@ impl Trial<'_> {
             self.start_again(&life, looked).map_err(|words| format!("the process dies, {words}"))?;
         }
         let mut cut = |life: &Life, fate: Fate, when: &str| {
+            let image = life.cut(fate);
+            if !self.start.opened.is_new(&image, (&life.model, degraded)) {
+                return Ok(());
+            }
             looked.images += 1;
             let place = |words: String| format!("cut {when}, {fate:?}: {words}");
-            let mut after = Life::faultless(life.cut(fate), life.model.clone(), options()).map_err(place)?;
+            let mut after =
+                Life::faultless(image, life.model.clone(), self.start.options.clone()).map_err(place)?;
             if degraded {
                 after.step(&Step::Rebuild).map_err(place)?;
             }
@@ -134,7 +203,7 @@ impl Trial<'_> {
     /// The process dies and not the kernel, which shows the next one what a failed sync dropped. That does the step
     /// once more, and what it acknowledges outlasts a power cut.
     fn start_again(&self, life: &Life, looked: &mut Looked) -> Checked {
-        let mut next = Life::faultless(life.disk.image(), life.model.clone(), options())?;
+        let mut next = Life::faultless(life.disk.image(), life.model.clone(), self.start.options.clone())?;
         if life.reported {
             next.step(&Step::Rebuild)?;
         }
@@ -142,7 +211,7 @@ impl Trial<'_> {
         let last = self.steps.last().ok_or("a program has a step")?;
         next.step(last)?;
         looked.images += 1;
-        let after = Life::faultless(next.cut(Fate::NOTHING), next.model.clone(), options());
+        let after = Life::faultless(next.cut(Fate::NOTHING), next.model.clone(), self.start.options.clone());
         after.and_then(|mut after| after.check()).map_err(|words| format!("then the power fails: {words}"))
     }
 }
@@ -154,7 +223,7 @@ impl Trial<'_> {
 /// # Errors
 /// The block is lost; the words say how.
 pub fn refuse_a_deletion(seeds: u64) -> Checked<Looked> {
-    let (image, model) = used_store()?;
+    let (image, model) = used_store(&options())?;
     let mut looked = Looked::default();
     for seed in 0..seeds {
         let again = seed % CALLS_OF_A_PUT;
@@ -181,6 +250,10 @@ pub fn refuse_a_deletion(seeds: u64) -> Checked<Looked> {
 }
 
 impl Life {
+    fn is_merging(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.status().merges_under_way > 0)
+    }
+
     /// The device is full at one call of a commit.
     fn full_at(&mut self, call: u64, change: Change) -> Checked {
         let at = self.disk.calls() + call;

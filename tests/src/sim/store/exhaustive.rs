@@ -38,10 +38,23 @@ impl AddAssign for Looked {
     }
 }
 
+/// Devices that were opened, and with what expectations, so that each is opened once. Clones share them.
+#[derive(Clone, Default)]
+pub(super) struct Opened(Arc<Mutex<HashSet<u64>>>);
+
+impl Opened {
+    /// Whether it is the first of its kind.
+    pub(super) fn is_new(&self, image: &Image, expected: impl Hash) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (image.fingerprint(), expected).hash(&mut hasher);
+        self.0.lock().is_ok_and(|mut seen| seen.insert(hasher.finish()))
+    }
+}
+
 /// Cuts programs, and remembers what was looked at.
 pub struct Examiner {
     options: Options,
-    seen: Arc<Mutex<HashSet<u64>>>,
+    opened: Opened,
     /// So far.
     pub looked: Looked,
 }
@@ -49,13 +62,13 @@ pub struct Examiner {
 impl Examiner {
     /// One of stores with these options.
     pub fn new(options: Options) -> Self {
-        Self { options, seen: Arc::default(), looked: Looked::default() }
+        Self { options, opened: Opened::default(), looked: Looked::default() }
     }
 
     /// One that knows what others looked at, and tells them.
     pub fn beside(other: &Self) -> Self {
-        let (options, seen) = (other.options.clone(), Arc::clone(&other.seen));
-        Self { options, seen, looked: Looked::default() }
+        let (options, opened) = (other.options.clone(), other.opened.clone());
+        Self { options, opened, looked: Looked::default() }
     }
 
     /// Runs a program from a store and cuts its last step everywhere.
@@ -103,10 +116,14 @@ impl Examiner {
             let reported = life.reported;
             drop(life.store.take().map(larder_store::Store::close));
             for fate in [Fate::NOTHING, Fate::EVERYTHING] {
+                let left = life.cut(fate);
+                if !self.opened.is_new(&left, (expected, reported)) {
+                    continue;
+                }
                 self.looked.images += 1;
                 let place =
                     |words| format!("call {at} of the restart failed, closed, cut, {fate:?}: {words}");
-                let after = Life::faultless(life.cut(fate), expected.clone(), self.options.clone());
+                let after = Life::faultless(left, expected.clone(), self.options.clone());
                 let mut after = after.map_err(place)?;
                 if reported {
                     after.step(&Step::Rebuild).map_err(place)?;
@@ -125,9 +142,13 @@ impl Examiner {
                 life.step(&batch_after())?;
             }
             for fate in [Fate::NOTHING, Fate::drawn(luck), Fate::drawn(luck + 77)] {
+                let left = life.cut(fate);
+                if !self.opened.is_new(&left, &life.model) {
+                    continue;
+                }
                 self.looked.images += 1;
                 let place = |words| format!("cut, {fate:?}, another batch {acknowledges}: {words}");
-                let after = Life::faultless(life.cut(fate), life.model.clone(), self.options.clone());
+                let after = Life::faultless(left, life.model.clone(), self.options.clone());
                 after.and_then(|mut after| after.check()).map_err(place)?;
             }
         }
@@ -166,9 +187,7 @@ impl Examiner {
 
     /// Opens what a cut left, and cuts that too.
     fn open_after(&mut self, image: Image, expected: &Model, again: bool) -> Checked {
-        let mut hasher = DefaultHasher::new();
-        (image.fingerprint(), expected, again).hash(&mut hasher);
-        if !self.seen.lock().is_ok_and(|mut seen| seen.insert(hasher.finish())) {
+        if !self.opened.is_new(&image, (expected, again)) {
             return Ok(());
         }
         self.looked.images += 1;
@@ -236,15 +255,16 @@ impl Recorded {
 
 /// All programs up to a length from a used store, each with its process killed everywhere in the last step.
 pub fn kill_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
-    let (image, model) = match used_store() {
+    let (image, model) = match used_store(&options()) {
         Ok(made) => made,
         Err(words) => return (Looked::default(), vec![words]),
     };
     let work = programs(&Letter::CUT, length);
+    let first = Examiner::new(options());
     let (examiners, broken) = spread(
         &work,
         threads,
-        || Examiner::new(options()),
+        || Examiner::beside(&first),
         |examiner, program| examiner.examine_kills(&image, &model, program),
     );
     (sum(examiners), broken)
@@ -252,7 +272,7 @@ pub fn kill_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
 
 /// All programs up to a length from a used store, all shorter ones from an empty directory, each cut everywhere.
 pub fn cut_all(length: usize, threads: usize) -> (Looked, Vec<String>) {
-    let (image, model) = match used_store() {
+    let (image, model) = match used_store(&options()) {
         Ok(made) => made,
         Err(words) => return (Looked::default(), vec![words]),
     };

@@ -99,8 +99,8 @@ pub fn programs(letters: &[Letter], length: usize) -> Vec<Vec<Letter>> {
 ///
 /// # Errors
 /// It can not be made.
-pub fn used_store() -> Checked<(Image, Model)> {
-    let mut life = Life::faultless(Image::default(), Model::default(), options())?;
+pub fn used_store(options: &Options) -> Checked<(Image, Model)> {
+    let mut life = Life::faultless(Image::default(), Model::default(), options.clone())?;
     let puts = (0..8).map(Change::Put).collect();
     let binds = (1..6).map(|name| Change::Bind(name, u32::from(name))).collect();
     let later = vec![Change::Put(8), Change::Put(20), Change::Bind(1, 9), Change::Set(2, Some(3))];
