@@ -34,12 +34,13 @@ impl Errno {
         })
     }
 
-    /// Whether a kernel answers a call of this kind so.
+    /// Whether a kernel answers a call of this kind so. ext4 that gave up its journal answers a sync with EROFS too, of
+    /// what was written before.
     pub(super) fn fits(self, call: Call) -> bool {
         match self {
             Self::Io => true,
             Self::Full => call.changes() && call != Call::Remove,
-            Self::ReadOnly => call.changes() && !matches!(call, Call::Sync | Call::SyncNames),
+            Self::ReadOnly => call.changes(),
             Self::TooManyOpen => matches!(call, Call::Open | Call::Create | Call::List | Call::SyncNames),
             Self::Short => call == Call::Write,
             Self::Unreadable => call == Call::Read,
