@@ -4,7 +4,8 @@
 //!     larder-sim store [--seed N] --images M    lives from seed N on, until M images were opened
 //!     larder-sim programs [--length L]          every program of up to L steps, cut everywhere
 //!
-//! `--threads T` for both of the latter. It ends with 1 and the seeds if a promise is broken.
+//! `--threads T` for both of the latter. It ends with 1 and the seeds if a promise is broken, with 2 if it does not
+//! understand what it is asked for; `--help` tells.
 
 use larder_tests::sim::store::exhaustive::cut_all;
 use larder_tests::sim::store::storm::{live, storms};
@@ -16,6 +17,10 @@ const USAGE: &str = "usage: larder-sim store --seed N | store [--seed N] --image
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let broken = match run(&arguments) {
         Ok(broken) => broken,
         Err(words) => {

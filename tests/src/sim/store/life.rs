@@ -3,7 +3,9 @@
 use super::model::{Change, Checked, Model, Presence, Seen, block, look};
 use crate::sim::coverage::{Coverage, Event};
 use crate::sim::disk::{Fate, Faults, Image, SimDisk};
-use larder_store::{CommitError, MaintainError, OpenError, OpenReport, Options, Store, rebuild_index};
+use larder_store::{
+    CommitError, MaintainError, OpenError, OpenReport, Options, Store, StoreStatus, rebuild_index,
+};
 use std::collections::BTreeSet;
 
 /// What is done to a store.
@@ -54,6 +56,9 @@ pub struct Life {
     pub faultless: bool,
     /// Whether it has to open, unless the power has failed: a device that only lies of its syncs refuses nothing.
     pub opens: bool,
+    /// What the store said of itself after the last step. Asking it once more would be one more call to the disk, and
+    /// another life from there on.
+    pub status: Option<StoreStatus>,
     /// What it went through, without what its disk knows.
     pub coverage: Coverage,
     /// The batch that was refused last for want of room.
@@ -91,8 +96,8 @@ impl Life {
     /// The same, not opened yet, with faults.
     pub fn faulty(disk: SimDisk, model: Model, options: Options) -> Self {
         let (store, reported, unsettled, faultless, opens) = (None, false, false, false, false);
-        let (coverage, refused) = (Coverage::default(), None);
-        Self { disk, store, options, reported, unsettled, model, faultless, opens, coverage, refused }
+        let (status, coverage, refused) = (None, Coverage::default(), None);
+        Self { disk, store, options, reported, unsettled, model, faultless, opens, status, coverage, refused }
     }
 
     /// Opens the store; nothing if the disk did not let it.
@@ -177,11 +182,11 @@ impl Life {
                 return Ok(());
             }
         }
-        self.done(step)?;
+        let done = self.done(step);
         if self.store.is_some() {
             self.is_degraded()?;
         }
-        Ok(())
+        done
     }
 
     fn done(&mut self, step: &Step) -> Checked {
@@ -447,8 +452,9 @@ impl Life {
     /// No store is open.
     pub fn is_degraded(&mut self) -> Checked<bool> {
         let status = self.with(|store| store.status())?;
-        let unread = status.stopped.is_some_and(|reason| reason.contains("could not be read"));
+        let unread = status.stopped.as_ref().is_some_and(|reason| reason.contains("could not be read"));
         self.reported |= unread || status.damaged_bytes > 0;
+        self.status = Some(status);
         Ok(self.reported)
     }
 

@@ -170,12 +170,11 @@ impl Storm {
     }
 
     fn tell(&self, step: &Step, life: &Life) {
-        let state = match &life.store {
+        let state = match life.status.as_ref().filter(|_| life.store.is_some()) {
             None => "no store is open".to_owned(),
-            Some(store) => {
-                let status = store.status();
+            Some(status) => {
                 let (used, of_index) = (status.used_bytes, status.index_disk_bytes);
-                let (stopped, fault, index) = (status.stopped, status.last_fault, status.index_rebuilt);
+                let (stopped, fault, index) = (&status.stopped, &status.last_fault, &status.index_rebuilt);
                 let unsure = &life.model.unsure;
                 format!(
                     "used {used}, index {of_index}, stopped {stopped:?}, fault {fault:?}, rebuilt {index:?}, {unsure:?}"
