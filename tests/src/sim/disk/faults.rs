@@ -208,9 +208,11 @@ impl Faults {
                 let (open, full) = (self.too_many_open, self.full);
                 [(self.name_error, Errno::Io), (open, Errno::TooManyOpen), (full, Errno::Full)]
             }
-            Call::SyncNames | Call::Remove | Call::Rename => {
-                [(self.name_error, Errno::Io), (0, Errno::Io), (0, Errno::Io)]
+            // the directory, or its log, may need a block
+            Call::SyncNames | Call::Rename => {
+                [(self.name_error, Errno::Io), (self.full, Errno::Full), (0, Errno::Io)]
             }
+            Call::Remove => [(self.name_error, Errno::Io), (0, Errno::Io), (0, Errno::Io)],
         };
         chances.into_iter().find(|(chance, _)| random.chance(*chance)).map(|(_, errno)| errno)
     }
