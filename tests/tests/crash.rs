@@ -20,11 +20,12 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Places that random lives have to get to, and how often in each 10,000 images.
-const LIVES_REACH: [(Event, u64); 12] = [
+const LIVES_REACH: [(Event, u64); 13] = [
     (Event::RefusedByQuota, 15),
     (Event::DeviceFull, 20),
     (Event::RoomCameBack, 3),
     (Event::Recycled, 150),
+    (Event::OldGenerationMet, 300),
     (Event::ErrorInRecycling, 60),
     (Event::ErrorOnRecycled, 40),
     (Event::GarbageDeleted, 150),

@@ -18,6 +18,8 @@ pub enum Bug {
     NoSettle,
     /// A sync that failed is done once more, and believed.
     SyncRetried,
+    /// What a file held in an earlier use is taken for its own.
+    OldGeneration,
 }
 
 thread_local! {

@@ -59,3 +59,8 @@ fn a_start_that_builds_on_what_is_not_durable_is_found() {
 fn a_failed_sync_that_is_retried_is_found() {
     is_found(Bug::SyncRetried, &["LOST", "possible states"]);
 }
+
+#[test]
+fn bytes_of_an_older_generation_taken_for_new_ones_are_found() {
+    is_found(Bug::OldGeneration, &["possible states", "status counts"]);
+}

@@ -17,6 +17,8 @@ pub enum Event {
     RoomCameBack,
     /// A spare became a segment.
     Recycled,
+    /// A start that read the log met, behind the end of the newest segment, records of the file's earlier use.
+    OldGenerationMet,
     /// A call failed that made a segment a spare, or a spare a segment.
     ErrorInRecycling,
     /// A write, cut or sync failed of a segment that had been a spare.

@@ -242,10 +242,14 @@ impl Storm {
     }
 
     fn inspect(&mut self, image: Image, before: &Life) -> Checked<Life> {
+        let has_older = image.newest_segment_holds_older();
         let disk = SimDisk::new(image, Faults::default(), self.random.number());
         let mut life = Life::faulty(disk, before.model.clone(), self.options.clone());
         life.faultless = true;
-        life.open()?;
+        let report = life.open()?;
+        // after a clean end nothing is looked for behind it
+        let met = has_older && report.is_some_and(|report| !report.clean);
+        self.told.coverage.note_times(Event::OldGenerationMet, u64::from(met));
         self.watch_cut(&life);
         if !self.faults.is_honest() {
             let seen = life.look()?;
