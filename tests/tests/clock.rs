@@ -5,6 +5,7 @@ use larder_tests::broker::{Certificates, Config, Mosquitto};
 use larder_tests::clock::{self, set_clock, with_clock};
 use larder_tests::fleet::{befriend, connect, connect_by_tls, put, settled};
 use larder_tests::node::{Node, noise, skip, wait_for};
+use std::fs;
 
 const BOOT: &str = "@1970-01-01 00:00:07";
 const RIGHT: &str = "+0";
@@ -49,6 +50,36 @@ fn a_worker_that_wakes_up_in_1970_syncs_and_its_versions_stay_in_order() {
     assert_eq!(master.get("log").as_deref(), Some(&b"the clock is right"[..]));
     master.run(["--node", "cam", "rm", "fresh"]).expect(0);
     wait_for("the deletion came back", || (master.names("") == ["log"]).then_some(()));
+}
+
+#[test]
+fn a_worker_that_lost_its_store_and_wakes_up_in_1970_keeps_what_it_writes_beside_what_it_wrote() {
+    let Some(library) = clock::library() else {
+        return skip("a lost store in 1970", "no libfaketime here");
+    };
+    let broker = Mosquitto::start(Config::default());
+    let (mut master, mut worker) = pair();
+    connect(&master, broker.port());
+    connect(&worker, broker.port());
+    with_clock(&mut worker, &library, RIGHT);
+    master.start();
+    worker.start();
+    put(&worker, "DCF0001.jpg", b"before the card was written anew");
+    settled(&[&worker, &master]);
+    assert_eq!(worker.stop(), 0);
+
+    fs::remove_dir_all(worker.store()).expect("the store is there");
+    set_clock(&worker, BOOT);
+    worker.start();
+    put(&worker, "DCF0001.jpg", b"after it");
+    for node in [&worker, &master] {
+        let names = wait_for("both are there", || Some(node.names("")).filter(|names| names.len() == 2));
+        let mut contents: Vec<_> = names.iter().filter_map(|name| node.get(name)).collect();
+        contents.sort();
+        assert_eq!(contents, [&b"after it"[..], b"before the card was written anew"], "{}", node.name());
+        assert!(names.iter().any(|name| name.starts_with("DCF0001.jpg.conflict-")), "{names:?}");
+    }
+    settled(&[&worker, &master]);
 }
 
 #[test]
