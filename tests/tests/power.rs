@@ -461,6 +461,24 @@ fn the_keep_alive_follows_the_profile() {
 }
 
 #[test]
+fn a_master_that_makes_its_link_anew_is_heard_again() {
+    let broker = Mosquitto::start(Config::default());
+    let mut fleet = Fleet::new(broker.port());
+    fleet.start();
+    fleet.settled();
+    fleet.master.run(["power", "set", "low-power"]).expect(0);
+    fleet.master.wait_status("the link is up again", |status| {
+        (status["link"]["up"] == true && status["link"]["connects"] == 2).then_some(())
+    });
+    put(&fleet.master, "news", b"of the master's new session");
+    wait_for("the leecher has it", || {
+        (fleet.leecher.get("news").as_deref() == Some(&b"of the master's new session"[..])).then_some(())
+    });
+    put(&fleet.worker, "up", b"to the master");
+    wait_for("the master has it", || fleet.master.get("up"));
+}
+
+#[test]
 fn a_sensor_that_freezes_holds_nobody_up() {
     let mut node = Node::new("cam", "worker");
     record_machine(&mut node);
