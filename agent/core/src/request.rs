@@ -378,7 +378,7 @@ pub struct StoreNumbers {
     pub damaged: u64,
     /// Batches or records set aside at start because they were damaged.
     pub quarantined: u64,
-    /// Segment files that could not be read whole, for which nothing is given back; up to
+    /// Segment files that the device does not read, for which nothing is given back; up to
     /// [`UNREAD_LISTED_MAX`](crate::limits::UNREAD_LISTED_MAX).
     #[serde(default)]
     pub unread: Vec<String>,

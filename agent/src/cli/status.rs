@@ -167,7 +167,9 @@ fn store(table: &mut Table, status: &Status) {
             if others.is_empty() { first.clone() } else { format!("{first} and {} more", others.len()) };
         table.row(
             "unread",
-            format_args!("{files}: no space is given back; `larder index rebuild` reads again"),
+            format_args!(
+                "{files}: no space is given back until the device reads it, or has not several times"
+            ),
         );
     }
 }

@@ -531,7 +531,8 @@ impl StoreKeeper {
         let (store, report) = Store::open(self.disk.clone(), self.options.clone()).map_err(of_open)?;
         self.store = Some(store);
         self.notes.extend(notes(&report));
-        rebuilt.map_err(of_open)?;
+        // that it was made again is the answer
+        self.notes.extend(notes(&OpenReport { index_rebuilt: None, ..rebuilt.map_err(of_open)? }));
         let status = self.status();
         Ok(Answer::Rebuilt { blocks: status.blocks, names: status.names })
     }

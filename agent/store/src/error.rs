@@ -191,8 +191,8 @@ pub enum MaintainError {
     Read(ReadError),
     /// Part of the log could not be read when a start or a healing came to it. It may hold names that need any block.
     #[error(
-        "no space is given back while {} could not be read whole: `larder index rebuild` reads the log again, \
-         and gives up what it can not read",
+        "no space is given back while the device does not read {}: cleaning tries again, some times, and \
+         `larder index rebuild` once",
         first_of(files)
     )]
     Unread {

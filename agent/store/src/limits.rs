@@ -44,6 +44,8 @@ pub(crate) const INDEX_BYTES_PER_BLOCK: u64 = 40;
 pub(crate) const GARBAGE_ENTRIES_MIN: u64 = 1 << 17;
 /// Sequence numbers left out behind a stretch of the log that could not be read: more than it can hold.
 pub(crate) const SEQS_SKIPPED: u64 = 1 << 32;
+/// Cleanings that look again for what the device would not read, and give nothing back, before it is taken for lost.
+pub(crate) const UNREAD_LOOKS: u8 = 3;
 /// Spare segments take at most one part in so many of the quota.
 pub(crate) const SPARES_QUOTA_SHARE: u64 = 8;
 /// Log bytes after which a checkpoint is due: what a start after a power cut reads again.

@@ -83,6 +83,12 @@ impl<F: DiskFile> Reader<F> {
         None
     }
 
+    /// Whether the device reads all of it.
+    pub(crate) fn reads_whole(mut self) -> bool {
+        let _none = self.next_batch(PAGE_BYTES, u64::MAX);
+        !self.met_error
+    }
+
     /// The batch that starts at `offset`, if it is whole.
     pub(crate) fn batch(&mut self, offset: u64) -> Option<Batch> {
         self.batch_or_reach(offset).ok()

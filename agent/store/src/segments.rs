@@ -13,7 +13,7 @@ use crate::format::{
     segment_id, segment_name, spare_name,
 };
 use crate::index::{SegmentRow, Unread};
-use crate::limits::{AHEAD_BATCH_BYTES, AHEAD_BYTES, OPEN_FILES_MAX, PAGE_BYTES};
+use crate::limits::{AHEAD_BATCH_BYTES, AHEAD_BYTES, OPEN_FILES_MAX, PAGE_BYTES, UNREAD_LOOKS};
 use crate::options::Prepare;
 use crate::scan::Reader;
 use crate::spares::Spares;
@@ -62,8 +62,8 @@ pub(crate) struct Segments<D: Disk> {
     /// Most recently used last.
     readers: Vec<(u32, D::File)>,
     next_id: u32,
-    /// A rebuild that was asked for could not read those that are unread either.
-    given_up: bool,
+    /// For so many more looks at what the device would not read nothing is given back.
+    looks_left: u8,
     /// Zeros written ahead of batches.
     pub(crate) ahead_bytes_written: u64,
     pub(crate) spares: Spares<D>,
@@ -154,7 +154,7 @@ impl<D: Disk> Segments<D> {
         let next_id = used.max().map_or(0, |id| id + 1);
         let all = BTreeMap::new();
         let (open, readers, forgotten) = (None, Vec::new(), Vec::new());
-        let (given_up, ahead_bytes_written) = (false, 0);
+        let (looks_left, ahead_bytes_written) = (0, 0);
         let mut segments = Self {
             disk,
             store,
@@ -162,7 +162,7 @@ impl<D: Disk> Segments<D> {
             open,
             readers,
             next_id,
-            given_up,
+            looks_left,
             ahead_bytes_written,
             spares,
             forgotten,
@@ -585,40 +585,62 @@ impl<D: Disk> Segments<D> {
         Ok(())
     }
 
-    /// A replay passed over bytes of it.
-    pub(crate) fn set_unread(&mut self, id: u32) {
+    /// A replay passed over bytes of it: because the device would not read them, which it may do later, or because they
+    /// say nothing, which they always will.
+    pub(crate) fn set_unread(&mut self, id: u32, met_error: bool) {
         if let Some(segment) = self.all.get_mut(&id) {
             (segment.unread, segment.damaged, segment.changed) = (true, true, true);
-            self.given_up = false;
+            if met_error {
+                self.looks_left = UNREAD_LOOKS;
+            }
         }
     }
 
     /// What the index says of segments that a replay passed over bytes of.
     pub(crate) fn take_unread(&mut self, unread: Unread) {
-        unread.ids.into_iter().for_each(|id| self.set_unread(id));
-        self.given_up = unread.given_up;
+        unread.ids.into_iter().for_each(|id| self.set_unread(id, !unread.given_up));
     }
 
     /// Those a replay passed over bytes of.
     pub(crate) fn unread(&self) -> Unread {
         let ids = self.iter().filter(|(_, segment)| segment.unread).map(|(id, _)| id).collect();
-        Unread { ids, given_up: self.given_up }
+        Unread { ids, given_up: self.looks_left == 0 }
     }
 
-    /// Whoever asked for a rebuild has been told what it could not read: that holds no cleaning up any more.
+    /// What could not be read often enough is taken for lost, and holds no cleaning up any more.
     pub(crate) fn give_up_unread(&mut self) {
-        self.given_up = true;
+        self.looks_left = 0;
+        self.all.values_mut().filter(|segment| segment.unread).for_each(|segment| segment.changed = true);
     }
 
-    /// Files of those that may hold names nobody knows of: what these lead to is not known to be garbage.
-    pub(crate) fn withheld(&self) -> Vec<String> {
-        let unread = self.iter().filter(|(_, segment)| segment.unread && !self.given_up);
-        unread.map(|(id, _)| segment_name(id)).collect()
+    /// Looks whether the device reads by now what it would not. After some looks in vain that is given up.
+    pub(crate) fn look_at_unread(&mut self) -> bool {
+        let withheld: Vec<u32> = self.withheld().map(|(id, _)| id).collect();
+        if withheld.is_empty() {
+            return false;
+        }
+        if withheld.into_iter().any(|id| self.parser(id).is_ok_and(Reader::reads_whole)) {
+            return true;
+        }
+        self.looks_left -= 1;
+        if self.looks_left == 0 {
+            self.give_up_unread();
+        }
+        false
+    }
+
+    /// Those that may hold names nobody knows of: what these lead to is not known to be garbage.
+    fn withheld(&self) -> impl Iterator<Item = (u32, &Segment)> {
+        self.iter().filter(|(_, segment)| segment.unread && self.looks_left > 0)
+    }
+
+    pub(crate) fn withheld_files(&self) -> Vec<String> {
+        self.withheld().map(|(id, _)| segment_name(id)).collect()
     }
 
     /// The whole log is read again: what it says of a segment is found anew.
     pub(crate) fn begin_anew(&mut self) {
-        self.given_up = false;
+        self.looks_left = 0;
         for segment in self.all.values_mut() {
             (segment.unread, segment.damaged) = (false, false);
             (segment.row.live, segment.changed) = (0, true);

@@ -3,8 +3,8 @@
 //! A put may say that it is patient: neither it nor what its connection says next is in a hurry. Such a
 //! connection, when it has said all for now, *rests*: it is not read, and the processor is not woken for it.
 //! Between five and seven eighths of the profile's flush age later all that rest are read together, and what
-//! they have put goes in one batch, so that nothing is answered later than that age. Profiles with a short age
-//! have no rests, which would save nothing.
+//! they have put goes in one batch, so that nothing is answered later than that age unless writing takes longer than an
+//! eighth of it. Profiles with a short age have no rests, which would save nothing.
 
 use super::{Client, Control};
 use crate::limits::REQUESTS_PER_CLIENT_MAX;

@@ -356,7 +356,7 @@ impl Keeper {
         let watermark = self.quota_bytes / 100 * self.watermark_percent;
         // The store gives its spares back by itself: they are no reason to clean, let alone to evict.
         let excess = numbers.used_bytes.saturating_sub(numbers.spare_bytes).saturating_sub(watermark);
-        // While a part of the log is unread the store gives nothing back, whatever is evicted: cleaning says so.
+        // While a part of the log is unread the store gives nothing back, whatever is evicted: a cleaning tries again.
         if excess > 0 && self.evict == Evict::Oldest && numbers.unread.is_empty() {
             self.scrub.names_change();
             // A tenth more, so that the next object does not start it again.

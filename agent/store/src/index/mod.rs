@@ -49,7 +49,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Keys of `meta` whose values decide over the log.
 const CHECKPOINT: &str = "checkpoint";
 const RUNS: &str = "runs";
-/// [`Unread`]; absent if there are none, and in an index of before they were kept.
+/// [`Unread`]; absent if there are none.
 const UNREAD: &str = "unread";
 
 /// Why the index can not answer.
@@ -102,7 +102,7 @@ pub(crate) struct SegmentRow {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unread {
     pub(crate) ids: Vec<u32>,
-    /// A rebuild that was asked for could not read them either.
+    /// They say nothing, or the device would not read them often enough.
     pub(crate) given_up: bool,
 }
 

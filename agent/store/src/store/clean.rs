@@ -4,8 +4,8 @@
 //! since `clean_begin` count as marked. The marks are a bloom filter: a false positive keeps garbage, never
 //! loses a block. Live records go to the open segment as ordinary batches with their old sequence numbers;
 //! only when an index that knows the new places is durable is the old file freed, so a crash at any point
-//! leaves at least one copy. A segment with bytes that are no records is left alone; while a part of the log is unread,
-//! which may hold names that the caller can not know of, nothing is given back.
+//! leaves at least one copy. A segment with bytes that are no records is left alone; while the device does
+//! not read a part of the log, which may hold names that the caller can not know of, nothing is given back.
 
 use super::commit::{Op, Purpose};
 use super::names::read_error;
@@ -74,8 +74,13 @@ pub struct CleanProgress {
 }
 
 impl<D: Disk> Store<D> {
-    /// Starts a cleaning, in place of one under way. Memory: a filter for the blocks there are.
+    /// Starts a cleaning, in place of one under way. Memory: a filter for the blocks there are. Where the device reads by
+    /// now what it would not, the index is made again first.
     pub fn clean_begin(&mut self) {
+        if self.segments.look_at_unread() {
+            // What it lacks it lacks until the next cleaning.
+            let _put_off = self.heal_index("a part of the log can be read that could not".into());
+        }
         let keys = self.blocks.saturating_add(self.blocks / 4).max(MARKS_MIN);
         let end = self.position(false);
         self.counters.cleanings += 1;
@@ -165,7 +170,7 @@ impl<D: Disk> Store<D> {
 
     /// The cleaning, unless nothing may be dropped.
     fn under_way(&mut self) -> Result<&mut Cleaning, MaintainError> {
-        let files = self.segments.withheld();
+        let files = self.segments.withheld_files();
         if !files.is_empty() {
             return Err(MaintainError::Unread { files });
         }

@@ -241,6 +241,8 @@ impl<D: Disk> Store<D> {
             self.refuse_if_stopped()?;
             if let Err(error) = self.open_for(length) {
                 if is_passing(&error) {
+                    // A segment that was made and taken back may say that the one before it ended where it now goes on.
+                    self.end_untold = true;
                     return Err(self.refusal(error));
                 }
                 failure = error.to_string();

@@ -103,8 +103,8 @@ impl<D: Disk> Store<D> {
         self.log_since_checkpoint = 0;
         self.counters.checkpoints += 1;
         match self.index.merge(merge_entries, self.blocks, self.options.garbage_entries_min()) {
-            // Merging can wait for room; the checkpoint is written.
-            Err(IndexError::Full) => {
+            // Merging can wait for room or memory; the checkpoint is written.
+            Err(IndexError::Full | IndexError::Passing(_)) => {
                 let _put_off = self.reopen_index();
                 Ok(())
             }

@@ -134,10 +134,15 @@ fn settle<D: Disk>(
     if checkpoint.clean && newest == checkpoint.generation {
         return Ok(settled);
     }
-    if let Err(error) = disk.sync_dir() {
+    match disk.sync_dir() {
+        Ok(()) => {}
+        Err(error) if says_nothing_of_the_file(&error) => return Err(error),
         // no segment behind the checkpoint has been settled yet
-        settled.failed = Some((checkpoint.generation, format!("syncing the directory failed: {error}")));
-        return Ok(settled);
+        Err(error) => {
+            let reason = format!("syncing the directory failed: {error}");
+            settled.failed = Some((checkpoint.generation, reason));
+            return Ok(settled);
+        }
     }
     for file in files.iter_mut() {
         let generation = generation_of(file);
@@ -215,6 +220,8 @@ fn open_once<D: Disk>(
     match store.start(opened, &mut report) {
         Ok(()) => {}
         Err(IndexError::Failed(reason)) => {
+            // the replay may have gone half its way: opened again it would lack the rest
+            store.index_incomplete = true;
             store.heal_index(reason.clone()).map_err(|error| index_error(disk.as_ref(), error))?;
             report.index_rebuilt = Some(reason);
         }

@@ -141,7 +141,7 @@ impl<D: Disk> Store<D> {
         report.damaged_bytes += bytes;
         report.salvaged_records += whole.len() as u64;
         if is_gapped {
-            self.segments.set_unread(id);
+            self.segments.set_unread(id, parser.met_error());
         }
         self.segments.get_mut(id).into_iter().for_each(|segment| segment.damaged = true);
         Ok(())

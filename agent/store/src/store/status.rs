@@ -179,7 +179,7 @@ impl<D: Disk> Store<D> {
             damaged: self.damaged.len() as u64,
             blocks_found_damaged: counters.blocks_found_damaged,
             damaged_bytes: counters.damaged_bytes,
-            unread: self.segments.withheld(),
+            unread: self.segments.withheld_files(),
             write_faults: counters.write_faults,
             last_fault: counters.last_fault.clone(),
             stopped: self.stopped.clone(),

@@ -305,37 +305,64 @@ fn blocks_there(store: &mut Store<FaultDisk>) -> usize {
 
 /// The name whose record can not be read may lead to blocks in any segment.
 #[test]
-fn nothing_is_given_back_at_this_start_or_later_ones_while_a_part_of_the_log_is_unread() {
+fn nothing_is_given_back_while_the_device_does_not_read_a_part_of_the_log_and_what_it_reads_again_is_there() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, unread) = with_an_unread_name(directory.path());
     let (mut store, report) = Store::open(disk.clone(), options()).unwrap();
     assert!(report.damaged_bytes > 0 && store.binding("n7").unwrap().is_none(), "{report:?}");
     let name = unread.file_name().unwrap().to_str().unwrap();
-    for start in 0..3 {
+    for start in 0..4 {
+        // at each start it is looked at anew
         assert_eq!(store.status().unread, [name], "start {start}");
         let files = segments(directory.path());
-        store.clean_begin();
-        let error = store.clean_step(1 << 20).unwrap_err();
-        assert!(matches!(error, MaintainError::Unread { .. }), "{error}");
-        assert!(error.to_string().contains(name) && error.to_string().contains("index rebuild"), "{error}");
-        let error = store.clean_delete(&[hash(&content(0, 5000))]).unwrap_err();
-        assert!(matches!(error, MaintainError::Unread { .. }), "{error}");
+        for _ in 0..2 {
+            store.clean_begin();
+            let error = store.clean_step(1 << 20).unwrap_err();
+            assert!(matches!(error, MaintainError::Unread { .. }), "{error}");
+            let words = error.to_string();
+            assert!(words.contains(name) && words.contains("index rebuild"), "{error}");
+            let error = store.clean_delete(&[hash(&content(0, 5000))]).unwrap_err();
+            assert!(matches!(error, MaintainError::Unread { .. }), "{error}");
+        }
         assert_eq!((blocks_there(&mut store), segments(directory.path())), (200, files));
         store.checkpoint().unwrap();
         drop(store);
-        disk.faults.bad_sector.store(0, SeqCst);
         store = Store::open(disk.clone(), options()).unwrap().0;
         assert_eq!(store.status().index_rebuilt, None);
     }
-    drop(store);
-    let report = rebuild_index(disk.clone(), options()).unwrap();
-    assert_eq!(report.damaged_bytes, 0);
-    let (mut store, _) = Store::open(disk, options()).unwrap();
-    assert!(store.status().unread.is_empty());
-    assert_named(&mut store, "n7", "value 7");
+    disk.faults.bad_sector.store(0, SeqCst);
     clean_all(&mut store);
-    assert!(!unread.exists(), "a rebuild read all of it");
+    assert!(store.status().index_rebuilt.is_some() && store.status().unread.is_empty());
+    assert!(!unread.exists(), "all of it was read");
     (0..20).for_each(|batch| assert_named(&mut store, &format!("n{batch}"), &format!("value {batch}")));
+}
+
+#[test]
+fn what_the_device_never_reads_is_given_up_at_the_third_cleaning_and_its_segment_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, unread) = with_an_unread_name(directory.path());
+    let (mut store, _) = Store::open(disk.clone(), options()).unwrap();
+    for _ in 0..2 {
+        store.clean_begin();
+        store.clean_step(1 << 20).unwrap_err();
+    }
+    clean_all(&mut store);
+    assert!(store.status().unread.is_empty() && unread.exists());
+    assert!(
+        segments(directory.path()).len() <= 3,
+        "the others are cleaned: {:?}",
+        segments(directory.path())
+    );
+    store.close().unwrap();
+    let (mut store, _) = Store::open(disk.clone(), options()).unwrap();
+    assert!(store.status().unread.is_empty(), "a later start knows");
+    clean_all(&mut store);
+    assert!(unread.exists());
+    drop(store);
+    disk.faults.bad_sector.store(0, SeqCst);
+    rebuild_index(disk.clone(), options()).unwrap();
+    let (mut store, _) = Store::open(disk, options()).unwrap();
+    assert_named(&mut store, "n7", "value 7");
 }
 
 #[test]
