@@ -5,6 +5,7 @@
 //! they are the first to go when the quota or the device is full. Memory: one row per spare.
 
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
+use crate::error::lacks_means;
 use crate::format::{spare_id, spare_name};
 use crate::options::Options;
 use std::io;
@@ -67,7 +68,11 @@ impl<D: Disk> Spares<D> {
     /// Takes over a file that has its spare's name already, if it is there.
     pub(crate) fn add(&mut self, id: u32) {
         let opened = self.disk.open(&spare_name(id), OpenMode::Read);
-        let Ok(disk_bytes) = opened.and_then(|file| file.bytes_on_disk()) else { return self.give_up(id) };
+        let disk_bytes = match opened.and_then(|file| file.bytes_on_disk()) {
+            Ok(disk_bytes) => disk_bytes,
+            Err(error) if lacks_means(&error) => self.segment_bytes,
+            Err(_unusable) => return self.give_up(id),
+        };
         let wanted = self.want(disk_bytes, 0);
         self.held.push(Spare { id, disk_bytes, is_stuck: false });
         if !wanted {

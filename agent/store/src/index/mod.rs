@@ -166,9 +166,13 @@ impl<D: Disk> Index<D> {
             Ok((database, opened))
         });
         let (database, opened) = opened.map_err(|error| {
-            let full = backend.met_full();
+            let (full, starved) = (backend.met_full(), backend.was_starved());
             backend.give_up();
-            if full { IndexError::Full } else { error }
+            match error {
+                _ if full => IndexError::Full,
+                IndexError::Failed(reason) if starved => IndexError::Passing(reason),
+                IndexError::Full | IndexError::Passing(_) | IndexError::Failed(_) => error,
+            }
         })?;
         let database = Some(ManuallyDrop::into_inner(database));
         let (runs, opened) =
@@ -260,6 +264,7 @@ impl<D: Disk> Index<D> {
         change: impl FnOnce(&mut Self, &WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), IndexError> {
         self.pages = None;
+        let was_open = self.database.is_some();
         let written = guarded(|| {
             let mut transaction = self.database()?.begin_write()?;
             transaction.set_durability(durability)?;
@@ -270,9 +275,12 @@ impl<D: Disk> Index<D> {
             Ok(())
         });
         self.failed = written.is_err();
+        // what the device once said does not tell why a shut index answers nothing
         written.map_err(|error| match error {
-            _ if self.backend.met_full() => IndexError::Full,
-            IndexError::Failed(reason) if self.backend.was_starved() => IndexError::Passing(reason),
+            _ if was_open && self.backend.met_full() => IndexError::Full,
+            IndexError::Failed(reason) if was_open && self.backend.was_starved() => {
+                IndexError::Passing(reason)
+            }
             IndexError::Full | IndexError::Passing(_) | IndexError::Failed(_) => error,
         })
     }

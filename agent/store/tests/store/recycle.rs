@@ -294,6 +294,22 @@ fn too_few_open_files_or_no_memory_cost_a_batch_and_neither_a_spare_nor_the_stor
     }
 }
 
+/// The spare that was a segment for a moment says where the log ended, and a power cut may bring its name back.
+#[test]
+fn a_store_that_closes_behind_a_segment_it_took_back_makes_that_durable_at_its_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, mut store) = faulty(directory.path());
+    disk.faults.starved_directory_syncs.store(1000, SeqCst);
+    let error = (6000..).step_by(5).find_map(|number| store.commit(puts(number..number + 5, 5000)).err());
+    assert!(matches!(error, Some(CommitError::Passing { .. })), "{error:?}");
+    disk.faults.starved_directory_syncs.store(0, SeqCst);
+    store.close().unwrap();
+    let (store, report) = Store::open(disk.clone(), recycling()).unwrap();
+    assert!(!report.clean, "a clean start syncs nothing: {report:?}");
+    store.close().unwrap();
+    assert!(Store::open(disk, recycling()).unwrap().1.clean, "once is enough");
+}
+
 #[test]
 fn a_full_device_gets_the_spares_back_for_the_index_and_for_a_start() {
     let directory = tempfile::tempdir().unwrap();
