@@ -20,6 +20,8 @@ pub(crate) const SUPERBLOCK_NAME: &str = "superblock";
 pub(crate) const INDEX_NAME: &str = "index.redb";
 /// Files that earlier versions kept and that nothing reads any more.
 pub(crate) const OBSOLETE_NAMES: [&str; 2] = ["filter", "filter.new"];
+/// Made and removed where the directory has to change; a power cut may leave it.
+pub(crate) const SCRATCH_NAME: &str = "scratch";
 pub(crate) const SET_ASIDE_PREFIX: &str = "index.damaged-";
 
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"LARDERSB";

@@ -16,7 +16,7 @@ use crate::format::{
 };
 use crate::index::{Checkpoint, Index, IndexError, Opened, SegmentRow, Table};
 use crate::options::Options;
-use crate::segments::{SegmentFile, Segments, list_files};
+use crate::segments::{SegmentFile, Segments, list_files, sync_dir_again};
 use crate::spares::Spares;
 use quick_cache::unsync::Cache;
 use serde::Serialize;
@@ -131,10 +131,12 @@ fn settle<D: Disk>(
     }
     let generation_of = |file: &SegmentFile| file.generation(rows.get(&file.id));
     let Some(newest) = files.iter().map(generation_of).max() else { return Ok(settled) };
-    if checkpoint.clean && newest == checkpoint.generation {
+    // Where a file is gone and its row is not, the sync in between failed before it was closed.
+    let is_gone = |id: &u32| files.binary_search_by_key(id, |file| file.id).is_err();
+    if checkpoint.clean && newest == checkpoint.generation && !rows.keys().any(is_gone) {
         return Ok(settled);
     }
-    match disk.sync_dir() {
+    match sync_dir_again(disk) {
         Ok(()) => {}
         Err(error) if says_nothing_of_the_file(&error) => return Err(error),
         // no segment behind the checkpoint has been settled yet

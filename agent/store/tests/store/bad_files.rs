@@ -93,6 +93,42 @@ fn an_emptied_segment_that_can_not_be_freed_is_freed_later() {
     assert!(segments(directory.path()).len() < before);
 }
 
+/// The directory has to change before its sync says anything of names that a dead process may have left in memory.
+#[test]
+fn a_start_that_can_not_change_the_directory_reads_and_refuses_writes() {
+    let (directory, disk) = filled();
+    let (mut store, _) = Store::open(disk.clone(), options()).unwrap();
+    store.commit(puts(300..310, 5000)).unwrap();
+    drop(store);
+    disk.faults.refuse("scratch");
+    let (mut store, _) = Store::open(disk.clone(), options()).unwrap();
+    assert_eq!(there(&mut store), 200);
+    let error = store.commit(puts(310..320, 5000)).unwrap_err();
+    assert!(error.to_string().contains("syncing the directory failed"), "{error}");
+    drop(store);
+    disk.faults.allow_all();
+    std::fs::write(directory.path().join("scratch"), "left by a power cut").unwrap();
+    let (mut store, _) = Store::open(disk, options()).unwrap();
+    assert!(!directory.path().join("scratch").exists());
+    store.commit(puts(310..320, 5000)).unwrap();
+    assert_eq!(there(&mut store), 200);
+}
+
+#[test]
+fn a_store_that_was_closed_behind_a_failed_sync_of_the_directory_does_it_at_the_next_start() {
+    let (_directory, disk) = filled();
+    let (mut store, _) = Store::open(disk.clone(), options()).unwrap();
+    let starved = &disk.faults.starved_directory_syncs;
+    starved.store(1000, SeqCst);
+    store.clean_begin();
+    while store.clean_step(1 << 20).is_ok_and(|progress| !progress.done) {}
+    assert!(starved.load(SeqCst) < 1000);
+    store.close().unwrap();
+    starved.store(1, SeqCst);
+    drop(Store::open(disk.clone(), options()).unwrap());
+    assert_eq!(starved.load(SeqCst), 0);
+}
+
 #[test]
 fn an_index_that_fails_to_open_once_is_not_made_again() {
     let (_directory, disk) = filled();

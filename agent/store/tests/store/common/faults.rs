@@ -154,8 +154,9 @@ impl Disk for FaultDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        // a kernel looks for the name before the device has to do anything
+        let given_back = self.inner.open(name, OpenMode::Read)?.len()?;
         self.faults.lets_go(name)?;
-        let given_back = self.inner.open(name, OpenMode::Read).and_then(|file| file.len()).unwrap_or(0);
         if self.faults.room.load(SeqCst) >= 0 {
             self.faults.room.fetch_add(given_back as i64, SeqCst);
         }
