@@ -94,6 +94,8 @@ pub struct Image {
     pub(super) names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
     waiting_names: Vec<NameChange>,
+    /// What a failed sync of the directory left in the kernel's memory, called clean.
+    dropped_names: Vec<NameChange>,
     next_inode: u64,
 }
 
@@ -244,14 +246,14 @@ impl Image {
         self.next_inode += 1;
         self.inodes.insert(inode, Inode::default());
         self.names.insert(name.to_owned(), inode);
-        self.waiting_names.push(NameChange::Link(name.to_owned(), inode));
+        self.change_names(NameChange::Link(name.to_owned(), inode));
         inode
     }
 
     pub(super) fn unlink(&mut self, name: &str) -> bool {
         let found = self.names.remove(name).is_some();
         if found {
-            self.waiting_names.push(NameChange::Unlink(name.to_owned()));
+            self.change_names(NameChange::Unlink(name.to_owned()));
         }
         found
     }
@@ -262,19 +264,37 @@ impl Image {
             file.was_spare = is_spare(from);
         }
         self.names.insert(to.to_owned(), inode);
-        self.waiting_names.push(NameChange::Rename(from.to_owned(), to.to_owned()));
+        self.change_names(NameChange::Rename(from.to_owned(), to.to_owned()));
         true
     }
 
+    /// A change of a name makes the directory's block dirty, and with it what a failed sync left in there.
+    fn change_names(&mut self, change: NameChange) {
+        self.waiting_names.append(&mut self.dropped_names);
+        self.waiting_names.push(change);
+    }
+
     pub(super) fn sync_names(&mut self) {
-        self.durable_names = self.names.clone();
+        if self.dropped_names.is_empty() {
+            self.durable_names = self.names.clone();
+        }
         self.waiting_names.clear();
+    }
+
+    /// A sync of the directory that failed, as of ext4 without a journal: its block arrived or not, and is called clean.
+    /// (With a journal, ext4 gives up the journal and refuses every later change, as [`super::Faults::read_only`].)
+    pub(super) fn sync_names_fails(&mut self, random: &mut Random) {
+        if random.chance(500) {
+            self.sync_names();
+        } else {
+            self.dropped_names.append(&mut self.waiting_names);
+        }
     }
 
     /// Forgets files that nothing leads to any more.
     pub(super) fn forget_unreachable(&mut self, is_open: impl Fn(u64) -> bool) {
-        let Self { inodes, names, durable_names, waiting_names, .. } = self;
-        if waiting_names.is_empty() {
+        let Self { inodes, names, durable_names, waiting_names, dropped_names, .. } = self;
+        if waiting_names.is_empty() && dropped_names.is_empty() {
             inodes.retain(|inode, _| {
                 is_open(*inode) || names.values().chain(durable_names.values()).any(|named| named == inode)
             });
@@ -314,7 +334,8 @@ impl Image {
             inodes.insert(*inode, Inode { seen, durable, earlier, was_spare, ..Inode::default() });
         }
         let durable_names = names.clone();
-        Image { inodes, names, durable_names, waiting_names: Vec::new(), next_inode: self.next_inode }
+        let (waiting_names, dropped_names) = Default::default();
+        Image { inodes, names, durable_names, waiting_names, dropped_names, next_inode: self.next_inode }
     }
 
     /// Names change in order, as a journal has it, or with less luck each alone: but never against the order

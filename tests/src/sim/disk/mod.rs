@@ -325,8 +325,16 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         let mut machine = self.machine();
-        machine.enter(Call::SyncNames, "the directory", None).map_err(Errno::error)?;
+        let entered = machine.enter(Call::SyncNames, "the directory", None);
+        let dark = machine.is_dark();
         let Machine { image, open, random, faults, .. } = &mut *machine;
+        if let Err(errno) = entered {
+            // a directory that could not be opened was not written
+            if !dark && errno != Errno::TooManyOpen {
+                image.sync_names_fails(random);
+            }
+            return Err(errno.error());
+        }
         if !random.chance(faults.lying_sync) {
             image.sync_names();
             image.forget_unreachable(|inode| open.contains_key(&inode));
