@@ -7,7 +7,7 @@
 //! a bounded number of open files.
 
 use crate::disk::{Disk, DiskFile, Listed, OpenMode};
-use crate::error::{is_unsupported, lacks_means, says_nothing_of_the_file};
+use crate::error::{is_full, is_unsupported, lacks_means, says_nothing_of_the_file};
 use crate::format::{
     Decoded, RECYCLED_GENERATION_MIN, SCRATCH_NAME, SEGMENT_HEADER_BYTES, SegmentHeader, StoreId, generation,
     salt, segment_id, segment_name, spare_name,
@@ -665,8 +665,15 @@ impl<D: Disk> Segments<D> {
 /// directory's block clean: its names are seen, and no sync writes them until a name in it changes. Of a directory of
 /// several blocks (on ext4 from some 170 names on) this reaches the one the scratch name falls in, and no other.
 pub(crate) fn sync_dir_again<D: Disk>(disk: &D) -> io::Result<()> {
-    drop(disk.open(SCRATCH_NAME, OpenMode::Create)?);
-    disk.remove(SCRATCH_NAME)?;
+    match disk.open(SCRATCH_NAME, OpenMode::Create) {
+        Ok(scratch) => {
+            drop(scratch);
+            disk.remove(SCRATCH_NAME)?;
+        }
+        // A device without room for one more name is one that must still take deletions.
+        Err(error) if is_full(&error) => {}
+        Err(error) => return Err(error),
+    }
     disk.sync_dir()
 }
 
