@@ -6,6 +6,7 @@ use larder_tests::clock::{self, set_clock, with_clock};
 use larder_tests::fleet::{befriend, connect, connect_by_tls, put, settled};
 use larder_tests::node::{Node, noise, skip, wait_for};
 use std::fs;
+use std::path::Path;
 
 const BOOT: &str = "@1970-01-01 00:00:07";
 const RIGHT: &str = "+0";
@@ -16,21 +17,27 @@ fn pair() -> (Node, Node) {
     (master, worker)
 }
 
+/// A pair whose worker has put this with its clock right, and was stopped when the master had it.
+fn stopped_behind(broker: &Mosquitto, library: &Path, name: &str, bytes: &[u8]) -> (Node, Node) {
+    let (mut master, mut worker) = pair();
+    connect(&master, broker.port());
+    connect(&worker, broker.port());
+    with_clock(&mut worker, library, RIGHT);
+    master.start();
+    worker.start();
+    put(&worker, name, bytes);
+    settled(&[&worker, &master]);
+    assert_eq!(worker.stop(), 0);
+    (master, worker)
+}
+
 #[test]
 fn a_worker_that_wakes_up_in_1970_syncs_and_its_versions_stay_in_order() {
     let Some(library) = clock::library() else {
         return skip("a clock in 1970", "no libfaketime here");
     };
     let broker = Mosquitto::start(Config::default());
-    let (mut master, mut worker) = pair();
-    connect(&master, broker.port());
-    connect(&worker, broker.port());
-    with_clock(&mut worker, &library, RIGHT);
-    master.start();
-    worker.start();
-    put(&worker, "log", b"before the restart");
-    settled(&[&worker, &master]);
-    assert_eq!(worker.stop(), 0);
+    let (master, mut worker) = stopped_behind(&broker, &library, "log", b"before the restart");
 
     set_clock(&worker, BOOT);
     worker.start();
@@ -58,15 +65,8 @@ fn a_worker_that_lost_its_store_and_wakes_up_in_1970_keeps_what_it_writes_beside
         return skip("a lost store in 1970", "no libfaketime here");
     };
     let broker = Mosquitto::start(Config::default());
-    let (mut master, mut worker) = pair();
-    connect(&master, broker.port());
-    connect(&worker, broker.port());
-    with_clock(&mut worker, &library, RIGHT);
-    master.start();
-    worker.start();
-    put(&worker, "DCF0001.jpg", b"before the card was written anew");
-    settled(&[&worker, &master]);
-    assert_eq!(worker.stop(), 0);
+    let (master, mut worker) =
+        stopped_behind(&broker, &library, "DCF0001.jpg", b"before the card was written anew");
 
     fs::remove_dir_all(worker.store()).expect("the store is there");
     set_clock(&worker, BOOT);

@@ -126,7 +126,7 @@ pub const CONFLICTS_SHOWN: usize = 16;
 /// of further blocks.
 pub const VERIFY_LISTED_MAX: usize = 1_000;
 
-/// Segment files that could not be read whole, listed by `status`.
+/// Segment files that the device does not read, listed by `status`.
 pub const UNREAD_LISTED_MAX: usize = 256;
 
 /// Names of incomplete objects the last verification has found, kept for `status`. Further ones are in the log.

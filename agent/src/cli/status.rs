@@ -162,15 +162,10 @@ fn store(table: &mut Table, status: &Status) {
         let (damaged, quarantined) = (HumanCount(store.damaged), HumanCount(store.quarantined));
         table.row("damage", format_args!("{damaged} blocks; {quarantined} records set aside at start"));
     }
-    if let [first, others @ ..] = &store.unread[..] {
-        let files =
-            if others.is_empty() { first.clone() } else { format!("{first} and {} more", others.len()) };
-        table.row(
-            "unread",
-            format_args!(
-                "{files}: no space is given back until the device reads it, or has not several times"
-            ),
-        );
+    if !store.unread.is_empty() {
+        let segments = HumanCount(store.unread.len() as u64);
+        let until = "no space is given back until the device reads them, or has not several times";
+        table.row("unread", format_args!("{segments} segments: {until}"));
     }
 }
 
