@@ -1,12 +1,14 @@
 //! What Larder knows of the machine it runs on.
 //!
 //! Duty: read facts from `/proc`, `/sys` and the device tree under a root that tests replace by a recorded
-//! tree. Decides nothing: which board follows from the facts is `larder-core`'s.
+//! tree; tell the C library what its heap may keep. Decides nothing: which board follows from the facts is
+//! `larder-core`'s.
 //! Bound: at most 64 KiB of any file is read. Failure: a fact that cannot be read or does not parse
 //! is absent (`None`), never zero and never an error.
 
 mod auxv;
 pub mod board;
+pub mod heap;
 pub mod sensors;
 pub mod usage;
 

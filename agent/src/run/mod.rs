@@ -376,13 +376,15 @@ impl Agent {
         Some(self.wire.as_mut().and_then(|wire| wire.reload(config)).unwrap_or(Input::Wake))
     }
 
-    /// What of a profile is the shell's: how late the kernel may wake it, keep-alive, the watchdog's patience, and
-    /// what the store may take.
+    /// What of a profile is the shell's: how late the kernel may wake it, what of freed memory is kept,
+    /// keep-alive, the watchdog's patience, and what the store may take.
     fn follow(&mut self, steering: &Steering) {
         let slack = NonZeroU64::new(steering.timer_slack_us.saturating_mul(1_000));
         if let Err(error) = rustix::thread::set_current_timer_slack(slack) {
             tracing::debug!("the timer slack stays as it was: {error}");
         }
+        // the batch that is written and the next one, which is received into what the one before had
+        larder_hal::heap::keep_freed(steering.flush.bytes.saturating_mul(2));
         self.service.wakes_every(Duration::from_millis(steering.sense_ms));
         self.keep_alive = Some(Duration::from_secs(steering.keep_alive_s));
         self.engine.quota(steering.quota_bytes, steering.reserve_bytes);
