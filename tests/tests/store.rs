@@ -334,6 +334,29 @@ fn a_read_that_fails_for_want_of_descriptors_loses_no_block() {
 }
 
 #[test]
+fn a_rebuild_that_fails_for_want_of_descriptors_leaves_the_agent_serving_when_it_has_them_again() {
+    let mut node = Node::new("cam", "worker");
+    node.start();
+    fill(&node, 3);
+    let mut stream = node.connect();
+    wire::ask(&mut stream, 1, &json!({"do": "status"})).unwrap();
+    wire::answer(&mut stream).unwrap();
+    let none = Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Nofile) };
+    let before = rustix::process::prlimit(Some(node.pid()), Resource::Nofile, none).unwrap();
+    for request in 2..4 {
+        wire::ask(&mut stream, request, &json!({"do": "index_rebuild"})).unwrap();
+        let answers = std::iter::repeat_with(|| wire::answer(&mut stream).unwrap().1);
+        let end = answers.into_iter().find(|answer| answer["answer"] != "progress").unwrap();
+        assert!(end["answer"] == "error" && end["kind"] == "disk", "{end}");
+    }
+    rustix::process::prlimit(Some(node.pid()), Resource::Nofile, before).unwrap();
+    wait_for("the store is open again", || node.get("o/000"));
+    fill(&node, 4);
+    all_whole(&node, 4);
+    node.run(["verify"]).expect(0);
+}
+
+#[test]
 fn an_index_that_can_not_be_made_again_for_want_of_room_leaves_the_agent_serving() {
     let name = "an_index_that_can_not_be_made_again_for_want_of_room_leaves_the_agent_serving";
     let mut node = Node::new("cam", "worker");

@@ -27,7 +27,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Interval;
 
@@ -39,6 +39,9 @@ const FIND_PAGE: usize = 1024;
 
 /// How often it is said how far a rebuild is.
 const PROGRESS: Duration = Duration::from_millis(500);
+
+/// How long after an opening that failed the next is tried: each may read the whole log.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// What the thread is told.
 enum Order {
@@ -261,6 +264,8 @@ impl Queue {
 /// The store, and what it takes to make its index anew.
 struct StoreKeeper {
     store: Option<Store<OsDisk>>,
+    /// When a store that a rebuild left closed was tried last.
+    tried: Instant,
     disk: OsDisk,
     options: Options,
     notes: Vec<String>,
@@ -288,6 +293,7 @@ impl StoreKeeper {
         let (store, report) = Store::open(disk.clone(), options.clone())?;
         let keeper = StoreKeeper {
             store: Some(store),
+            tried: Instant::now(),
             disk,
             options,
             notes: notes(&report),
@@ -301,10 +307,22 @@ impl StoreKeeper {
         Ok((keeper, report))
     }
 
+    /// A store that did not open behind a rebuild may do so by now.
     fn store(&mut self) -> Result<&mut Store<OsDisk>, Failure> {
-        let gone =
-            || Failure::new(FailureKind::Disk, "the store could not be opened again; restart the agent");
-        self.store.as_mut().ok_or_else(gone)
+        if self.store.is_none() && self.tried.elapsed() >= OPEN_AGAIN_AFTER {
+            self.open_again()?;
+        }
+        let closed = "the store could not be opened behind the rebuild of its index; it is tried again";
+        self.store.as_mut().ok_or_else(|| Failure::new(FailureKind::Disk, closed))
+    }
+
+    fn open_again(&mut self) -> Result<(), Failure> {
+        let opened = Store::open(self.disk.clone(), self.options.clone());
+        self.tried = Instant::now();
+        let (store, report) = opened.map_err(of_open)?;
+        self.store = Some(store);
+        self.notes.extend(notes(&report));
+        Ok(())
     }
 
     fn set_quota(&mut self, bytes: u64, reserve_bytes: u64) {
@@ -528,9 +546,7 @@ impl StoreKeeper {
             store.close().unwrap_or_else(|error| tracing::warn!("closing before the rebuild: {error}"));
         }
         let rebuilt = rebuild_index(self.disk.clone(), self.options.clone());
-        let (store, report) = Store::open(self.disk.clone(), self.options.clone()).map_err(of_open)?;
-        self.store = Some(store);
-        self.notes.extend(notes(&report));
+        self.open_again()?;
         // that it was made again is the answer
         self.notes.extend(notes(&OpenReport { index_rebuilt: None, ..rebuilt.map_err(of_open)? }));
         let status = self.status();
