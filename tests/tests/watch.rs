@@ -4,6 +4,7 @@
 
 use larder_tests::broker::{Config, Mosquitto};
 use larder_tests::fleet::{befriend, connect};
+use larder_tests::mount::Mount;
 use larder_tests::node::{Node, SOON, larder_bin, noise, skip, wait_for};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -56,6 +57,38 @@ fn files_there_before_files_made_later_files_moved_in_and_new_folders_are_taken_
     for name in names {
         assert_eq!(node.get(name).unwrap(), fs::read(node.path(name)).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn a_folder_that_was_moved_away_and_made_anew_is_the_one_that_is_there_now() {
+    let mut node = watching("");
+    write(&node, "in/first", b"in the first folder");
+    node.start();
+    wait_names(&node, &["in/first"]);
+    fs::rename(node.path("in"), node.path("away")).unwrap();
+    write(&node, "in/anew", b"in the folder made anew");
+    write(&node, "away/first", b"no longer of a watched folder");
+    wait_names(&node, &["in/anew", "in/first"]);
+    write(&node, "in/later", b"the new folder is watched");
+    wait_names(&node, &["in/anew", "in/first", "in/later"]);
+    assert_eq!(node.get("in/first").unwrap(), b"in the first folder");
+}
+
+#[test]
+fn what_is_mounted_over_a_folder_is_taken_and_what_lies_below_when_it_is_gone() {
+    let mut node = watching("");
+    write(&node, "in/first", b"below");
+    node.start();
+    wait_names(&node, &["in/first"]);
+    let Some(mounted) = Mount::tmpfs(&node.path("in"), "1m") else {
+        let name = "what_is_mounted_over_a_folder_is_taken_and_what_lies_below_when_it_is_gone";
+        return skip(name, "mounting needs root");
+    };
+    write(&node, "in/mounted", b"on what was mounted");
+    wait_names(&node, &["in/first", "in/mounted"]);
+    drop(mounted);
+    write(&node, "in/later", b"below again");
+    wait_names(&node, &["in/first", "in/later", "in/mounted"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod engine;
 mod files;
 mod hasher;
 mod link;
+mod mounts;
 mod notes;
 mod sensors;
 mod service;

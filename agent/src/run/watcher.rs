@@ -3,8 +3,9 @@
 //! Says only that something may be complete; the core looks for itself. A folder is watched by the scan that
 //! comes to it, on the helper thread and before it is read: the scan finds what was made earlier, the kernel
 //! tells what comes later. So a new folder is a reason to scan and nothing more. Where the kernel refuses to
-//! watch (no inotify instances or watches left), the folder is scanned now and then.
+//! watch (no inotify instances or watches left), or the folder itself is gone, it is scanned now and then.
 
+use super::mounts::Mounts;
 use crate::config::Watch;
 use futures_core::Stream;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -48,7 +49,8 @@ impl Watching {
             | WatchMask::MOVED_TO
             | WatchMask::CREATE
             | WatchMask::ONLYDIR
-            | WatchMask::DELETE_SELF;
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF;
         // the path may lead elsewhere by now
         let itself = format!("/proc/self/fd/{}", folder.as_raw_fd());
         let refused = || Err(io::Error::other("no inotify instance is left"));
@@ -77,6 +79,7 @@ pub(super) struct Watcher {
     watches: Vec<Watch>,
     events: Option<EventStream<[u8; EVENT_BYTES]>>,
     known: Arc<Mutex<Known>>,
+    mounts: Mounts,
     ready: VecDeque<Input>,
     blind_scan: tokio::time::Interval,
 }
@@ -96,8 +99,9 @@ impl Watcher {
         let mut blind_scan = tokio::time::interval_at(start, BLIND_SCAN);
         // nobody waits for it while all is watched: what passed meanwhile calls for one scan, not for many
         blind_scan.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mounts = Mounts::of(watches.iter().map(|watch| watch.path.as_path()));
         let watcher =
-            Watcher { watches: watches.to_vec(), events, known, ready: VecDeque::new(), blind_scan };
+            Watcher { watches: watches.to_vec(), events, known, mounts, ready: VecDeque::new(), blind_scan };
         (Some(watcher), watching)
     }
 
@@ -120,6 +124,7 @@ impl Watcher {
                     let blind = lock(&self.known).blind.clone();
                     self.ready.extend(blind.into_iter().map(|watch| Input::FilesMissed { watch }));
                 }
+                changed = self.mounts.changed() => self.ready.extend(changed.into_iter().map(missed)),
             }
         }
     }
@@ -131,10 +136,14 @@ impl Watcher {
         let mut known = lock(&self.known);
         // One that a scan is just beginning to watch is read by it afterwards.
         let Some((watch, folder)) = known.folders.get(&event.wd).cloned() else { return };
-        if event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF) {
+        let is_root = folder.as_os_str().is_empty();
+        if event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF)
+            || is_root && event.mask.contains(EventMask::MOVE_SELF)
+        {
             known.folders.remove(&event.wd);
-            if folder.as_os_str().is_empty() {
-                known.blind.insert(watch); // the folder itself is gone: look for it again
+            if is_root {
+                known.blind.insert(watch); // until a scan finds one in its place
+                self.ready.push_back(Input::FilesMissed { watch });
             }
             return;
         }
@@ -161,11 +170,12 @@ impl Watcher {
     }
 
     fn missed(&mut self) {
-        for index in 0..self.watches.len() {
-            let watch = u8::try_from(index).expect("the configuration bounds the folders");
-            self.ready.push_back(Input::FilesMissed { watch });
-        }
+        self.ready.extend((0..self.watches.len()).map(missed));
     }
+}
+
+fn missed(place: usize) -> Input {
+    Input::FilesMissed { watch: u8::try_from(place).expect("the configuration bounds the folders") }
 }
 
 async fn next_event(events: &mut Option<EventStream<[u8; EVENT_BYTES]>>) -> io::Result<EventOwned> {
