@@ -147,6 +147,8 @@ pub(super) struct InGroup {
     /// Outcomes not yet acknowledged.
     pub(super) outcomes: Vec<(u16, Outcome)>,
     pub(super) acknowledged: usize,
+    /// When its sender was last heard of it.
+    pub(super) heard_ms: u64,
     pub(super) retry_at_ms: u64,
     pub(super) retry_wait_ms: u64,
 }
@@ -173,6 +175,7 @@ impl InGroup {
             lost: None,
             outcomes: Vec::new(),
             acknowledged: 0,
+            heard_ms: 0,
             retry_at_ms: u64::MAX,
             retry_wait_ms: 0,
         }

@@ -94,6 +94,9 @@ impl Sync {
             return;
         };
         group.touch(now);
+        for (_, other) in self.incoming.range_mut((from.clone(), 0)..=(from.clone(), u32::MAX)) {
+            other.waits_behind(now);
+        }
         self.fetches.moves(now, &group, out);
         let ids = BlockId::of_many(self.kernels, &message.blocks);
         for (id, bytes) in ids.into_iter().zip(message.blocks) {
@@ -699,8 +702,16 @@ impl Sync {
 
 impl InGroup {
     fn touch(&mut self, now: Time) {
+        self.heard_ms = now.mono_ms;
         self.retry_wait_ms = RETRY_MS;
         self.retry_at_ms = now.mono_ms + RETRY_MS;
+    }
+
+    /// Blocks of another group came from its sender: on a slow link its own may wait behind those.
+    fn waits_behind(&mut self, now: Time) {
+        if now.mono_ms < self.heard_ms + RETRY_MS_MAX {
+            self.retry_at_ms = self.retry_at_ms.max(now.mono_ms + RETRY_MS);
+        }
     }
 }
 

@@ -93,6 +93,21 @@ fn a_thousand_small_objects_of_many_connections_arrive() {
 }
 
 #[test]
+fn what_waits_in_the_queue_of_a_slow_link_is_not_asked_for_again() {
+    let (mut world, master, worker) = World::pair(4);
+    world.net.links[worker].uplink = Some(40_000);
+    world.cut(worker, 0);
+    let length = 15_000;
+    for index in 0..250 {
+        world.put_now(worker, &format!("f{index}"), noise(index, length));
+    }
+    world.mend(worker);
+    world.run_until(300_000, "the master has all", |world| are_alike(world, master, worker));
+    let (sent, put) = (sent_bytes(&world, worker, master), 250 * length as u64);
+    assert!(sent < put * 105 / 100, "{sent} bytes were sent for {put}");
+}
+
+#[test]
 fn equal_content_is_sent_once() {
     let (mut world, master, worker) = World::pair(5);
     let bytes = noise(5, 3 << 20);

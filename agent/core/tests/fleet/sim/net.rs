@@ -44,6 +44,10 @@ pub(crate) struct Link {
     asleep: bool,
     connection: u64,
     last_arrival_ms: u64,
+    /// Bytes a second that it takes of the node's; `None`: as fast as they come.
+    pub(crate) uplink: Option<u64>,
+    /// When it has taken what it was given.
+    uplink_free_ms: u64,
 }
 
 impl Link {
@@ -185,7 +189,13 @@ impl World {
         self.net.messages += 1;
         self.count_sent(node, &message.payload);
         let connection = self.net.links[node].connection;
-        let after_ms = self.random.below(self.net.faults.delay_ms_max + 1);
+        let mut after_ms = self.random.below(self.net.faults.delay_ms_max + 1);
+        let link = &mut self.net.links[node];
+        if let Some(uplink) = link.uplink {
+            let begins_ms = link.uplink_free_ms.max(self.now_ms);
+            link.uplink_free_ms = begins_ms + message.payload.len() as u64 * 1000 / uplink;
+            after_ms += link.uplink_free_ms - self.now_ms;
+        }
         if let Some(token) = token {
             self.schedule(after_ms, Event::Sent { node, connection, token });
         }
