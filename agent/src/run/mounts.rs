@@ -1,5 +1,7 @@
 //! What is mounted at, above and below the watched folders. A file system that comes to lie over a folder, or goes from
-//! there, is told by no notice of files: the kernel says that its table of mounts has changed.
+//! there, is told by no notice of files: the kernel says that its table of mounts has changed. A folder whose own path
+//! has a link in it is not found in the table: to follow links could wait for a dead server, and keep the agent from
+//! starting.
 
 use std::fs::File;
 use std::future::pending;
@@ -24,9 +26,8 @@ pub(super) struct Mounts {
 impl Mounts {
     pub(super) fn of<'a>(folders: impl Iterator<Item = &'a Path>) -> Self {
         let table = noticed().inspect_err(|error| tracing::warn!("mounts are not noticed: {error}")).ok();
-        // the table has no links in its paths
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let mut mounts = Mounts { table, folders: folders.map(|path| (real(path), Vec::new())).collect() };
+        let folders = folders.map(|path| (path.to_owned(), Vec::new())).collect();
+        let mut mounts = Mounts { table, folders };
         mounts.look();
         mounts
     }
