@@ -105,7 +105,7 @@ impl Node {
             self.pass(now, message, out);
         }
         let (sync, control) = (&self.sync, &self.control);
-        if self.power.ride(now, || sync.is_busy() || control.is_busy(now), out) {
+        if self.power.ride(now, || sync.is_busy(now) || control.is_busy(now), out) {
             self.follow_profile(now);
         }
         self.backlog = out.has_messages();

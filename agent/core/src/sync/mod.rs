@@ -341,10 +341,11 @@ impl Sync {
 
     /// Whether something is under way that needs the link. A master that does not answer is waited for, for
     /// as long as it is asked again soon.
-    pub fn is_busy(&self) -> bool {
+    pub fn is_busy(&self, now: Time) -> bool {
+        let is_soon = |at_ms: u64| at_ms <= now.mono_ms + 2 * RETRY_MS;
         let works = |peer: &Peer| match peer.session {
             Some(_) => !peer.out.is_empty(),
-            None => peer.hello_at_ms.is_some() && peer.hello_wait_ms <= 4 * RETRY_MS,
+            None => peer.hello_at_ms.is_some_and(is_soon) && peer.hello_wait_ms <= 4 * RETRY_MS,
         };
         self.peers.values().any(works)
             || !self.incoming.is_empty()

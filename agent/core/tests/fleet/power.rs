@@ -377,6 +377,25 @@ fn a_radio_that_sleeps_carries_all_in_bursts_and_loses_nothing() {
     assert_eq!(report.total.air, air, "what the link counts is what the node says");
 }
 
+/// How long the radio is up in the next hour.
+fn up_ms_of_an_hour(world: &mut World, node: usize) -> u64 {
+    let mut up_ms = 0;
+    for _ in 0..HOUR_MS / 1_000 {
+        world.run_ms(1_000);
+        up_ms += if world.net.links[node].is_up() { 1_000 } else { 0 };
+    }
+    up_ms
+}
+
+#[test]
+fn a_radio_is_not_kept_up_for_a_master_that_is_known_to_be_gone() {
+    let windows = Windows { hours: Vec::new(), every_ms: 15 * MINUTE_MS };
+    let (mut world, master, worker) = pair(87, vec![Steering { windows, ..low_power() }]);
+    world.crash(master);
+    let up_ms = up_ms_of_an_hour(&mut world, worker);
+    assert!(up_ms <= 2 * MINUTE_MS, "the radio was up for {up_ms} ms of an hour");
+}
+
 /// A master that has an object of 12 MiB, and the worker it came from, whose radio was woken between its windows.
 fn awake_between_windows(seed: u64, every_ms: u64) -> (World, usize, usize) {
     let windows = Windows { hours: Vec::new(), every_ms };
