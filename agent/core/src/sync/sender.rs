@@ -39,6 +39,7 @@ impl Sync {
         let Some(peer) = self.peers.get_mut(name) else { return };
         let allowed = may_announce(self.wires.role, peer.role);
         let outbox = &mut peer.out;
+        outbox.read_at_ms = None;
         if !allowed {
             outbox.more = false;
         }
@@ -47,7 +48,6 @@ impl Sync {
             return self.settle(now, name, out);
         }
         outbox.reading = true;
-        outbox.read_at_ms = None;
         let after = outbox.announced;
         let question = Question::Changes { after, limit: ANNOUNCE_ENTRIES_MAX };
         self.asked.ask(Purpose::Changes { peer: name.clone(), after }, question, out);

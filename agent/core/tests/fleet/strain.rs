@@ -1,9 +1,9 @@
 //! What dead, slow, greedy and failing peers and disks may cost, and what they may not.
 
 use crate::sim::World;
-use crate::sim::impostor::hello;
+use crate::sim::impostor::{hello, sealed};
 use crate::sim::setup::{below_settings, master_settings};
-use crate::transfer::{are_alike, is_whole, noise};
+use crate::transfer::{are_alike, by_name, is_whole, noise};
 use bytes::Bytes;
 use larder_core::binding::Content;
 use larder_core::id::BlockId;
@@ -14,7 +14,7 @@ use larder_core::object::manifest::{Child, Manifest};
 use larder_core::request::{FailureKind, Response};
 use larder_core::role::Role;
 use larder_core::settings::Watch;
-use larder_core::sync::wire::{Outcome, SyncMessage, Want, Wanted};
+use larder_core::sync::wire::{Announce, Outcome, SyncMessage, Want, Wanted};
 
 fn object(bytes: &[u8]) -> Content {
     Content::Object { root: BlockId::of(bytes), depth: 0 }
@@ -188,11 +188,7 @@ fn what_the_disk_says_late_is_not_taken_for_the_next_transfer_of_that_number() {
         let (mut world, worker) = below_an_impostor(seed);
         world.put_now(worker, "a", noise(1, 50_000));
         world.run_ms(1_000);
-        let announced = world.told("master").into_iter().find_map(|message| match message {
-            SyncMessage::Announce(announce) => Some(announce.group),
-            _ => None,
-        });
-        let group = announced.unwrap();
+        let group = announced(&mut world, "master")[0].group;
         let want = Want { group, round: 1, blocks: Wanted::Roots(vec![0]), limit: 1 };
         world.machines[worker].job_ms_max = 9_000;
         world.say_as("master", "worker", &SyncMessage::Want(want.clone()));
@@ -253,7 +249,7 @@ fn a_stop_saves_the_cursors_of_more_peers_than_one_turn_has_room_for() {
     world.run_ms(500);
     world.put_now(master, "private", noise(1, 100));
     for name in &names {
-        world.forward(crate::sim::impostor::sealed(name, "master", name, &hello(Role::Leecher, 1, None)));
+        world.forward(sealed(name, "master", name, &hello(Role::Leecher, 1, None)));
     }
     world.run_ms(20_000);
     world.input(master, Input::Stop);
@@ -337,4 +333,44 @@ fn a_master_of_many_that_want_much_keeps_to_its_bound() {
         leechers.iter().all(|leecher| are_alike(world, master, *leecher) && is_whole(world, *leecher))
     });
     assert_eq!(world.judge.blocks_under_way_max, 8);
+}
+
+/// A master that has a film and news, and an impostor below it that follows the news; the log can not be read for it
+/// at first.
+fn above_an_impostor(seed: u64, failing_changes: u32) -> (World, usize) {
+    let mut world = World::new(seed);
+    let master = world.add(master_settings(&[("imp", Role::Leecher)]));
+    world.put_now(master, "film", noise(1, 1_000));
+    world.put_now(master, "shared/news", noise(2, 1_000));
+    world.run_ms(500);
+    world.machines[master].engine.failing_changes = failing_changes;
+    let mut said = hello(Role::Leecher, 1, None);
+    if let SyncMessage::Hello(said) = &mut said {
+        said.subscriptions.push("shared".into());
+    }
+    world.say_as("imp", "master", &said);
+    (world, master)
+}
+
+fn announced(world: &mut World, node: &str) -> Vec<Announce> {
+    let announced = |message| match message {
+        SyncMessage::Announce(announce) => Some(announce),
+        _ => None,
+    };
+    world.told(node).into_iter().filter_map(announced).collect()
+}
+
+#[test]
+fn a_log_that_could_not_be_read_is_read_when_there_is_room_for_what_it_says() {
+    let (mut world, _) = above_an_impostor(12, 1);
+    for request in 0..4 {
+        world.say_as("imp", "master", &SyncMessage::Fetch { request, target: by_name("film") });
+    }
+    world.run_ms(10_000);
+    let answers = announced(&mut world, "imp");
+    assert!(answers.len() == 4 && answers.iter().all(|answer| answer.request.is_some()), "{answers:?}");
+    let stored = vec![(0, Outcome::Stored)];
+    world.say_as("imp", "master", &SyncMessage::Ack { group: answers[0].group, outcomes: stored, log: 0 });
+    let news = announced(&mut world, "imp");
+    assert!(matches!(&news[..], [news] if news.entries[0].0.as_str() == "shared/news"), "{news:?}");
 }

@@ -45,6 +45,8 @@ pub(crate) struct Engine {
     pub(crate) failing_reads: VecDeque<FailureKind>,
     /// So many of the next look-ups of names fail.
     pub(crate) failing_lookups: u32,
+    /// So many of the next readings of the log's changes fail.
+    pub(crate) failing_changes: u32,
     by_seq: BTreeMap<u64, Name>,
     pub(crate) last_seq: u64,
     used_bytes: u64,
@@ -198,6 +200,10 @@ impl Engine {
             }
             Question::List { prefix, after, limit } => {
                 Answer::Page(self.list(&prefix, after.as_ref(), limit))
+            }
+            Question::Changes { .. } if self.failing_changes > 0 => {
+                self.failing_changes -= 1;
+                Answer::Failed(Failure::new(FailureKind::Disk, "the simulated disk failed"))
             }
             Question::Changes { after, limit } => {
                 let page = self.by_seq.range(after + 1..).take(limit);
