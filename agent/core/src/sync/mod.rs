@@ -513,9 +513,11 @@ impl Sync {
         if self.wires.up {
             for peer in self.peers.values().filter(|peer| peer.is_active()) {
                 consider(peer.hello_at_ms, "hello to a peer");
-                consider(peer.out.retry_at_ms(), "announce again");
-                consider(peer.out.read_at_ms, "read the log again");
                 consider(peer.out.save_at_ms(), "save a cursor");
+                if peer.session.is_some() {
+                    consider(peer.out.retry_at_ms(), "announce again");
+                    consider(peer.out.read_at_ms, "read the log again");
+                }
             }
             consider(self.incoming.values().map(|group| group.retry_at_ms).min(), "want again");
         }

@@ -84,7 +84,7 @@ impl Sync {
         self.pump(now, name, out);
     }
 
-    /// Opens an announcement and sends it.
+    /// Opens an announcement and sends it, if there still is a session.
     pub(super) fn announce(
         &mut self,
         now: Time,
@@ -94,7 +94,7 @@ impl Sync {
         request: Option<u32>,
         out: &mut Effects,
     ) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.session.is_some()) else { return };
         peer.out.next_group = peer.out.next_group.wrapping_add(1);
         let entries = entries.into_iter().map(|(name, binding)| OutEntry {
             name,

@@ -374,3 +374,19 @@ fn a_log_that_could_not_be_read_is_read_when_there_is_room_for_what_it_says() {
     let news = announced(&mut world, "imp");
     assert!(matches!(&news[..], [news] if news.entries[0].0.as_str() == "shared/news"), "{news:?}");
 }
+
+#[test]
+fn what_is_found_for_a_session_that_has_ended_is_not_announced() {
+    let (mut world, master) = above_an_impostor(13, 0);
+    world.machines[master].job_ms_max = 60_000;
+    let fetch = |request| SyncMessage::Fetch { request, target: by_name("film") };
+    for message in [fetch(1), SyncMessage::Later] {
+        world.say_as("imp", "master", &message);
+    }
+    world.told("imp");
+    world.say_as("imp", "master", &fetch(2));
+    world.run_ms(200_000);
+    let told = world.told("imp");
+    let is_hello = |message: &SyncMessage| matches!(message, SyncMessage::Hello(_));
+    assert!(told.len() > 1 && told.iter().all(is_hello), "{told:?}");
+}
