@@ -344,7 +344,7 @@ impl Sync {
     pub fn is_busy(&self, now: Time) -> bool {
         let is_soon = |at_ms: u64| at_ms <= now.mono_ms + 2 * RETRY_MS;
         let works = |peer: &Peer| match peer.session {
-            Some(_) => !peer.out.is_empty(),
+            Some(_) => peer.out.is_busy(now),
             None => peer.hello_at_ms.is_some_and(is_soon) && peer.hello_wait_ms <= 4 * RETRY_MS,
         };
         self.peers.values().any(works)

@@ -4,6 +4,7 @@
 //! saved now and then, not each time: an old one costs announcements that are answered at once. A peer whose log
 //! ends before what it has told of it has lost that end: the cursor goes back to where it was before.
 
+use super::RETRY_MS;
 use super::session::Session;
 use super::wire::{Refusal, Wanted};
 use crate::id::BlockId;
@@ -12,6 +13,9 @@ use crate::start;
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+
+/// Milliseconds of silence after which an announcement is repeated at first.
+pub(super) const SILENCE_MS: u64 = 3 * RETRY_MS;
 
 /// Acknowledged changes after which the cursor is saved at once, and the longest it waits otherwise.
 const SAVE_CHANGES: u64 = 1024;
@@ -295,6 +299,12 @@ impl Outbox {
         self.groups.is_empty() && !self.more && !self.reading && !self.loading
     }
 
+    /// Whether anything is under way of which the peer can still be expected to say something soon.
+    pub(super) fn is_busy(&self, now: Time) -> bool {
+        let reads = self.loading || self.reading || self.read_at_ms.is_some();
+        reads || self.groups.iter().any(|group| !group.is_done() && !group.is_silent(now))
+    }
+
     pub(super) fn group(&mut self, id: u32) -> Option<&mut OutGroup> {
         self.groups.iter_mut().find(|group| group.id == id)
     }
@@ -317,6 +327,11 @@ fn read_saved(bytes: &[u8]) -> Option<Saved> {
 impl OutGroup {
     pub(super) fn is_done(&self) -> bool {
         self.entries.iter().all(|entry| entry.acknowledged)
+    }
+
+    /// Nothing was heard of it for as long as it takes to be repeated at first; it waits longer now.
+    fn is_silent(&self, now: Time) -> bool {
+        self.retry_at_ms + SILENCE_MS <= now.mono_ms + self.retry_wait_ms
     }
 }
 

@@ -5,7 +5,7 @@
     reason = "an answer of another kind is one case, however many kinds there are"
 )]
 
-use super::outbox::{Echo, Layer, Lost, OutEntry, OutGroup, Outbox, Serving, Untaken};
+use super::outbox::{Echo, Layer, Lost, OutEntry, OutGroup, Outbox, SILENCE_MS, Serving, Untaken};
 use super::session::{Session, cursor_key};
 use super::wire::{Announce, BLOCK_HEAD, BLOCKS_HEAD, Outcome, Refusal, SyncMessage, Want, Wanted};
 use super::{Asked, Peer, Purpose, RETRY_MS, RETRY_MS_MAX, Sync};
@@ -110,8 +110,8 @@ impl Sync {
             entries: entries.collect(),
             serving: None,
             wanted: None,
-            retry_at_ms: now.mono_ms + 3 * RETRY_MS,
-            retry_wait_ms: 3 * RETRY_MS,
+            retry_at_ms: now.mono_ms + SILENCE_MS,
+            retry_wait_ms: SILENCE_MS,
         };
         let message = announcement(&group, self.wires.log);
         peer.out.groups.push_back(group);
@@ -144,8 +144,8 @@ impl Sync {
                     return;
                 }
                 group.serving = None;
-                group.retry_wait_ms = (group.retry_wait_ms * 2).min(RETRY_MS_MAX);
-                group.retry_at_ms = now.mono_ms + group.retry_wait_ms;
+                group.retry_wait_ms = (group.retry_wait_ms * 2).clamp(SILENCE_MS, RETRY_MS_MAX);
+                group.touch(now);
                 self.wires.post(name, &announcement(group, self.wires.log), out);
             }
         }
@@ -153,7 +153,8 @@ impl Sync {
 
     pub(super) fn peer_is_busy(&mut self, now: Time, from: &NodeName, group: u32) {
         if let Some(group) = self.peers.get_mut(from).and_then(|peer| peer.out.group(group)) {
-            group.retry_at_ms = now.mono_ms + RETRY_MS / 4;
+            group.retry_wait_ms = RETRY_MS / 4;
+            group.touch(now);
         }
     }
 
@@ -344,13 +345,13 @@ impl Sync {
         let is_upstream = self.upstream.as_ref() == Some(from);
         let Some(peer) = self.peers.get_mut(from) else { return };
         let Some(group) = peer.out.group(group_id) else { return };
-        group.touch(now);
         let (mut conflicts, mut asked) = (Vec::new(), Vec::new());
         for (index, outcome) in outcomes {
             let Some(entry) = group.entries.get_mut(usize::from(*index)) else { continue };
             if entry.acknowledged || entry.untaken.is_some() {
                 continue;
             }
+            group.retry_wait_ms = SILENCE_MS;
             let untaken = match outcome {
                 Outcome::Refused(why) => Some(Untaken::Refused(*why)),
                 Outcome::Superseded => Some(Untaken::Superseded),
@@ -378,6 +379,7 @@ impl Sync {
                 }
             }
         }
+        group.touch(now);
         if group.is_done() {
             group.serving = None;
         }
@@ -606,8 +608,8 @@ impl OutGroup {
         self.entries.iter().any(is_it)
     }
 
+    /// It waits from now on; ever longer until the peer settles something, for one that is full wants over and over.
     fn touch(&mut self, now: Time) {
-        self.retry_wait_ms = 3 * RETRY_MS;
         self.retry_at_ms = now.mono_ms + self.retry_wait_ms;
     }
 }

@@ -429,6 +429,21 @@ fn a_full_master_takes_the_rest_when_it_has_room() {
 }
 
 #[test]
+fn a_full_master_is_sent_the_rest_ever_more_rarely() {
+    let (mut world, master, worker) = World::pair(29);
+    world.machines[master].engine.quota_bytes = 2 << 20;
+    for index in 0..10 {
+        world.put_now(worker, &format!("f{index}"), noise(index, 500_000));
+    }
+    world.run_ms(120_000);
+    let sent = |world: &World| world.net.block_bytes[&(world.name(worker), world.name(master))];
+    let (before, announcements) = (sent(&world), world.judge.announcements);
+    world.run_ms(3_600_000);
+    let (sent, announcements) = (sent(&world) - before, world.judge.announcements - announcements);
+    assert!(sent <= 32 << 20 && announcements <= 64, "{sent} bytes and {announcements} announcements");
+}
+
+#[test]
 fn an_object_with_a_lost_block_is_refused_and_the_others_arrive() {
     // What rotted unseen is sent, not taken, wanted again, and only then looked at.
     for is_known in [true, false] {

@@ -6,7 +6,7 @@ use crate::sim::flash::Flash;
 use crate::sim::random::Random;
 use crate::sim::setup::{below_settings, master_settings};
 use crate::sim::{START_MS, World};
-use crate::transfer::{by_name, noise};
+use crate::transfer::{are_alike, by_name, noise};
 use larder_core::power::conditions::{Condition, Readings, Thresholds};
 use larder_core::power::plan::{PowerPlan, Steering};
 use larder_core::power::windows::{Hours, Windows};
@@ -394,6 +394,20 @@ fn a_radio_is_not_kept_up_for_a_master_that_is_known_to_be_gone() {
     world.crash(master);
     let up_ms = up_ms_of_an_hour(&mut world, worker);
     assert!(up_ms <= 2 * MINUTE_MS, "the radio was up for {up_ms} ms of an hour");
+}
+
+#[test]
+fn a_radio_is_not_kept_up_for_a_master_that_is_full() {
+    let windows = Windows { hours: Vec::new(), every_ms: 15 * MINUTE_MS };
+    let (mut world, master, worker) = pair(88, vec![Steering { windows, ..low_power() }]);
+    world.machines[master].engine.quota_bytes = 2 << 20;
+    for index in 0..10 {
+        world.put_now(worker, &format!("f{index}"), noise(index, 500_000));
+    }
+    let up_ms = up_ms_of_an_hour(&mut world, worker);
+    assert!(up_ms <= 6 * MINUTE_MS, "the radio was up for {up_ms} ms of an hour");
+    world.machines[master].engine.quota_bytes = 1 << 40;
+    world.run_until(16 * MINUTE_MS, "the master has all", |world| are_alike(world, master, worker));
 }
 
 /// A master that has an object of 12 MiB, and the worker it came from, whose radio was woken between its windows.
