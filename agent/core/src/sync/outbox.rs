@@ -56,6 +56,8 @@ pub(super) struct Outbox {
     /// Announcements, oldest first; those that answer a fetch have no place in the log's order.
     pub(super) groups: VecDeque<OutGroup>,
     pub(super) next_group: u32,
+    /// The announcement that was served last.
+    pub(super) served: u32,
     store: u64,
     interest: u64,
     /// The peer has lost what it had: what came from it is told to it too, up to the log's end.
@@ -303,6 +305,13 @@ impl Outbox {
     pub(super) fn is_busy(&self, now: Time) -> bool {
         let reads = self.loading || self.reading || self.read_at_ms.is_some();
         reads || self.groups.iter().any(|group| !group.is_done() && !group.is_silent(now))
+    }
+
+    /// All announcements, first those behind the one that was served last.
+    pub(super) fn groups_in_turn(&self) -> impl Iterator<Item = &OutGroup> {
+        let last = self.groups.iter().position(|group| group.id == self.served);
+        let behind = last.map_or(0, |last| last + 1);
+        self.groups.range(behind..).chain(self.groups.range(..behind))
     }
 
     pub(super) fn group(&mut self, id: u32) -> Option<&mut OutGroup> {

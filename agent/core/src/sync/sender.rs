@@ -143,6 +143,10 @@ impl Sync {
                 if !out.has_room() {
                     return;
                 }
+                if group.serving.as_ref().is_some_and(Serving::is_under_way) {
+                    group.touch(now); // what it waits for is the link, or the disk
+                    continue;
+                }
                 group.serving = None;
                 group.retry_wait_ms = (group.retry_wait_ms * 2).clamp(SILENCE_MS, RETRY_MS_MAX);
                 group.touch(now);
@@ -153,6 +157,7 @@ impl Sync {
 
     pub(super) fn peer_is_busy(&mut self, now: Time, from: &NodeName, group: u32) {
         if let Some(group) = self.peers.get_mut(from).and_then(|peer| peer.out.group(group)) {
+            group.serving = None;
             group.retry_wait_ms = RETRY_MS / 4;
             group.touch(now);
         }
@@ -249,13 +254,8 @@ impl Sync {
             let Some(name) = behind.next().or_else(|| self.serving.first()).cloned() else { return };
             self.served = Some(name.clone());
             let Some(peer) = self.peers.get(&name) else { continue };
-            let groups: Vec<u32> = peer
-                .out
-                .groups
-                .iter()
-                .filter(|group| group.serving.as_ref().is_some_and(Serving::may_read))
-                .map(|group| group.id)
-                .collect();
+            let may_read = |group: &&OutGroup| group.serving.as_ref().is_some_and(Serving::may_read);
+            let groups: Vec<u32> = peer.out.groups_in_turn().filter(may_read).map(|group| group.id).collect();
             if groups.is_empty() {
                 self.serving.remove(&name);
             }
@@ -267,9 +267,13 @@ impl Sync {
 
     /// Reads as many wanted blocks as credit, link and store allow, several messages' at a time.
     fn serve(&mut self, name: &NodeName, group_id: u32, out: &mut Effects) {
-        let Some(group) = self.peers.get_mut(name).and_then(|peer| peer.out.group(group_id)) else { return };
-        let Some(serving) = &mut group.serving else { return };
-        for _ in 0..self.wires.room() {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let room = self.wires.room();
+        if room > 0 {
+            peer.out.served = group_id;
+        }
+        let Some(serving) = peer.out.group(group_id).and_then(|group| group.serving.as_mut()) else { return };
+        for _ in 0..room {
             if !serving.may_read() {
                 break;
             }
@@ -631,6 +635,11 @@ impl Serving {
     /// Whether there is anything left to do when there is room.
     fn may_read(&self) -> bool {
         self.reads < SERVE_READS_MAX && self.next < self.blocks.len() && self.next < self.limit as usize
+    }
+
+    /// Whether the peer waits for what is to come from here.
+    fn is_under_way(&self) -> bool {
+        self.wanted.is_some() || self.reads > 0 || self.may_read()
     }
 
     /// The next blocks that fit one message, at least one.

@@ -3,7 +3,7 @@
 use crate::sim::World;
 use crate::sim::net::Message;
 use crate::sim::setup::{FLEET, key, name};
-use crate::transfer::noise;
+use crate::transfer::{are_alike, noise};
 use bytes::Bytes;
 use larder_core::control::remote::Envelope;
 use larder_core::id::NodeName;
@@ -162,6 +162,7 @@ fn more_commands_than_are_answered_at_once_are_refused_and_have_their_turn_later
 fn a_verification_of_minutes_is_answered_to_another_node() {
     let (mut world, [master, w1, ..]) = World::fleet(11);
     world.put_now(w1, "a", noise(1, 12 << 20));
+    world.run_until(60_000, "the master has it", |world| are_alike(world, master, w1));
     world.machines[w1].job_ms_max = 20_000;
     let asked_ms = world.now_ms;
     let sent_ms = wall_ms(&world);

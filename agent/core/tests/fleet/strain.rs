@@ -390,3 +390,46 @@ fn what_is_found_for_a_session_that_has_ended_is_not_announced() {
     let is_hello = |message: &SyncMessage| matches!(message, SyncMessage::Hello(_));
     assert!(told.len() > 1 && told.iter().all(is_hello), "{told:?}");
 }
+
+#[test]
+fn a_long_object_on_a_slow_link_does_not_hold_up_those_behind_it() {
+    let (mut world, master, worker) = World::pair(14);
+    world.machines[worker].settings.in_flight_max = 4;
+    world.reload(worker);
+    world.machines[master].settings.window_blocks = 512;
+    world.reload(master);
+    world.net.faults.delay_ms_max = 5_000;
+    world.put_now(worker, "film", noise(1, 40 << 20));
+    world.run_ms(30_000);
+    world.put_now(worker, "note", noise(2, 200_000));
+    world.run_until(90_000, "the note is there", |world| {
+        world.machines[master].engine.table().contains_key("note")
+    });
+    assert!(!world.machines[master].engine.table().contains_key("film"), "that was no slow link");
+}
+
+#[test]
+fn what_is_wanted_and_waits_for_the_link_is_not_forgotten() {
+    let (mut world, worker) = below_an_impostor(16);
+    world.machines[worker].settings.in_flight_max = 1;
+    world.reload(worker);
+    for name in ["a", "b"] {
+        world.put_now(worker, name, noise(1, 50_000));
+        world.run_ms(1_000);
+    }
+    world.machines[worker].job_ms_max = 1_000;
+    for Announce { group, .. } in announced(&mut world, "master") {
+        let want = Want { group, round: 1, blocks: Wanted::Roots(vec![0]), limit: 1 };
+        world.forward(sealed("master", "worker", "master", &SyncMessage::Want(want)));
+    }
+    world.run_ms(5);
+    let (wanted_ms, announcements) = (world.now_ms, world.judge.announcements);
+    world.net.faults.delay_ms_max = 600_000;
+    world.run_until(5_000, "one is on its way", |world| !world.judge.blocks_under_way.is_empty());
+    world.net.faults.delay_ms_max = 0;
+    world.run_until(600_000, "it is there", |world| world.judge.blocks_under_way.is_empty());
+    assert!(world.now_ms - wanted_ms > 40_000, "that was no slow link");
+    assert!(world.judge.announcements > announcements, "what was sent may have been lost");
+    world.run_ms(2_000);
+    assert_eq!(world.status(worker).sync.blocks_sent, 2);
+}
