@@ -36,6 +36,8 @@ const MARKS_STEP: usize = 1_024;
 const EVICT_PAGE: usize = 64;
 /// The shortest time between two cleanings that a full store asks for, in milliseconds.
 const FULL_PAUSE_MS: u64 = 10_000;
+/// Milliseconds until a store that has too much to do is asked about a name again.
+const BUSY_PAUSE_MS: u64 = 1_000;
 
 enum Task {
     Idle,
@@ -73,7 +75,7 @@ pub struct Keeper {
     step_bytes: u64,
     verify_step_bytes: u64,
     step_rest_ms: u64,
-    /// The next step, which waits until then.
+    /// The next question, which waits until then.
     resting: Option<(u64, Question)>,
     task: Task,
     scrub: Scrub,
@@ -222,7 +224,9 @@ impl Keeper {
     /// The earliest moment something here must be done.
     pub fn deadline(&self) -> Option<Deadline> {
         if let Some((at_ms, _)) = self.resting {
-            return Some(Deadline { at_ms, slack_ms: self.step_rest_ms, why: "next step of cleaning" });
+            let is_cleaning = matches!(self.task, Task::Moving { .. });
+            let why = if is_cleaning { "next step of cleaning" } else { "verify on" };
+            return Some(Deadline { at_ms, slack_ms: self.step_rest_ms, why });
         }
         if !matches!(self.task, Task::Idle) {
             return None;
@@ -491,6 +495,10 @@ impl Keeper {
     }
 
     fn verify_on(&mut self, now: Time, mut verifying: Verifying, answer: Answer, out: &mut Effects) -> Task {
+        if let Some(question) = verifying.put_off(&answer) {
+            self.resting = Some((now.mono_ms + BUSY_PAUSE_MS, question));
+            return Task::Verifying(verifying);
+        }
         let is_step = matches!(answer, Answer::Verified { .. });
         if let Err(failure) = verifying.supply(answer) {
             return self.verify_failed(now, &verifying, failure, out);

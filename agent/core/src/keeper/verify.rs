@@ -5,7 +5,7 @@ use crate::id::BlockId;
 use crate::limits::VERIFY_LISTED_MAX;
 use crate::message::{Answer, Question, Ticket};
 use crate::name::Name;
-use crate::request::{Failure, Response, Unit};
+use crate::request::{Failure, FailureKind, Response, Unit};
 use std::collections::BTreeSet;
 
 /// How far it is.
@@ -20,6 +20,8 @@ pub(super) struct Verifying {
     pub(super) incomplete: Vec<Name>,
     /// The second half: names.
     tour: Option<Tour>,
+    /// The question about names that waits for its answer.
+    asked: Option<Question>,
     /// A block of the present object is not there.
     lacking: bool,
 }
@@ -35,6 +37,7 @@ impl Verifying {
             damaged: BTreeSet::new(),
             incomplete: Vec::new(),
             tour: None,
+            asked: None,
             lacking: false,
         }
     }
@@ -53,13 +56,21 @@ impl Verifying {
         }
     }
 
+    /// What is to be asked again when the store has less to do.
+    pub(super) fn put_off(&self, answer: &Answer) -> Option<Question> {
+        let is_busy = matches!(answer, Answer::Failed(failure) if failure.kind == FailureKind::Busy);
+        self.asked.as_ref().filter(|_| is_busy).cloned()
+    }
+
     /// Takes an answer of the store in.
     ///
     /// # Errors
-    /// Blocks can not be read on.
+    /// It can not go on.
     pub(super) fn supply(&mut self, answer: Answer) -> Result<(), Failure> {
         match (answer, &mut self.tour) {
-            (Answer::Failed(failure), None) => return Err(failure),
+            (Answer::Failed(failure), _) if !matches!(self.asked, Some(Question::Read(_))) => {
+                return Err(failure);
+            }
             (Answer::Numbers(numbers), _) => self.total = numbers.blocks,
             (Answer::Verified { next, blocks, bytes, damaged }, _) => {
                 self.blocks += blocks;
@@ -86,10 +97,10 @@ impl Verifying {
         let Some(tour) = &mut self.tour else {
             return Ok(Some(Question::Verify { position: self.position, bytes: step_bytes }));
         };
-        loop {
+        self.asked = loop {
             match tour.next() {
-                TourStep::Ask(question) => return Ok(Some(question)),
-                TourStep::Ids(ids) => return Ok(Some(Question::Has(ids))),
+                TourStep::Ask(question) => break Some(question),
+                TourStep::Ids(ids) => break Some(Question::Has(ids)),
                 TourStep::Object { name, whole } => {
                     let lacking = std::mem::take(&mut self.lacking) || !whole;
                     if let Some(name) = name.filter(|_| lacking && self.incomplete.len() < VERIFY_LISTED_MAX)
@@ -97,10 +108,11 @@ impl Verifying {
                         self.incomplete.push(name);
                     }
                 }
-                TourStep::Done => return Ok(None),
+                TourStep::Done => break None,
                 TourStep::Failed(failure) => return Err(failure),
             }
-        }
+        };
+        Ok(self.asked.clone())
     }
 
     pub(super) fn progress(&self) -> Response {

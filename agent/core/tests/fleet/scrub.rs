@@ -4,7 +4,7 @@ use crate::sim::World;
 use crate::sim::setup::master_settings;
 use crate::transfer::noise;
 use larder_core::note::Note;
-use larder_core::request::{Request, Response, ScrubNumbers};
+use larder_core::request::{FailureKind, Request, Response, ScrubNumbers};
 
 const MINUTE_MS: u64 = 60_000;
 const PERIOD_MS: u64 = 30 * MINUTE_MS;
@@ -126,4 +126,38 @@ fn a_profile_without_a_period_never_scrubs() {
     world.run_ms(100 * 60 * MINUTE_MS);
     assert_eq!(scrub(&mut world, node), ScrubNumbers::default());
     assert!(scrubs(&world, node).is_empty());
+}
+
+#[test]
+fn blocks_that_can_not_be_looked_up_end_a_verification_or_a_scrub_and_it_is_tried_again() {
+    let (mut world, node) = scrubbing(94, 100);
+    world.put_now(node, "a", noise(2000, 12_000));
+    world.machines[node].engine.failing_has.push_back(FailureKind::Disk);
+    let answer = world.request(node, Request::Verify);
+    assert!(matches!(&answer, Response::Error(why) if why.kind == FailureKind::Disk), "{answer:?}");
+    world.machines[node].engine.failing_has.push_back(FailureKind::Disk);
+    let says_so =
+        |note: &Note| matches!(note, Note::Store { what } if what.contains("the scrub ended early"));
+    world.run_until(2 * PERIOD_MS, "a scrub ends early", |world| {
+        world.machines[node].notes.iter().any(says_so)
+    });
+    world.run_until(2 * PERIOD_MS, "the next one ends", |world| !scrubs(world, node).is_empty());
+    let after = scrub(&mut world, node);
+    assert!((after.ended, after.damaged, after.incomplete.len()) == (1, 0, 0), "{after:?}");
+}
+
+#[test]
+fn a_store_with_too_much_to_do_delays_a_verification_and_makes_no_object_incomplete() {
+    let (mut world, node) = scrubbing(95, 100);
+    let engine = &mut world.machines[node].engine;
+    engine.failing_has.extend([FailureKind::Busy; 3]);
+    engine.failing_reads.extend([FailureKind::Busy; 2]);
+    match world.request(node, Request::Verify) {
+        Response::Verified { damaged, incomplete, .. } => {
+            assert!(damaged.is_empty() && incomplete.is_empty(), "{incomplete:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let engine = &world.machines[node].engine;
+    assert!(engine.failing_has.is_empty() && engine.failing_reads.is_empty());
 }

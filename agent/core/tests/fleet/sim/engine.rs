@@ -43,6 +43,8 @@ pub(crate) struct Engine {
     pub(crate) failing_settings: u32,
     /// The next readings of blocks fail like this.
     pub(crate) failing_reads: VecDeque<FailureKind>,
+    /// The next questions whether blocks are here fail like this.
+    pub(crate) failing_has: VecDeque<FailureKind>,
     /// So many of the next look-ups of names fail.
     pub(crate) failing_lookups: u32,
     /// So many of the next readings of the log's changes fail.
@@ -152,8 +154,14 @@ impl Engine {
     }
 
     fn answer(&mut self, question: Question) -> Answer {
-        let reads = matches!(question, Question::Read(_) | Question::Children(_) | Question::Pack { .. });
-        if reads && let Some(kind) = self.failing_reads.pop_front() {
+        let failing = match question {
+            Question::Read(_) | Question::Children(_) | Question::Pack { .. } => {
+                self.failing_reads.pop_front()
+            }
+            Question::Has(_) => self.failing_has.pop_front(),
+            _ => None,
+        };
+        if let Some(kind) = failing {
             return Answer::Failed(Failure::new(kind, "the simulated disk can not be read now"));
         }
         if matches!(question, Question::Lookup(_)) && self.failing_lookups > 0 {
