@@ -250,7 +250,8 @@ impl Ingest {
         }
     }
 
-    /// These are the files of this name, bound by these sequence numbers, that do not wait for their deletion any more.
+    /// These are the files of this name, bound by these sequence numbers, that do not wait for their deletion any more,
+    /// nor will where they were read again and found so, and only their blocks are still being written.
     fn keep_files(&mut self, name: &Name, seqs: impl RangeBounds<u64>) -> Vec<Path> {
         let watches = &self.watches;
         let is_of_it = |(watch, path): &Path| {
@@ -265,6 +266,16 @@ impl Ingest {
             }
             !stays
         });
+        let is_bound_to_it = |stream: &&mut Stream| stream.name == *name && stream.copy_of.is_none();
+        for stream in self.streams.values_mut().filter(is_bound_to_it) {
+            if let Source::File { watch, path, .. } = &stream.source
+                && watches[usize::from(*watch)].delete_after_ack
+                && let Some(Finished::Unchanged { seq }) = &mut stream.finished
+                && seq.take_if(|seq| seqs.contains(seq)).is_some()
+            {
+                kept.push((*watch, path.clone()));
+            }
+        }
         kept
     }
 
@@ -527,7 +538,7 @@ impl Ingest {
     ) {
         let delete = self.watches[usize::from(path.0)].delete_after_ack && !is_copy;
         match finished {
-            Finished::Bound { seq } | Finished::Unchanged { seq } if delete => {
+            Finished::Bound { seq } | Finished::Unchanged { seq: Some(seq) } if delete => {
                 self.folders.await_delivery(seq, path, Some(stat));
                 self.delete_delivered(now, out);
             }

@@ -333,7 +333,7 @@ impl Ingest {
         if let (Some(old), Some(seq)) = (&old, expected_seq)
             && stream.is_known(old, content, meta)
         {
-            stream.finished = Some(Finished::Unchanged { seq });
+            stream.finished = Some(Finished::Unchanged { seq: Some(seq) });
             if stream.hasty && stream.writes > 0 {
                 out.tell(Message::FlushNow);
             }

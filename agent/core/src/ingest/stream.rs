@@ -87,8 +87,8 @@ pub(super) enum Finished {
     },
     /// It was bound to the same content before.
     Unchanged {
-        /// Its place in the order of changes.
-        seq: u64,
+        /// Its place in the order of changes; none where that does not go upstream any more, and its file stays.
+        seq: Option<u64>,
     },
     /// It could not be stored.
     Failed(Failure),

@@ -231,6 +231,38 @@ fn a_file_whose_name_was_bound_anew_before_it_went_up_is_not_deleted_before_it_i
 }
 
 #[test]
+fn a_file_that_is_read_again_while_its_name_changes_is_not_deleted_before_it_is_safe() {
+    for seed in 0..100 {
+        let (mut world, master, worker) = watching(700 + seed, true);
+        world.cut(worker, 0);
+        write(&mut world, worker, "a", noise(1, 40_000));
+        world.run_ms(10_000);
+        world.machines[worker].job_ms_max = 300;
+        world.input(worker, Input::FileChanged { watch: 0, path: "a".into() });
+        world.run_until(20_000, "it is read again", |world| world.machines[worker].folders.open_files() == 1);
+        let wait_ms = world.random.below(600);
+        world.run_ms(wait_ms);
+        if seed % 2 == 0 {
+            world.put_now(worker, "cam/a", noise(2, 50_000));
+        } else {
+            world.request(worker, Request::Remove { name: "cam/a".parse().unwrap() });
+        }
+        world.run_ms(5_000);
+        world.machines[worker].job_ms_max = 4;
+        world.mend(worker);
+        for _ in 0..300 {
+            world.run_ms(100);
+            let is_safe = world.machines[master]
+                .engine
+                .table()
+                .values()
+                .any(|of| *of == BlockId::of(&noise(1, 40_000)));
+            assert!(is_safe || world.machines[worker].folders.has(0, "a"), "seed {seed}: it is nowhere else");
+        }
+    }
+}
+
+#[test]
 fn a_file_whose_name_was_deleted_before_it_went_up_stays() {
     let (mut world, master, worker) = watching(21, true);
     world.cut(worker, 0);
