@@ -330,10 +330,11 @@ impl Ingest {
         let content = Content::Object { root: root.root, depth: root.depth };
         let old = bound.as_ref().and_then(|bound| Stored::decode(&bound.value).ok());
         let expected_seq = bound.map(|bound| bound.seq);
-        if let (Some(old), Some(seq)) = (&old, expected_seq)
+        if let Some(old) = &old
             && stream.is_known(old, content, meta)
         {
-            stream.finished = Some(Finished::Unchanged { seq: Some(seq) });
+            let seq = expected_seq.filter(|_| old.binding.content == content);
+            stream.finished = Some(Finished::Unchanged { seq });
             if stream.hasty && stream.writes > 0 {
                 out.tell(Message::FlushNow);
             }

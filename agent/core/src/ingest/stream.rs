@@ -87,7 +87,7 @@ pub(super) enum Finished {
     },
     /// It was bound to the same content before.
     Unchanged {
-        /// Its place in the order of changes; none where that does not go upstream any more, and its file stays.
+        /// Its place in the order of changes; none where it does not go upstream or is deleted, and its file stays.
         seq: Option<u64>,
     },
     /// It could not be stored.
@@ -192,11 +192,11 @@ impl Stream {
         }
     }
 
-    /// Whether its name stands for this already. A copy is known by its content, whoever made it, and one that was
-    /// deleted stays so.
+    /// Whether its name stands for this already. A copy is known by its content, whoever made it. What was made of a
+    /// file and then deleted stays so.
     pub(super) fn is_known(&self, old: &Stored, content: Content, meta: Meta) -> bool {
         let is_copy = self.copy_of.is_some();
-        let is_deleted = is_copy
+        let is_deleted = matches!(self.source, Source::File { .. })
             && old.binding.content == Content::Deleted
             && old.binding.meta == Meta { size: 0, ..meta };
         let is_same = old.binding.content == content && (is_copy || old.binding.meta == meta);

@@ -375,6 +375,33 @@ fn a_name_that_was_deleted_does_not_come_back_with_its_kept_file_by_a_scan() {
     }
 }
 
+#[test]
+fn a_name_that_is_deleted_while_its_file_is_read_again_does_not_come_back() {
+    for restarts in [false, true] {
+        let (mut world, master, worker) = watching(33, true);
+        world.cut(worker, 0);
+        write(&mut world, worker, "a", noise(1, 40_000));
+        world.run_ms(10_000);
+        if restarts {
+            world.crash(worker);
+            world.start(worker);
+            world.run_ms(10_000);
+            world.mend(worker);
+            world.run_until(60_000, "the master has it", |world| are_alike(world, master, worker));
+            world.run_ms(500);
+        } else {
+            world.input(worker, Input::FileChanged { watch: 0, path: "a".into() });
+        }
+        world.request(worker, Request::Remove { name: "cam/a".parse().unwrap() });
+        world.run_ms(10_000);
+        world.mend(worker);
+        world.run_ms(300_000);
+        assert!(world.machines[worker].engine.table().is_empty(), "restarts: {restarts}");
+        assert!(are_alike(&world, master, worker));
+        assert!(world.machines[worker].folders.has(0, "a"), "it is kept");
+    }
+}
+
 /// What a node's names are bound to, down to the last write.
 fn bindings(world: &World, node: usize) -> Vec<(String, u64)> {
     let names = world.machines[node].engine.names.iter();
