@@ -33,7 +33,7 @@ use bytes::Bytes;
 use command::{Obeying, Sent, read_counters};
 use export::{Export, Next, listed};
 use patience::Reading;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Who is to be answered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,14 +85,13 @@ struct Wish {
 
 #[derive(Default)]
 struct Client {
-    open: BTreeSet<u32>,
+    /// Requests that are not answered, and whether each is a put that can wait.
+    open: BTreeMap<u32, bool>,
     export: Option<(Caller, Export)>,
     /// A frame was asked for and has not come.
     pulled: bool,
     /// Ingest has said that it can take no more for now.
     held: bool,
-    /// Its last request was a put that can wait.
-    patient: bool,
     reading: Reading,
 }
 
@@ -175,15 +174,15 @@ impl Control {
         let patient = self.is_patient(&request);
         let Some(client) = self.clients.get_mut(&caller.client) else { return };
         client.pulled = false;
-        client.patient = patient;
         if !patient && client.reading == Reading::Draining {
             client.reading = Reading::Listening;
         }
-        if !client.open.insert(caller.number) {
+        if client.open.contains_key(&caller.number) {
             let failure = Failure::new(FailureKind::Invalid, "a request with this number is still open");
             let response = Box::new(Response::Error(failure));
             return out.emit(Effect::Reply { caller, response });
         }
+        client.open.insert(caller.number, patient);
         self.request(now, Origin::Local(caller), request, out);
         self.pull(caller.client, out);
     }
@@ -194,7 +193,7 @@ impl Control {
         client.pulled = false;
         client.held = true;
         if bytes.is_none() {
-            self.put_ended(now, caller.client);
+            self.put_ended(now, caller);
         }
         out.tell(match bytes {
             Some(bytes) => Message::PutData { caller, bytes },

@@ -8,7 +8,7 @@
 
 use super::{Client, Control};
 use crate::limits::REQUESTS_PER_CLIENT_MAX;
-use crate::message::{ClientId, Effect, Effects, Message};
+use crate::message::{Caller, ClientId, Effect, Effects, Message};
 use crate::request::Request;
 use crate::time::{Deadline, Time};
 
@@ -41,8 +41,9 @@ impl Control {
     }
 
     /// The data of a put is complete.
-    pub(super) fn put_ended(&mut self, now: Time, id: ClientId) {
-        let Some(client) = self.clients.get_mut(&id).filter(|client| client.patient) else { return };
+    pub(super) fn put_ended(&mut self, now: Time, caller: Caller) {
+        let is_patient = |client: &&mut Client| client.open.get(&caller.number) == Some(&true);
+        let Some(client) = self.clients.get_mut(&caller.client).filter(is_patient) else { return };
         match client.reading {
             Reading::Waking => {} // it goes with all that was said meanwhile
             Reading::Listening | Reading::Draining | Reading::Resting => {

@@ -252,6 +252,16 @@ fn who_is_in_a_hurry_never_waits_for_one_who_rests() {
 }
 
 #[test]
+fn a_patient_put_is_answered_in_time_though_its_connection_asks_something_else_before_its_end() {
+    let (mut world, _, worker) = pair(89, vec![low_power()]);
+    let began_ms = world.now_ms;
+    let [put, asked] = world.put_patiently_and_ask(worker, 1, "a", vec![1; 100], Request::Status);
+    assert!(matches!(world.wait(asked), Response::Status(_)));
+    assert!(matches!(world.wait(put), Response::Stored { .. }));
+    assert!(world.now_ms - began_ms <= low_power().flush.age_ms);
+}
+
+#[test]
 fn patient_puts_and_a_change_of_profile_get_on() {
     let (mut world, _, worker) = pair(79, vec![low_power(), performance()]);
     let call = world.put_patiently(worker, 1, "a", vec![1; 100]);

@@ -73,6 +73,23 @@ impl World {
         self.put_with(node, client, name, bytes, true)
     }
 
+    /// The same by somebody who asks something else before the put's end.
+    pub(crate) fn put_patiently_and_ask(
+        &mut self,
+        node: usize,
+        client: u32,
+        name: &str,
+        bytes: impl Into<Bytes>,
+        request: Request,
+    ) -> [Call; 2] {
+        let put = self.put_patiently(node, client, name, bytes);
+        let asked = self.ask_as(node, client, request);
+        let frames = &mut self.machines[node].clients.get_mut(&client).expect("made above").frames;
+        let last = frames.len() - 1;
+        frames.swap(last - 1, last);
+        [put, asked]
+    }
+
     fn put_with(
         &mut self,
         node: usize,
