@@ -244,8 +244,9 @@ impl Node {
                 Actor::Sync => self.sync.answered(now, number, answer, out),
                 Actor::Control => self.control.answered(now, number, answer, out),
                 Actor::Keeper => {
-                    let (ingest, sync) = (&self.ingest, &self.sync);
-                    let roots = || ingest.roots().into_iter().chain(sync.roots()).collect();
+                    let (ingest, sync, control) = (&self.ingest, &self.sync, &self.control);
+                    let roots =
+                        || ingest.roots().into_iter().chain(sync.roots()).chain(control.roots()).collect();
                     self.keeper.answered(now, number, answer, roots, out);
                 }
             },

@@ -22,6 +22,8 @@ pub(super) enum Next {
 /// An object being sent.
 pub(super) struct Export {
     name: Name,
+    /// Its root, depth and bytes.
+    pub(super) root: (BlockId, u8, u64),
     walk: Walk,
     asked: Option<BlockId>,
 }
@@ -31,7 +33,7 @@ impl Export {
     pub(super) fn new(listed: &Listed, depth: u8, offset: u64, length: Option<u64>) -> Self {
         let end = length.map_or(u64::MAX, |length| offset.saturating_add(length));
         let walk = Walk::new(listed.cid, depth, listed.meta.size, offset..end);
-        Export { name: listed.name.clone(), walk, asked: None }
+        Export { name: listed.name.clone(), root: (listed.cid, depth, listed.meta.size), walk, asked: None }
     }
 
     pub(super) fn next(&mut self) -> Next {

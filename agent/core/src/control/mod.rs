@@ -373,10 +373,17 @@ impl Control {
             return self.respond(Origin::Local(wish.caller), Err(exports_already()), out);
         }
         let export = Export::new(&object, depth, wish.offset, wish.length);
+        let (root, depth, size) = export.root;
+        out.tell(Message::Copied { root, depth, size });
         client.export = Some((wish.caller, export));
         let response = Box::new(Response::Object { object });
         out.emit(Effect::Reply { caller: wish.caller, response });
         self.export_on(wish.caller.client, out);
+    }
+
+    /// What is being sent, whatever its name stands for by now: a cleaning must not take it.
+    pub fn roots(&self) -> impl Iterator<Item = (BlockId, u8, u64)> {
+        self.clients.values().filter_map(|client| Some(client.export.as_ref()?.1.root))
     }
 
     /// The connection has taken the last data frame.

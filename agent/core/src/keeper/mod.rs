@@ -171,8 +171,8 @@ impl Keeper {
         self.delivered = seq;
     }
 
-    /// A name is given what another one leads to, which may go on to lead elsewhere: a tour that has passed the one and
-    /// not yet come to the other would miss it. Marking knows of everything else that is bound.
+    /// A name, or a connection, is given what another name leads to, which may go on to lead elsewhere: a tour that has
+    /// not yet come to the one, or has passed the other, would miss it. Marking knows of everything else that is bound.
     pub fn copied(&mut self, root: BlockId, depth: u8, size: u64) {
         match &mut self.task {
             Task::Marking(tour) => tour.add(root, depth, size),

@@ -446,7 +446,7 @@ pub enum Message {
     },
     /// To Sync and Power: what waits for the radio shall not wait longer.
     SendNow,
-    /// To Keeper: what one name leads to is given to another, and the first may then lead elsewhere.
+    /// To Keeper: what one name leads to is given to another, or to a connection, and the first may then lead elsewhere.
     Copied {
         /// The object's root.
         root: BlockId,

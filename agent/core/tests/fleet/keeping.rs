@@ -210,6 +210,31 @@ fn while_a_part_of_the_log_is_unread_nothing_is_cleaned_erased_or_evicted_and_it
     }
 }
 
+#[test]
+fn cleaning_takes_nothing_of_what_is_being_sent_to_a_connection() {
+    for seed in 0..30 {
+        let (mut world, _, worker) = cleaning(500 + seed);
+        // a page of names, and manifests to be read, before the tours come to it
+        for index in 0..600 {
+            let bytes = if index < 60 { 150_000 } else { 300 };
+            world.put(worker, &format!("f{index:03}"), noise(1_000 + index, bytes));
+        }
+        world.put_now(worker, "y", noise(0, 300));
+        let (others, big) = (world.machines[worker].engine.blocks.len(), noise(seed, 6 << 20));
+        world.put_now(worker, "z", big.clone());
+        world.machines[worker].job_ms_max = 30;
+        let wait_ms = world.random.below(5_000);
+        world.run_ms(wait_ms);
+        let call = world.ask_as(worker, 9, Request::Get { target: by_name("z"), offset: 0, length: None });
+        world.run_until(1_000, "it is found", |world| !world.heard(call).is_empty());
+        world.request(worker, Request::Remove { name: "z".parse().unwrap() });
+        assert!(world.wait_for_get(call) == Some(big), "seed {seed}: {:?}", world.heard(call));
+        world.run_until(60_000, "then it is cleaned away", |world| {
+            world.machines[worker].engine.blocks.len() == others
+        });
+    }
+}
+
 fn blocks_of(world: &World, node: usize, root: BlockId) -> BTreeSet<BlockId> {
     let blocks = &world.machines[node].engine.blocks;
     let mut found = BTreeSet::from([root]);

@@ -162,6 +162,11 @@ impl World {
     /// Reads a whole object; `None` when the node says that it can not.
     pub(crate) fn get(&mut self, node: usize, target: larder_core::request::Target) -> Option<Vec<u8>> {
         let call = self.ask(node, Request::Get { target, offset: 0, length: None });
+        self.wait_for_get(call)
+    }
+
+    /// Waits until all was sent.
+    pub(crate) fn wait_for_get(&mut self, call: Call) -> Option<Vec<u8>> {
         let is_over =
             |response: &Response| !matches!(response, Response::Object { .. } | Response::Progress { .. });
         self.run_until(300_000, "a get ends", |world| world.heard(call).iter().any(is_over));
