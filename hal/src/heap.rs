@@ -13,7 +13,8 @@ pub fn keep_freed(bytes: usize) {
     /// longest message.
     const MAPPED_ALONE: libc::c_int = 512 << 10;
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    // SAFETY: mallopt takes two numbers, locks what it changes itself, and refuses what it does not know.
+    // SAFETY: mallopt takes two numbers and refuses what it does not know. What it sets are two words that glibc itself
+    // changes and reads without a lock while threads allocate: one that reads the old value gives back by that.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, bytes);
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_ALONE);
@@ -51,7 +52,8 @@ mod tests {
 
     #[test]
     fn the_next_batch_takes_the_memory_of_the_last_where_it_is_kept() {
-        let pages = (PIECES * PIECE_BYTES / 4096) as u64;
+        let page_bytes = crate::auxv::page_bytes(std::path::Path::new("/")).unwrap();
+        let pages = (PIECES * PIECE_BYTES) as u64 / page_bytes;
         keep_freed(0);
         assert!(faults_of_the_next_batch() > pages / 2);
         keep_freed(2 * PIECES * PIECE_BYTES);

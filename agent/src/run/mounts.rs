@@ -1,6 +1,6 @@
 //! What is mounted at, above and below the watched folders. A file system that comes to lie over a folder, or goes from
 //! there, is told by no notice of files: the kernel says that its table of mounts has changed. A folder whose own path
-//! has a link in it is not found in the table: to follow links could wait for a dead server, and keep the agent from
+//! has a link or `..` in it is not found in the table: to follow links could wait for a dead server, and keep the agent from
 //! starting.
 
 use std::fs::File;
@@ -26,7 +26,8 @@ pub(super) struct Mounts {
 impl Mounts {
     pub(super) fn of<'a>(folders: impl Iterator<Item = &'a Path>) -> Self {
         let table = noticed().inspect_err(|error| tracing::warn!("mounts are not noticed: {error}")).ok();
-        let folders = folders.map(|path| (path.to_owned(), Vec::new())).collect();
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let folders = folders.map(|path| (absolute(path), Vec::new())).collect();
         let mut mounts = Mounts { table, folders };
         mounts.look();
         mounts
@@ -59,11 +60,12 @@ impl Mounts {
     }
 }
 
-#[expect(unsafe_code, reason = "tokio leaves it to the caller that a descriptor stays what it is")]
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for types whose descriptor may change; a file's never does"
+)]
 fn noticed() -> io::Result<AsyncFd<File>> {
-    let table = File::open(TABLE)?;
-    // SAFETY: a File keeps its descriptor open until it is dropped, and nobody gets at this one to close it.
-    Ok(unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY) }?)
+    AsyncFd::with_interest(File::open(TABLE)?, Interest::PRIORITY)
 }
 
 fn read_table() -> io::Result<Vec<u8>> {

@@ -137,14 +137,18 @@ impl Watcher {
         // One that a scan is just beginning to watch is read by it afterwards.
         let Some((watch, folder)) = known.folders.get(&event.wd).cloned() else { return };
         let is_root = folder.as_os_str().is_empty();
-        if event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF)
-            || is_root && event.mask.contains(EventMask::MOVE_SELF)
-        {
-            known.folders.remove(&event.wd);
-            if is_root {
-                known.blind.insert(watch); // until a scan finds one in its place
-                self.ready.push_back(Input::FilesMissed { watch });
+        let is_gone = event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF);
+        if is_root && (is_gone || event.mask.contains(EventMask::MOVE_SELF)) {
+            known.blind.insert(watch); // until a scan finds one in its place
+            self.ready.push_back(Input::FilesMissed { watch });
+            // what was below may live on elsewhere
+            for (descriptor, _) in known.folders.extract_if(|_, (of, _)| *of == watch) {
+                let _is_gone_itself = self.events.as_ref().map(|events| events.watches().remove(descriptor));
             }
+        } else if is_gone {
+            known.folders.remove(&event.wd);
+        }
+        if is_gone {
             return;
         }
         drop(known);

@@ -30,6 +30,9 @@ const MISSED_MS: u64 = 1_000;
 /// Milliseconds by which a scan may be late.
 const SCAN_SLACK_MS: u64 = 2_000;
 
+/// Why a file that has come back is not taken.
+pub(super) const DELETED: &str = "its name was deleted; it is taken when it has another time";
+
 pub(super) type Path = (u8, String);
 
 /// A page of scanned files whose names are being looked up.
@@ -550,7 +553,7 @@ impl Ingest {
         }
     }
 
-    fn problem(&mut self, path: &str, what: String, out: &mut Effects) {
+    pub(super) fn problem(&mut self, path: &str, what: String, out: &mut Effects) {
         self.numbers.last_problem = format!("{path}: {what}");
         out.note(Note::File { path: path.to_owned(), what });
     }

@@ -23,7 +23,7 @@ use crate::role::Role;
 use crate::settings::{Settings, Watch};
 use crate::time::{Deadline, Time};
 use bytes::Bytes;
-use folder::Folders;
+use folder::{DELETED, Folders};
 use larder_kernels::Level;
 use std::collections::{BTreeMap, BTreeSet};
 use stream::{Finished, Phase, Source, Stream};
@@ -333,10 +333,14 @@ impl Ingest {
         if let Some(old) = &old
             && stream.is_known(old, content, meta)
         {
-            let seq = expected_seq.filter(|_| old.binding.content == content);
-            stream.finished = Some(Finished::Unchanged { seq });
+            let is_deleted = old.binding.content == Content::Deleted;
+            stream.finished = Some(Finished::Unchanged { seq: expected_seq.filter(|_| !is_deleted) });
             if stream.hasty && stream.writes > 0 {
                 out.tell(Message::FlushNow);
+            }
+            if is_deleted && let Source::File { path, .. } = &stream.source {
+                let path = path.clone();
+                self.problem(&path, DELETED.into(), out);
             }
             return self.finish_if_written(now, number, out);
         }

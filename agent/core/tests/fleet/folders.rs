@@ -399,6 +399,10 @@ fn a_name_that_is_deleted_while_its_file_is_read_again_does_not_come_back() {
         assert!(world.machines[worker].engine.table().is_empty(), "restarts: {restarts}");
         assert!(are_alike(&world, master, worker));
         assert!(world.machines[worker].folders.has(0, "a"), "it is kept");
+        world.input(worker, Input::FileChanged { watch: 0, path: "a".into() });
+        world.run_ms(60_000);
+        let problem = world.status(worker).ingest.last_problem;
+        assert!(problem.starts_with("a: its name was deleted"), "{problem}");
     }
 }
 
