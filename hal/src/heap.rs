@@ -1,7 +1,7 @@
 //! What the process's heap keeps of the memory that is freed.
 //!
 //! glibc gives memory at the heap's end back to the kernel, which hands it out again page by page, each with a fault
-//! and a clearing: a receiver that frees one batch and fills the next paid a twentieth of its time for that.
+//! and a clearing: for a master that frees one batch and receives the next that was 4 % of a whole transfer's processor time.
 //! Source: `mallopt(3)`. Other C libraries keep what they think right.
 
 /// Keeps up to `bytes` of freed memory at the end of the heap, and at that of each thread's; what goes beyond is given

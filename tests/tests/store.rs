@@ -345,8 +345,8 @@ fn a_rebuild_that_fails_for_want_of_descriptors_leaves_the_agent_serving_when_it
     let before = rustix::process::prlimit(Some(node.pid()), Resource::Nofile, none).unwrap();
     for request in 2..4 {
         wire::ask(&mut stream, request, &json!({"do": "index_rebuild"})).unwrap();
-        let answers = std::iter::repeat_with(|| wire::answer(&mut stream).unwrap().1);
-        let end = answers.into_iter().find(|answer| answer["answer"] != "progress").unwrap();
+        let mut answers = std::iter::repeat_with(|| wire::answer(&mut stream).unwrap().1);
+        let end = answers.find(|answer| answer["answer"] != "progress").unwrap();
         assert!(end["answer"] == "error" && end["kind"] == "disk", "{end}");
     }
     rustix::process::prlimit(Some(node.pid()), Resource::Nofile, before).unwrap();

@@ -14,6 +14,7 @@ mod notes;
 mod sensors;
 mod service;
 mod settings;
+mod store;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -87,7 +88,7 @@ impl RunError {
     pub fn kind(&self) -> Option<FailureKind> {
         match self {
             RunError::Config(_) | RunError::Key(_) | RunError::Link(_) => Some(FailureKind::Invalid),
-            RunError::Open(error) => Some(engine::kind_of_open(error)),
+            RunError::Open(error) => Some(store::kind_of_open(error)),
             RunError::Close(_) => Some(FailureKind::Disk),
             RunError::Socket(SocketError::InUse(_)) => Some(FailureKind::Busy),
             RunError::Socket(_) | RunError::Random(_) | RunError::Start(_) => None,
@@ -198,7 +199,7 @@ impl Agent {
         let options = settings::store_options(config, &effective);
         let opening = Engine::start(config.store.clone(), options, files);
         let (engine, opened) = service.while_starting(opening).await?;
-        for note in engine::notes(&opened.report) {
+        for note in store::notes(&opened.report) {
             tracing::warn!("{note}");
         }
         let plan = settings::plan(config, machine, &effective, &effective);

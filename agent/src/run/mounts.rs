@@ -1,7 +1,7 @@
 //! What is mounted at, above and below the watched folders. A file system that comes to lie over a folder, or goes from
 //! there, is told by no notice of files: the kernel says that its table of mounts has changed. A folder whose own path
-//! has a link or `..` in it is not found in the table: to follow links could wait for a dead server, and keep the agent from
-//! starting.
+//! has a link or `..` in it is not found in the table: to follow links could wait for a dead server, and keep the agent
+//! from starting.
 
 use std::fs::File;
 use std::future::pending;

@@ -124,7 +124,7 @@ impl Watcher {
                     let blind = lock(&self.known).blind.clone();
                     self.ready.extend(blind.into_iter().map(|watch| Input::FilesMissed { watch }));
                 }
-                changed = self.mounts.changed() => self.ready.extend(changed.into_iter().map(missed)),
+                changed = self.mounts.changed() => self.ready.extend(changed.into_iter().map(files_missed)),
             }
         }
     }
@@ -174,11 +174,11 @@ impl Watcher {
     }
 
     fn missed(&mut self) {
-        self.ready.extend((0..self.watches.len()).map(missed));
+        self.ready.extend((0..self.watches.len()).map(files_missed));
     }
 }
 
-fn missed(place: usize) -> Input {
+fn files_missed(place: usize) -> Input {
     Input::FilesMissed { watch: u8::try_from(place).expect("the configuration bounds the folders") }
 }
 

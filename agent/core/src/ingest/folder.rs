@@ -30,9 +30,6 @@ const MISSED_MS: u64 = 1_000;
 /// Milliseconds by which a scan may be late.
 const SCAN_SLACK_MS: u64 = 2_000;
 
-/// Why a file that has come back is not taken.
-pub(super) const DELETED: &str = "its name was deleted; it is taken when it has another time";
-
 pub(super) type Path = (u8, String);
 
 /// A page of scanned files whose names are being looked up.

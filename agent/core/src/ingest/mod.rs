@@ -23,7 +23,7 @@ use crate::role::Role;
 use crate::settings::{Settings, Watch};
 use crate::time::{Deadline, Time};
 use bytes::Bytes;
-use folder::{DELETED, Folders};
+use folder::Folders;
 use larder_kernels::Level;
 use std::collections::{BTreeMap, BTreeSet};
 use stream::{Finished, Phase, Source, Stream};
@@ -340,7 +340,7 @@ impl Ingest {
             }
             if is_deleted && let Source::File { path, .. } = &stream.source {
                 let path = path.clone();
-                self.problem(&path, DELETED.into(), out);
+                self.problem(&path, "its name was deleted; it is taken when it has another time".into(), out);
             }
             return self.finish_if_written(now, number, out);
         }
